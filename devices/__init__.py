@@ -1,0 +1,1 @@
+"""Virtio device models served over vhost-user. Usable alone: imports nothing from the other packages."""

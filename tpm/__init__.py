@@ -1,0 +1,1 @@
+"""swtpm life cycle, measured boot and attestation. Usable alone: imports nothing from the other packages."""
