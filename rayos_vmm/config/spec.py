@@ -1,0 +1,108 @@
+"""What a virtual machine is asked to be.
+
+The same structs read TOML, JSON bodies of the API and records of the store; every unknown key is an
+error. Paths are absolute once the specification reached the service (`rayos` resolves them first).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from rayos_vmm.config.units import Rate, Size, parse_rate, parse_size
+
+NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
+MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
+# A guest kernel with our initramfs panics below this (reference/qemu.md, 6).
+MEMORY_MINIMUM_BYTES: Final = 96 << 20
+DISKS_MAXIMUM: Final = 8
+
+Name = Annotated[
+    str,
+    Meta(pattern=NAME_PATTERN, description="1 to 32 of a-z, 0-9 and -, no - at the ends", examples=["dev"]),
+]
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A raw disk image, or a size for an empty one that lives and dies with the machine."""
+
+    path: str | None = None
+    size: Size | None = None
+    read_only: bool = False
+    serial: Annotated[str, Meta(max_length=20)] = ""  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_ID_BYTES is 20
+
+
+class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The one network card, on a tap of ours."""
+
+    enabled: bool = True
+    mac: Annotated[str, Meta(pattern=MAC_PATTERN)] | None = None
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The display; off means no GPU and no keyboard, mouse and tablet."""
+
+    enabled: bool = True
+    width: Annotated[int, Meta(ge=64, le=4096)] = 1280
+    height: Annotated[int, Meta(ge=64, le=4096)] = 800
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the guest may use up of the host."""
+
+    gpu_memory: Size = "128MiB"
+    net_rate: Rate = "100Mbit/s"
+    disk: Size = "10GiB"
+    input_queue: Annotated[int, Meta(ge=1, le=65536)] = 64
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        return parse_size(self.gpu_memory)
+
+    @property
+    def net_rate_bits_per_second(self) -> int:
+        return parse_rate(self.net_rate)
+
+    @property
+    def disk_bytes(self) -> int:
+        return parse_size(self.disk)
+
+
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One virtual machine. `kernel=None` means RayOS's own test guest.
+
+    With a `cdrom` or `firmware` and no `kernel` the machine boots from those and no kernel is passed.
+    """
+
+    name: Name
+    kernel: str | None = None
+    initrd: str | None = None
+    append: Annotated[str, Meta(max_length=2000)] = ""
+    memory: Size = "256MiB"
+    cpus: Annotated[int, Meta(ge=1, le=64)] = 1
+    machine: Literal["q35"] = "q35"
+    disks: Annotated[list[Disk], Meta(max_length=DISKS_MAXIMUM)] = []
+    net: Net = Net()
+    gpu: Gpu = Gpu()
+    tpm: bool = True
+    firmware: str | None = None
+    cdrom: str | None = None
+    ephemeral: bool = False
+    quota: Quota = Quota()
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_size(self.memory)
+
+    @property
+    def is_our_guest(self) -> bool:
+        """True when RayOS's own kernel and initramfs are booted."""
+        return self.kernel is None and self.initrd is None and self.cdrom is None and self.firmware is None
+
+
+def is_name(text: str) -> bool:
+    """True if `text` can name a virtual machine."""
+    return re.fullmatch(NAME_PATTERN, text) is not None

@@ -1,0 +1,92 @@
+"""Where the service keeps things.
+
+| what | root | a user | variable |
+| --- | --- | --- | --- |
+| state (disks, TPM state, records) | /var/lib/rayos | $XDG_STATE_HOME/rayos | RAYOS_STATE_DIR |
+| runtime (sockets) | /run/rayos | $XDG_RUNTIME_DIR/rayos | RAYOS_RUNTIME_DIR |
+| cache (kernels, QEMU) | /var/cache/rayos | $XDG_CACHE_HOME/rayos | RAYOS_CACHE_DIR |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rayos_vmm.errors import Invalid
+
+# sockaddr_un.sun_path is 108 bytes with its NUL (unix(7)); the longest thing below a machine's directory:
+SOCKET_PATH_MAXIMUM_BYTES: Final = 107
+_LONGEST_SOCKET_NAME: Final = "vhost-console.sock"
+_LONGEST_VM_NAME: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The three directories and what is where in them."""
+
+    state: Path
+    runtime: Path
+    cache: Path
+
+    @property
+    def api_socket(self) -> Path:
+        return self.runtime / "api.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one daemon that owns the runtime directory."""
+        return self.runtime / "daemon.lock"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "rayos.db"
+
+    def vm_runtime(self, name: str) -> Path:
+        """Sockets of a machine; removed when it stops."""
+        return self.runtime / "vm" / name
+
+    def vm_state(self, name: str) -> Path:
+        """Disks, TPM state and logs of a machine; removed with it."""
+        return self.state / "vm" / name
+
+    def create(self) -> None:
+        """Makes the directories, private to their owner.
+
+        Raises:
+            Invalid: the runtime directory's path is too long to hold a socket.
+        """
+        longest = self.vm_runtime("n" * _LONGEST_VM_NAME) / _LONGEST_SOCKET_NAME
+        if len(os.fsencode(longest)) > SOCKET_PATH_MAXIMUM_BYTES:
+            room = SOCKET_PATH_MAXIMUM_BYTES - len(os.fsencode(longest)) + len(os.fsencode(self.runtime))
+            raise Invalid(
+                f"the runtime directory {self.runtime} has {len(os.fsencode(self.runtime))} bytes; "
+                f"sockets in it allow at most {room}",
+                hint="set RAYOS_RUNTIME_DIR to a shorter path",
+            )
+        for directory in (self.state, self.runtime, self.cache):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.runtime / "vm").mkdir(exist_ok=True, mode=0o700)
+        (self.state / "vm").mkdir(exist_ok=True, mode=0o700)
+
+
+def default_paths(environ: Mapping[str, str] | None = None, *, uid: int | None = None) -> Paths:
+    """The directories that the environment and the user imply; creates nothing."""
+    env = os.environ if environ is None else environ
+    user = os.geteuid() if uid is None else uid
+    home = Path(env.get("HOME", "/"))
+
+    def pick(variable: str, for_root: str, xdg: str, fallback: Path) -> Path:
+        if env.get(variable):
+            return Path(env[variable]).absolute()
+        if user == 0:
+            return Path(for_root)
+        return Path(env[xdg]) / "rayos" if env.get(xdg) else fallback
+
+    return Paths(
+        state=pick("RAYOS_STATE_DIR", "/var/lib/rayos", "XDG_STATE_HOME", home / ".local/state/rayos"),
+        runtime=pick("RAYOS_RUNTIME_DIR", "/run/rayos", "XDG_RUNTIME_DIR", Path(f"/tmp/rayos-{user}")),
+        cache=pick("RAYOS_CACHE_DIR", "/var/cache/rayos", "XDG_CACHE_HOME", home / ".cache/rayos"),
+    )

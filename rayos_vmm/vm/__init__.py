@@ -1,0 +1,1 @@
+"""One virtual machine: its life cycle, command line, process, agent and picture."""

@@ -1,0 +1,79 @@
+"""What callers see of a virtual machine and of what happened to it."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from rayos_vmm.config.spec import VmSpec
+
+
+class VmState(enum.StrEnum):
+    """Where a machine is in its life; `vm/lifecycle.py` has the transitions."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class ExitReason(enum.StrEnum):
+    """Why a machine does not run any more; a closed list."""
+
+    POWERED_OFF = "powered_off"  # the guest turned itself off
+    STOPPED = "stopped"  # we asked it to power down and it did, or QEMU was told to quit
+    KILLED = "killed"  # kill(), or stop() after its time limit
+    PANIC = "panic"  # the guest kernel said so
+    TRIPLE_FAULT = "triple_fault"  # the processor reset before the guest was ready
+    RESET_LOOP = "reset_loop"  # it reset itself again and again
+    QEMU_CRASHED = "qemu_crashed"  # QEMU died of a signal or an error of its own
+    START_FAILED = "start_failed"  # it never ran
+    LOST = "lost"  # it ended while no daemon was there to see how
+
+
+class VmView(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine as it is now.
+
+    `boot` holds milliseconds since the start was asked for: `devices_ms`, `qemu_ms`, `running_ms`,
+    `ready_ms`; and `guest_ms`, what the guest's own kernel says that it needed. `reason` is a sentence,
+    `exit_reason` a word.
+    """
+
+    spec: VmSpec
+    state: VmState
+    reason: str = ""
+    exit_reason: ExitReason | None = None
+    pid: int | None = None
+    address: str | None = None
+    mac: str | None = None
+    boot: dict[str, float] = {}
+    is_ready: bool = False
+    created: float = 0.0
+    started: float | None = None
+
+
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command in the guest did; the streams are bytes (base64 in JSON)."""
+
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
+
+    Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
+    `vm.removed`, `vm.qemu` {event, data} (any other QMP event), `dhcp.*`, `worker.restarted`, `gap` {missed}.
+    """
+
+    seq: int
+    time: float
+    type: str
+    vm: str | None = None
+    data: dict[str, Any] = {}
