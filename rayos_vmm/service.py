@@ -5,9 +5,10 @@ The API layer translates HTTP to these calls and nothing else; see `errors.py` f
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, List, Literal  # noqa: UP035 (Service.list hides the builtin)
+from typing import Any, Literal
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.vm.view import Event, ExecResult, VmView
@@ -47,7 +48,7 @@ class Service:
     async def get(self, name: str) -> VmView:
         raise NotImplementedError
 
-    async def list(self) -> List[VmView]:
+    async def list(self) -> builtins.list[VmView]:
         raise NotImplementedError
 
     async def console_write(self, name: str, port: int, data: bytes) -> None:
@@ -89,7 +90,7 @@ class Service:
     async def stats(self, name: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    async def leases(self) -> List[dict[str, Any]]:
+    async def leases(self) -> builtins.list[dict[str, Any]]:
         raise NotImplementedError
 
     def events(self, since: int | None = None) -> AsyncIterator[Event]:
@@ -100,7 +101,7 @@ class Service:
         raise NotImplementedError
 
     def client(self) -> AbstractContextManager[None]:
-        """Held by the API around every request and stream: an idle daemon must know that somebody is there."""
+        """Held by the API around every request and stream, so that the daemon is not taken for idle."""
         raise NotImplementedError
 
     async def wait_idle(self, seconds: float) -> None:
