@@ -1,0 +1,42 @@
+# Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
+.DEFAULT_GOAL := help
+.PHONY: help run smoke test check format images setup setup-dev lock clean
+PYTHON := .venv/bin/python -P
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: setup  ## boot a Linux guest on our devices and take its console (Ctrl-] detaches)
+	@.venv/bin/rayos run --rm
+
+smoke: setup  ## boot a guest, check every device from inside, print one JSON object
+	@.venv/bin/rayos smoke
+
+test: check  ## the checks, then every test; a skipped test fails
+	CI=true $(PYTHON) -m pytest
+
+check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest -q tests/unit/test_imports.py
+
+format: setup-dev  ## let ruff rewrite the sources
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+images: setup  ## build the guest's kernel and initramfs, find or fetch QEMU, say where they are
+	@$(PYTHON) -m images
+
+setup:  ## install what `make run` needs: Debian packages, .venv
+	@scripts/setup
+
+setup-dev:
+	@scripts/setup --dev
+
+lock: setup-dev  ## resolve the dependencies anew (scripts/lock --upgrade for newer ones)
+	scripts/lock
+
+clean:  ## remove the virtual environment and what tools and tests left in this folder
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

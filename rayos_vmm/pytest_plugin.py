@@ -1,0 +1,1 @@
+"""pytest fixtures for guests, loaded by itself where the package is installed."""

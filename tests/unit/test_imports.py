@@ -1,0 +1,103 @@
+"""The two floors: four libraries that know nothing of each other, and the service that joins them.
+
+A wrong arrow would make a library unusable alone; a generic name (`net`, `devices`) that resolves
+outside this tree would run somebody else's code.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARIES = ("devices", "net", "tpm", "images")
+PACKAGES = ("rayos_vmm", *LIBRARIES)
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import in a file, those inside functions and `if TYPE_CHECKING` too."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = ".".join(parts[: len(parts) - node.level])
+                yield node.lineno, f"{base}.{node.module}" if node.module else base
+            else:
+                yield node.lineno, node.module or ""
+
+
+@pytest.mark.parametrize("package", LIBRARIES)
+def test_a_library_imports_neither_its_sisters_nor_the_service(package: str) -> None:
+    """Each library is usable alone."""
+    forbidden = set(PACKAGES) - {package}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: imports {module}"
+        for path in sources(package)
+        for line, module in imported(path)
+        if module.split(".")[0] in forbidden
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_imports_the_tests(package: str) -> None:
+    """What is shipped does not need what is not."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sources(package)
+        for line, module in imported(path)
+        if module.split(".")[0] == "tests"
+    ]
+    assert wrong == []
+
+
+def test_every_import_of_ours_resolves_inside_this_tree(tmp_path: Path) -> None:
+    """From anywhere, without the current directory on the path, `net` is our `net`."""
+    modules = {
+        module
+        for package in PACKAGES
+        for path in sources(package)
+        for _, module in imported(path)
+        if module.split(".")[0] in PACKAGES
+    } | set(PACKAGES)
+    script = (
+        "import importlib.util, json, sys\n"
+        "found = {m: getattr(importlib.util.find_spec(m), 'origin', None) for m in json.load(sys.stdin)}\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script],
+        input=json.dumps(sorted(modules)),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str | None] = json.loads(done.stdout)
+    outside = {m: o for m, o in found.items() if o is None or not Path(o).resolve().is_relative_to(ROOT)}
+    assert outside == {}
+
+
+def test_no_installed_distribution_brings_a_module_of_our_names() -> None:
+    """A dependency that ships a top-level `net` or `tests` would win or lose by the order of the path."""
+    shadows = [
+        str(entry / name)
+        for entry in map(Path, sys.path)
+        if entry.name == "site-packages"
+        for name in (*PACKAGES, "tests")
+        if (entry / name).exists() or (entry / f"{name}.py").exists()
+    ]
+    assert shadows == []
