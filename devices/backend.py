@@ -1,0 +1,103 @@
+"""What a virtio device model is, seen from the vhost-user session: the base class of the five backends.
+
+A backend owns its queues' processing and nothing of the protocol. The session calls it on the loop's thread:
+``start_queue`` when a queue is live, ``process`` when it was kicked (or may have work), ``stop_queue`` before guest
+memory goes away. A new device goes into a folder of its own beside the five, with `wire.py` and `backend.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from devices.gate import OPEN, Gate
+from devices.loop import Loop
+from devices.stats import Stats
+from devices.vhost_user.message import ProtocolFeature
+from devices.virtio.features import TRANSPORT_FEATURES
+from devices.virtio.vring import Vring
+
+
+class Backend(ABC):
+    """A device model.
+
+    `name` is unique in its VM; `queues` are the vrings, made at construction and reused for every session.
+    """
+
+    device_id: ClassVar[int]
+    #: Chains one call of `process` may take before the others get a turn.
+    BUDGET: ClassVar[int] = 256
+
+    def __init__(self, name: str, queue_count: int, loop: Loop, stats: Stats, gate: Gate = OPEN) -> None:
+        self.name = name
+        self.loop = loop
+        self.stats = stats
+        self.gate = gate
+        self.queues = [Vring(index) for index in range(queue_count)]
+        self.acked_features = 0
+
+    @property
+    def features(self) -> int:
+        """The feature bits offered; subclasses add their own to TRANSPORT_FEATURES."""
+        return TRANSPORT_FEATURES
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        return (
+            ProtocolFeature.MQ
+            | ProtocolFeature.REPLY_ACK
+            | ProtocolFeature.CONFIG
+            | ProtocolFeature.CONFIGURE_MEM_SLOTS
+        )
+
+    def config_space(self) -> bytes:
+        """The device's configuration space (VIRTIO 1.3, 5.x.4); reads beyond its end are zeros."""
+        return b""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver wrote `data` at `offset`; fields that are not the driver's to write are ignored."""
+
+    @abstractmethod
+    def process(self, queue: int) -> bool:
+        """Handle what the queue holds, at most BUDGET chains; True when more is left.
+
+        Must publish before it returns. Errors: QueueError after the vring latched itself.
+        """
+
+    def start_queue(self, queue: int, *, resumed: bool) -> None:
+        """The queue is live. `resumed`: a predecessor was killed while it served it."""
+
+    def stop_queue(self, queue: int) -> None:
+        """The queue stops after this returns: nothing may touch its chains any more."""
+
+    def set_features(self, features: int) -> None:
+        """The driver's choice, masked to what was offered."""
+        self.acked_features = features
+
+    def take_gpu_socket(self, fd: int) -> bool:
+        """GPU_SET_SOCKET: True when the descriptor was taken over (the GPU does)."""
+        return False
+
+    def reset(self) -> None:
+        """The frontend left or reset the device: forget what the driver set up."""
+        self.acked_features = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counters, JSON-ready."""
+        return {
+            "queues": [
+                {
+                    "size": queue.size,
+                    "requests": queue.requests,
+                    "kicks": queue.kicks,
+                    "calls": queue.calls,
+                    "chain_errors": queue.chain_errors,
+                    "broken": queue.broken,
+                }
+                for queue in self.queues
+            ],
+            **self.stats.snapshot(),
+        }
+
+    def close(self) -> None:
+        """Let go of descriptors; the backend is not used again."""

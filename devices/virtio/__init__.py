@@ -1,0 +1,1 @@
+"""The transport-independent part of virtio: feature bits, guest memory, virtqueues, descriptor chains."""

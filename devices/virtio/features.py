@@ -1,0 +1,28 @@
+"""Device-independent feature bits and device identifiers (VIRTIO 1.3, 5 and 6)."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class DeviceId(IntEnum):
+    """VIRTIO 1.3, 5 *Device Types*."""
+
+    NET = 1
+    BLOCK = 2
+    CONSOLE = 3
+    GPU = 16
+    INPUT = 18
+
+
+class Feature(IntFlag):
+    """VIRTIO 1.3, 6 *Reserved Feature Bits*; PROTOCOL_FEATURES is the vhost-user specification's."""
+
+    INDIRECT_DESC = 1 << 28
+    EVENT_IDX = 1 << 29
+    PROTOCOL_FEATURES = 1 << 30
+    VERSION_1 = 1 << 32
+
+
+#: What every device here offers beside its own bits.
+TRANSPORT_FEATURES = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.PROTOCOL_FEATURES | Feature.VERSION_1

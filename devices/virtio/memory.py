@@ -1,0 +1,169 @@
+"""Guest memory: what a frontend shares, as bounds-checked views.
+
+A region is one file mapping with two address spaces over it: guest-physical addresses (in descriptors) and the
+frontend's user addresses (in SET_VRING_ADDR). Invariant: a view handed out lies wholly inside one region, so no
+length or address of a guest can reach a byte that was not shared. (vhost-user specification, *Memory region description*.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from devices.errors import ChainError, ProtocolError
+
+# Not in the fcntl module before Python 3.12's rename; values of linux/fcntl.h.
+F_GET_SEALS: Final = 1034
+F_SEAL_SHRINK: Final = 0x0002
+
+#: The most regions one table may hold; QEMU's own limit for vhost-user without memory slots is 8, with them 509.
+MAX_REGIONS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """One entry of SET_MEM_TABLE or ADD_MEM_REG; all four fields are in bytes."""
+
+    guest_address: int
+    size: int
+    user_address: int
+    mmap_offset: int
+
+    def check(self) -> None:
+        """Raise ProtocolError when the region is empty or wraps one of its address spaces."""
+        if self.size == 0:
+            raise ProtocolError("a memory region of 0 bytes: at least 1 is allowed")
+        for name, start in (
+            ("guest address", self.guest_address),
+            ("user address", self.user_address),
+            ("mmap offset", self.mmap_offset),
+        ):
+            if start + self.size > 1 << 64:
+                raise ProtocolError(f"memory region wraps: {name} {start:#x} + {self.size:#x} exceeds 2^64")
+
+
+class Region:
+    """A mapped region: `view` covers exactly the shared bytes."""
+
+    __slots__ = ("guest_address", "guest_end", "spec", "user_address", "user_end", "view")
+
+    def __init__(self, spec: RegionSpec, fd: int) -> None:
+        """Map `fd`, which stays the caller's to close.
+
+        Errors: ProtocolError when the file could shrink under us (a truncation would kill the worker with
+        SIGBUS), or is smaller than the region.
+        """
+        spec.check()
+        try:
+            seals = fcntl.fcntl(fd, F_GET_SEALS)
+        except OSError as error:
+            raise ProtocolError(
+                "guest memory is not a sealable memfd: start QEMU with memory-backend-memfd,share=on"
+            ) from error
+        if not seals & F_SEAL_SHRINK:
+            raise ProtocolError(
+                f"guest memory has seals {seals:#x}: F_SEAL_SHRINK is demanded (memory-backend-memfd,seal=on)"
+            )
+        file_size = os.fstat(fd).st_size
+        if spec.mmap_offset + spec.size > file_size:
+            raise ProtocolError(
+                f"memory region ends at {spec.mmap_offset + spec.size:#x}, beyond its file of {file_size:#x} bytes"
+            )
+        mapping = mmap.mmap(
+            fd, spec.mmap_offset + spec.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
+        self.spec = spec
+        self.view = memoryview(mapping)[spec.mmap_offset :]
+        self.guest_address = spec.guest_address
+        self.guest_end = spec.guest_address + spec.size
+        self.user_address = spec.user_address
+        self.user_end = spec.user_address + spec.size
+
+
+class GuestMemory:
+    """The regions of one session. Mappings live as long as a view of them does, never longer than needed."""
+
+    __slots__ = ("_last", "regions")
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+        self._last: Region | None = None
+
+    def replace(self, specs: list[RegionSpec], fds: list[int]) -> None:
+        """Take a whole new table (SET_MEM_TABLE); the old one goes only when the new one is sound."""
+        if len(specs) > MAX_REGIONS:
+            raise ProtocolError(f"{len(specs)} memory regions: at most {MAX_REGIONS} are allowed")
+        if len(specs) != len(fds):
+            raise ProtocolError(f"{len(specs)} memory regions came with {len(fds)} descriptors")
+        fresh: list[Region] = []
+        for spec, fd in zip(specs, fds, strict=True):
+            _check_overlap(fresh, spec)
+            fresh.append(Region(spec, fd))
+        self.regions = fresh
+        self._last = None
+
+    def add(self, spec: RegionSpec, fd: int) -> None:
+        """ADD_MEM_REG."""
+        if len(self.regions) >= MAX_REGIONS:
+            raise ProtocolError(f"more than {MAX_REGIONS} memory regions")
+        _check_overlap(self.regions, spec)
+        self.regions = [*self.regions, Region(spec, fd)]
+
+    def remove(self, spec: RegionSpec) -> None:
+        """REM_MEM_REG: the one whose guest address, user address and size match."""
+        kept = [
+            region
+            for region in self.regions
+            if (region.guest_address, region.user_address, region.spec.size)
+            != (spec.guest_address, spec.user_address, spec.size)
+        ]
+        if len(kept) == len(self.regions):
+            raise ProtocolError(
+                f"no memory region at guest address {spec.guest_address:#x} of {spec.size:#x} bytes"
+            )
+        self.regions = kept
+        self._last = None
+
+    def clear(self) -> None:
+        self.regions = []
+        self._last = None
+
+    def view(self, guest_address: int, length: int) -> memoryview:
+        """The `length` bytes at a guest-physical address; ChainError when they are not all inside one region."""
+        region = self._last
+        if region is None or not region.guest_address <= guest_address < region.guest_end:
+            for region in self.regions:
+                if region.guest_address <= guest_address < region.guest_end:
+                    self._last = region
+                    break
+            else:
+                raise ChainError(f"address {guest_address:#x} is outside guest memory")
+        start = guest_address - region.guest_address
+        end = start + length
+        if end > region.spec.size:
+            raise ChainError(
+                f"{length} bytes at {guest_address:#x} reach beyond their region's end {region.guest_end:#x}"
+            )
+        return region.view[start:end]
+
+    def user_view(self, user_address: int, length: int) -> memoryview:
+        """The `length` bytes at a frontend's user address (the rings); ProtocolError when outside."""
+        for region in self.regions:
+            if region.user_address <= user_address and user_address + length <= region.user_end:
+                start = user_address - region.user_address
+                return region.view[start : start + length]
+        raise ProtocolError(
+            f"ring of {length} bytes at user address {user_address:#x} is outside guest memory"
+        )
+
+
+def _check_overlap(regions: list[Region], spec: RegionSpec) -> None:
+    spec.check()
+    for region in regions:
+        if spec.guest_address < region.guest_end and region.guest_address < spec.guest_address + spec.size:
+            raise ProtocolError(
+                f"memory region {spec.guest_address:#x}+{spec.size:#x} overlaps {region.guest_address:#x}+{region.spec.size:#x}"
+            )
