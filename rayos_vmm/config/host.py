@@ -1,0 +1,111 @@
+"""What the host has to give, and whether a machine fits.
+
+Invariant: a machine that is refused is refused before anything of it exists, with what was asked and what
+there is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rayos_vmm.config.spec import MEMORY_MINIMUM_BYTES, Disk, VmSpec
+from rayos_vmm.config.units import format_size, parse_size
+from rayos_vmm.errors import Invalid
+
+SECTOR_BYTES: Final = 512
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What can be handed out now."""
+
+    cpus: int
+    memory_available_bytes: int
+
+
+def read_host(meminfo: Path = Path("/proc/meminfo")) -> Host:
+    """The host as it is: processors this process may use, memory the kernel calls available."""
+    available = 0
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    return Host(cpus=len(os.sched_getaffinity(0)), memory_available_bytes=available)
+
+
+def _disk_problems(index: int, disk: Disk, quota_bytes: int) -> Iterator[str]:
+    key = f"disks[{index}]"
+    if (disk.path is None) == (disk.size is None):
+        seen = "neither" if disk.path is None else "both"
+        yield f"{key} has {seen} of path and size; exactly one is needed"
+        return
+    if disk.size is not None:
+        size_bytes = parse_size(disk.size)
+        if disk.read_only:
+            yield f"{key} is a new empty disk and read_only; such a disk is of no use"
+        if size_bytes < _MIB or size_bytes % SECTOR_BYTES:
+            yield f"{key}.size = {disk.size!r}; allowed are multiples of {SECTOR_BYTES}B from 1MiB"
+        elif size_bytes > quota_bytes:
+            yield f"{key}.size = {disk.size!r} exceeds quota.disk = {format_size(quota_bytes)!r}"
+        return
+    path = Path(disk.path or "")
+    if not path.is_absolute():
+        yield f"{key}.path = {disk.path!r} is a relative path; the service needs an absolute one"
+    elif not path.exists():
+        yield f"{key}.path {path} does not exist"
+    elif not os.access(path, os.R_OK if disk.read_only else os.R_OK | os.W_OK):
+        yield f"{key}.path {path} cannot be {'read' if disk.read_only else 'written'}"
+    elif path.is_file() and path.stat().st_size % SECTOR_BYTES:
+        yield f"{key}.path {path} has {path.stat().st_size} bytes; a disk is a multiple of {SECTOR_BYTES}"
+    elif path.is_file() and path.stat().st_size > quota_bytes:
+        size = path.stat().st_size
+        yield f"{key}.path {path} has {size} bytes; quota.disk allows {format_size(quota_bytes)}"
+
+
+def check_shape(spec: VmSpec) -> None:
+    """Whether the specification makes sense on any host.
+
+    Raises:
+        Invalid: it does not; the message names the key, what was seen and what is allowed.
+    """
+    memory = spec.memory_bytes
+    if memory < MEMORY_MINIMUM_BYTES:
+        raise Invalid(
+            f"memory = {spec.memory!r} is too small; at least {format_size(MEMORY_MINIMUM_BYTES)} is needed",
+            hint='write for example memory = "256MiB"',
+        )
+    if memory % _MIB:
+        raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
+    if spec.quota.disk_bytes < _MIB:
+        raise Invalid(f"quota.disk = {spec.quota.disk!r}; at least 1MiB is needed")
+    if spec.quota.net_rate_bits_per_second < 1000:
+        raise Invalid(f"quota.net_rate = {spec.quota.net_rate!r}; at least 1kbit/s is needed")
+    frame_bytes = 4 * spec.gpu.width * spec.gpu.height
+    if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
+        raise Invalid(
+            f"quota.gpu_memory = {spec.quota.gpu_memory!r} does not hold one frame of "
+            f"{spec.gpu.width}x{spec.gpu.height} ({frame_bytes} bytes)"
+        )
+
+
+def check_host(spec: VmSpec, host: Host) -> None:
+    """Whether the host can run it now: processors, memory, disk images. Blocking (it looks at files).
+
+    Raises:
+        Invalid: it cannot; the message names the key, what was seen and what is allowed.
+    """
+    if spec.cpus > host.cpus:
+        raise Invalid(f"cpus = {spec.cpus} exceeds the host's {host.cpus}", hint="ask for fewer processors")
+    if spec.memory_bytes > host.memory_available_bytes:
+        available = format_size(host.memory_available_bytes // _MIB * _MIB)
+        raise Invalid(
+            f"memory = {spec.memory!r} exceeds the {available} that the host has available",
+            hint="ask for less, or stop another machine",
+        )
+    for index, disk in enumerate(spec.disks):
+        for problem in _disk_problems(index, disk, spec.quota.disk_bytes):
+            raise Invalid(problem)

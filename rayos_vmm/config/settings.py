@@ -1,0 +1,55 @@
+"""The service's own settings: the `[service]` table."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from rayos_vmm.config.units import Duration, parse_duration
+from rayos_vmm.errors import Invalid
+
+IFNAMSIZ: Final = 16  # linux/if.h, with the NUL
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the daemon itself behaves.
+
+    `subnet` is where guests live; the bridge gets its first address. When it collides with a route of the
+    host the next free one of 10.86.0.0/16 is taken, unless `subnet_is_fixed`.
+    """
+
+    bridge: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,14}$")] = "rayos0"
+    subnet: str = "10.86.0.0/24"
+    subnet_is_fixed: bool = False
+    network: bool = True
+    start_timeout: Duration = "60s"
+    idle_exit: Duration = "10s"
+
+    @property
+    def start_timeout_s(self) -> float:
+        return parse_duration(self.start_timeout)
+
+    @property
+    def idle_exit_s(self) -> float:
+        return parse_duration(self.idle_exit)
+
+    @property
+    def network_address(self) -> ipaddress.IPv4Network:
+        """The subnet.
+
+        Raises:
+            Invalid: it is not an IPv4 network of /16 to /29.
+        """
+        try:
+            network = ipaddress.IPv4Network(self.subnet)
+        except ValueError as error:
+            raise Invalid(
+                f"service.subnet = {self.subnet!r} is not an IPv4 network: {error}",
+                hint='write for example subnet = "10.86.0.0/24"',
+            ) from None
+        if not 16 <= network.prefixlen <= 29:
+            raise Invalid(f"service.subnet = {self.subnet!r}; allowed are prefixes from /16 to /29")
+        return network

@@ -1,0 +1,201 @@
+"""QEMU's command line as a pure function of what is asked for.
+
+Invariants: no default device, no user configuration, no network of QEMU's own, the seccomp sandbox on. The
+guest's memory is a sealed, shared memfd because the devices live in another process (vhost-user
+specification, "Front-end message types", VHOST_USER_SET_MEM_TABLE). QEMU starts stopped (`-S`), so that
+nothing that it says over QMP is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.errors import Invalid
+from rayos_vmm.vm.boot import Boot, FirmwareKind
+
+SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+CONSOLE_PORTS: Final = 3
+CONSOLE_PORT_NAMES: Final = ("org.rayos.console", "org.rayos.agent", "org.rayos.log")
+CONSOLE_DEVICE: Final = "vhost-user-test-device-pci"
+VGA_DEVICE: Final = "vhost-user-vga"
+_CONSOLE_VIRTIO_ID: Final = 3  # VIRTIO 1.3, 5.3: console device
+# VIRTIO 1.3, 5.3.2: a pair for port 0, a control pair, and a pair for every further port.
+_CONSOLE_QUEUES: Final = 2 + 2 * CONSOLE_PORTS
+# VIRTIO 1.3, 5.3.4: cols, rows (le16 each), max_nr_ports, emerg_wr (le32 each).
+_CONSOLE_CONFIG_BYTES: Final = 2 + 2 + 4 + 4
+MTU: Final = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Where QEMU finds (or makes) its sockets. None: the machine does not have that device."""
+
+    qmp: Path
+    serial: Path
+    disks: tuple[Path, ...] = ()
+    net: Path | None = None
+    gpu: Path | None = None
+    keyboard: Path | None = None
+    mouse: Path | None = None
+    tablet: Path | None = None
+    console: Path | None = None  # the vhost-user device
+    console_ports: tuple[Path, ...] = ()  # the fallback: one plain socket for each port
+
+
+def _quote(path: Path) -> str:
+    """A path inside a QEMU option: a comma is doubled."""
+    return str(path).replace(",", ",,")
+
+
+def _vhost_user(name: str, path: Path) -> list[str]:
+    return ["-chardev", f"socket,id={name},path={_quote(path)}"]
+
+
+def _machine(spec: VmSpec, accelerator: str, boot: Boot) -> list[str]:
+    size_bytes = spec.memory_bytes
+    sata = "on" if boot.cdrom is not None else "off"
+    pflash = "".join(
+        f",pflash{unit}=flash{unit}" for unit, _ in enumerate(_flash(boot)) if boot.firmware_kind is not None
+    )
+    return [
+        "-name",
+        f"guest={spec.name},debug-threads=on",
+        "-machine",
+        f"{spec.machine},accel={accelerator},memory-backend=ram,usb=off,vmport=off,smbus=off,sata={sata}{pflash}",
+        "-cpu",
+        "host" if accelerator == "kvm" else "qemu64",
+        "-smp",
+        str(spec.cpus),
+        "-m",
+        f"size={size_bytes >> 20}M",
+        "-object",
+        f"memory-backend-memfd,id=ram,size={size_bytes},share=on,seal=on,dump=off",
+    ]
+
+
+def _flash(boot: Boot) -> list[tuple[Path, bool]]:
+    """The flash images (file, read only), lowest unit first."""
+    if boot.firmware is None or boot.firmware_kind is not FirmwareKind.PFLASH:
+        return []
+    flash = [(boot.firmware, True)]
+    if boot.firmware_variables is not None:
+        flash.append((boot.firmware_variables, False))
+    return flash
+
+
+def _boot(boot: Boot) -> list[str]:
+    arguments: list[str] = []
+    for unit, (path, is_read_only) in enumerate(_flash(boot)):
+        arguments += [
+            "-blockdev",
+            f"driver=raw,node-name=flash{unit},read-only={'on' if is_read_only else 'off'},"
+            f"file.driver=file,file.filename={_quote(path)}",
+        ]
+    if boot.firmware is not None and boot.firmware_kind is FirmwareKind.BIOS:
+        arguments += ["-bios", str(boot.firmware)]
+    if boot.kernel is not None:
+        arguments += ["-kernel", str(boot.kernel)]
+        if boot.initrd is not None:
+            arguments += ["-initrd", str(boot.initrd)]
+        if boot.append:
+            arguments += ["-append", boot.append]
+    if boot.cdrom is not None:
+        arguments += [
+            "-blockdev",
+            f"driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename={_quote(boot.cdrom)}",
+            "-device",
+            "ide-cd,drive=cd0,bus=ide.0,bootindex=0",
+        ]
+    return arguments
+
+
+def _console(sockets: Sockets) -> list[str]:
+    if sockets.console is not None:
+        device = (
+            f"{CONSOLE_DEVICE},chardev=console,virtio-id={_CONSOLE_VIRTIO_ID},"
+            f"num_vqs={_CONSOLE_QUEUES},config_size={_CONSOLE_CONFIG_BYTES}"
+        )
+        return [*_vhost_user("console", sockets.console), "-device", device]
+    if not sockets.console_ports:
+        return []
+    arguments = ["-device", f"virtio-serial-pci,id=console,max_ports={CONSOLE_PORTS}"]
+    for port, path in enumerate(sockets.console_ports):
+        kind = "virtconsole" if port == 0 else "virtserialport"
+        arguments += _vhost_user(f"port{port}", path)
+        arguments += ["-device", f"{kind},chardev=port{port},nr={port},name={CONSOLE_PORT_NAMES[port]}"]
+    return arguments
+
+
+def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str) -> list[str]:
+    arguments: list[str] = []
+    for index, path in enumerate(sockets.disks):
+        arguments += _vhost_user(f"disk{index}", path)
+        bootindex = index + 1
+        arguments += [
+            "-device",
+            f"vhost-user-blk-pci,chardev=disk{index},num-queues=1,bootindex={bootindex}",
+        ]
+    if sockets.net is not None:
+        arguments += _vhost_user("net0", sockets.net)
+        arguments += ["-netdev", "vhost-user,id=nic0,chardev=net0"]
+        arguments += ["-device", f"virtio-net-pci,netdev=nic0,mac={mac},host_mtu={MTU},romfile="]
+    if sockets.gpu is not None:
+        kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
+        arguments += _vhost_user("gpu0", sockets.gpu)
+        arguments += ["-device", f"{kind},chardev=gpu0,xres={spec.gpu.width},yres={spec.gpu.height}"]
+    for name, path_ in (
+        ("keyboard", sockets.keyboard),
+        ("mouse", sockets.mouse),
+        ("tablet", sockets.tablet),
+    ):
+        if path_ is not None:
+            arguments += [*_vhost_user(name, path_), "-device", f"vhost-user-input-pci,chardev={name}"]
+    return arguments + _console(sockets)
+
+
+def command_line(
+    spec: VmSpec,
+    *,
+    argv: Sequence[str],
+    accelerator: str,
+    boot: Boot,
+    sockets: Sockets,
+    mac: str = "",
+    tpm: Sequence[str] = (),
+    has_pvpanic: bool = True,
+) -> list[str]:
+    """The whole command line.
+
+    Args:
+        argv: how this QEMU is run (a binary, or a launcher with its arguments).
+        accelerator: "kvm" or "tcg".
+        boot: what to boot; its paths were checked.
+        mac: of the network card; needed when `sockets.net` is there.
+        tpm: the arguments that connect the TPM, from `tpm.swtpm`.
+        has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
+
+    Raises:
+        Invalid: the memory is not a whole number of MiB.
+    """
+    if spec.memory_bytes % (1 << 20):
+        raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
+    arguments = [*argv, *_machine(spec, accelerator, boot)]
+    arguments += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-nic", "none"]
+    arguments += ["-sandbox", SANDBOX, "-S"]
+    # A reset works as on hardware. A panic stops the guest where it is; the service notes it and ends it.
+    arguments += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]
+    # Registers at every processor reset: with TCG the log tells a triple fault from a reboot, and where.
+    arguments += ["-d", "cpu_reset"]
+    arguments += ["-qmp", f"unix:{_quote(sockets.qmp)},server=on,wait=off"]
+    arguments += ["-chardev", f"socket,id=serial0,path={_quote(sockets.serial)},server=on,wait=off"]
+    arguments += ["-serial", "chardev:serial0"]
+    if has_pvpanic:
+        arguments += ["-device", "pvpanic-pci"]
+    arguments += _boot(boot)
+    arguments += _devices(spec, boot, sockets, mac)
+    arguments += tpm
+    return arguments
