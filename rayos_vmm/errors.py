@@ -7,6 +7,9 @@ the HTTP `status` that the API answers with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RayosError(Exception):
     """Base of everything the service raises on purpose.
@@ -68,3 +71,17 @@ class Busy(RayosError):
 
     code = "busy"
     status = 409
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Around nurseries: lets a single error out as itself instead of as a group of one (of one, …)."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__

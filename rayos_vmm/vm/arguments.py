@@ -32,10 +32,10 @@ MTU: Final = 1500
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Where QEMU finds (or makes) its sockets. None: the machine does not have that device."""
+    """Where QEMU finds its sockets. None: the machine does not have that device."""
 
-    qmp: Path
-    serial: Path
+    qmp_fd: int  # listening sockets that QEMU inherits
+    serial_fd: int
     disks: tuple[Path, ...] = ()
     net: Path | None = None
     gpu: Path | None = None
@@ -190,9 +190,9 @@ def command_line(
     arguments += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]
     # Registers at every processor reset: with TCG the log tells a triple fault from a reboot, and where.
     arguments += ["-d", "cpu_reset"]
-    arguments += ["-qmp", f"unix:{_quote(sockets.qmp)},server=on,wait=off"]
-    arguments += ["-chardev", f"socket,id=serial0,path={_quote(sockets.serial)},server=on,wait=off"]
-    arguments += ["-serial", "chardev:serial0"]
+    for name, fd in (("qmp", sockets.qmp_fd), ("serial0", sockets.serial_fd)):
+        arguments += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]
+    arguments += ["-qmp", "chardev:qmp", "-serial", "chardev:serial0"]
     if has_pvpanic:
         arguments += ["-device", "pvpanic-pci"]
     arguments += _boot(boot)

@@ -1,0 +1,133 @@
+"""Processes that outlive the daemon: started in their own session, watched by pidfd, known by start time.
+
+Invariant: a process is identified by (pid, start time), so a recycled pid is never taken for ours, and
+signals go through the pidfd alone. Source: pidfd_open(2), proc_pid_stat(5).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+_STARTTIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1
+_IN_A_PROCESS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores these; a child must not
+
+
+class ProcessId(msgspec.Struct, frozen=True):
+    """Which process it is, also after we were away."""
+
+    pid: int
+    start_time: int
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if there is none (or a zombie)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(")") + 2 :].split()  # fields 3 and on: the name before may hold anything
+    return None if fields[0] in ("Z", "X") else int(fields[_STARTTIME_FIELD - 3])
+
+
+class Process:
+    """A process we started or found again. `close` it when done; closing does not end it."""
+
+    def __init__(self, identity: ProcessId, pidfd: int, *, is_child: bool) -> None:
+        self.identity = identity
+        self._pidfd = pidfd
+        self._is_child = is_child
+        self._status: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    def signal(self, number: int) -> None:
+        """Sends a signal; does nothing when the process is gone."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    async def wait(self) -> int | None:
+        """Returns when it ended: its exit status, minus the signal's number, or None if it is not our child."""
+        if self._status is None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+            if self._is_child and self._status is None:
+                result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 (it has ended)
+                if result is not None:
+                    is_exit = result.si_code == os.CLD_EXITED
+                    self._status = result.si_status if is_exit else -result.si_status
+        return self._status
+
+    async def end(self, *, grace_s: float = 2.0) -> int | None:
+        """SIGTERM, and SIGKILL after `grace_s`; returns as `wait`. Cannot be cancelled, and is bounded."""
+        with trio.CancelScope(shield=True):
+            self.signal(signal.SIGTERM)
+            with trio.move_on_after(grace_s):
+                return await self.wait()
+            self.signal(signal.SIGKILL)
+            await self.wait()
+        return self._status
+
+    def close(self) -> None:
+        """Lets go of the process; it goes on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    output_fd: int,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Process:
+    """Starts a process in a session of its own, with nothing of ours but what is passed.
+
+    Args:
+        argv: absolute path and arguments.
+        output_fd: becomes its standard output and error.
+        pass_fds: kept under the same numbers (above 2).
+
+    Raises:
+        OSError: it cannot be executed.
+    """
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output_fd, 1),
+        (os.POSIX_SPAWN_DUP2, output_fd, 2),
+    ]
+    # A duplicate onto itself clears close-on-exec (glibc 2.29 and later).
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds]
+    pid = os.posix_spawn(
+        argv[0],
+        list(argv),
+        dict(os.environ if environment is None else environment),
+        file_actions=actions,
+        setsid=True,
+        setsigdef=_IN_A_PROCESS,
+        setsigmask=(),
+    )
+    # Our child stays a zombie until we wait for it, so neither of these can meet another process.
+    pidfd = os.pidfd_open(pid)
+    return Process(ProcessId(pid, start_time(pid) or 0), pidfd, is_child=True)
+
+
+def adopt(identity: ProcessId) -> Process | None:
+    """The process of a former daemon, None if it is gone."""
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except OSError:
+        return None
+    if start_time(identity.pid) != identity.start_time:
+        os.close(pidfd)
+        return None
+    return Process(identity, pidfd, is_child=False)
