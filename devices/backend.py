@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from devices.errors import QueueError
 from devices.gate import OPEN, Gate
 from devices.loop import Loop
 from devices.stats import Stats
@@ -63,6 +64,15 @@ class Backend(ABC):
 
         Must publish before it returns. Errors: QueueError after the vring latched itself.
         """
+
+    def run_queue(self, queue: int) -> bool:
+        """`process` a live queue from any event source; False also when its driver broke it."""
+        if not self.queues[queue].attached:
+            return False
+        try:
+            return self.process(queue)
+        except QueueError:
+            return False  # the vring latched itself, counted and signalled; nothing is parsed until it is stopped
 
     def start_queue(self, queue: int, *, resumed: bool) -> None:
         """The queue is live. `resumed`: a predecessor was killed while it served it."""

@@ -1,1 +1,1 @@
-"""The vhost-user protocol, backend side: messages into values, a session that folds them, a connection that carries them."""
+"""The vhost-user protocol, backend side: messages into values, a session folds them, a connection carries them."""

@@ -1,7 +1,7 @@
 """The socket of a session: whole messages in, answers out, every descriptor closed.
 
-`Channel` frames; it is used by backends and by the keeper, which stands between QEMU and a worker. A frontend that sends half
-a message and stops is dropped after MESSAGE_TIMEOUT seconds; nobody else notices.
+`Channel` frames; it is used by backends and by the keeper, which stands between QEMU and a worker. A frontend that
+sends half a message and stops is dropped after MESSAGE_TIMEOUT seconds; nobody else notices.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Per queue the frontend sends NUM, ADDR, BASE and KICK in its own order (net send
 queue goes live exactly when all of them are known and it is enabled; that rule is `_update`. Descriptors are owned
 here from the message that brought them until they are replaced, the queue is stopped or the session ends.
 
-A frontend may negotiate bits that were never offered (QEMU's vhost-user-gpu does: it sends RING_RESET); they are masked.
+A frontend may negotiate bits that were never offered (QEMU's vhost-user-gpu sends RING_RESET); they are masked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from devices.backend import Backend
-from devices.errors import ProtocolError, QueueError
+from devices.errors import ProtocolError
 from devices.loop import Loop
 from devices.vhost_user.message import (
     ANSWERED,
@@ -307,13 +307,7 @@ class Session:
             self._run(index)
 
     def _run(self, index: int) -> None:
-        if not self._backend.queues[index].attached:
-            return
-        try:
-            more = self._backend.process(index)
-        except QueueError:
-            return  # the vring latched itself, counted and signalled; nothing is parsed until it is stopped
-        if more:
+        if self._backend.run_queue(index):
             self._schedule(index)
 
     # -- descriptors ---------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 A region is one file mapping with two address spaces over it: guest-physical addresses (in descriptors) and the
 frontend's user addresses (in SET_VRING_ADDR). Invariant: a view handed out lies wholly inside one region, so no
-length or address of a guest can reach a byte that was not shared. (vhost-user specification, *Memory region description*.)
+length or address of a guest can reach a byte that was not shared. (vhost-user specification, *Memory region
+description*.)
 """
 
 from __future__ import annotations
@@ -165,5 +166,6 @@ def _check_overlap(regions: list[Region], spec: RegionSpec) -> None:
     for region in regions:
         if spec.guest_address < region.guest_end and region.guest_address < spec.guest_address + spec.size:
             raise ProtocolError(
-                f"memory region {spec.guest_address:#x}+{spec.size:#x} overlaps {region.guest_address:#x}+{region.spec.size:#x}"
+                f"memory region {spec.guest_address:#x}+{spec.size:#x} overlaps "
+                f"{region.guest_address:#x}+{region.spec.size:#x}"
             )

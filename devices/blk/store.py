@@ -1,0 +1,132 @@
+"""A raw image: exact reads and writes, holes, durability, and how much of it is really allocated.
+
+Invariants: a write is answered only when every byte of it was taken (short writes are continued); after one failed
+sync nothing may claim durability again, since Linux marks the lost pages clean (`is_failed` latches); an image has one
+writer.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from ctypes import CDLL, c_int, c_int64, get_errno
+from typing import Final
+
+from devices.blk.wire import SECTOR_BYTES
+from devices.errors import ConfigurationError, RequestError
+
+#: linux/falloc.h.
+FALLOC_FL_KEEP_SIZE: Final = 0x1
+FALLOC_FL_PUNCH_HOLE: Final = 0x2
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+#: preadv takes at most this many buffers (UIO_MAXIOV).
+MAX_BUFFERS: Final = 1024
+
+_libc = CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [c_int, c_int, c_int64, c_int64]
+_libc.fallocate.restype = c_int
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    while _libc.fallocate(fd, mode, offset, length) != 0:
+        code = get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+
+
+class RawStore:
+    """Wraps an open descriptor, which becomes the store's own.
+
+    Errors of construction: ConfigurationError for a file that is empty, no multiple of 512 bytes, or locked by another.
+    """
+
+    def __init__(self, fd: int, *, read_only: bool = False) -> None:
+        status = os.fstat(fd)
+        if stat.S_ISBLK(status.st_mode):
+            self.size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        elif stat.S_ISREG(status.st_mode):
+            self.size_bytes = status.st_size
+        else:
+            raise ConfigurationError("a disk must be a regular file or a block device")
+        if self.size_bytes == 0 or self.size_bytes % SECTOR_BYTES:
+            raise ConfigurationError(
+                f"a disk image of {self.size_bytes} bytes: a multiple of {SECTOR_BYTES} above 0 is allowed"
+            )
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError("the disk image is in use by another writer") from None
+        self.fd = fd
+        self.read_only = read_only
+        self.is_failed = False
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Storage the image really takes (st_blocks), which is what a quota counts."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def is_allocated(self, offset: int, length: int) -> bool:
+        """Whether the range holds no hole: writing there takes no more storage."""
+        return os.lseek(self.fd, offset, os.SEEK_HOLE) >= offset + length
+
+    def read(self, buffers: list[memoryview], offset: int) -> None:
+        """Fill the buffers from `offset`. Errors: OSError; RequestError at an early end of file."""
+        self._transfer(os.preadv, buffers, offset)
+
+    def write(self, buffers: list[memoryview], offset: int) -> None:
+        """Write the buffers at `offset`, all of them. Errors: OSError, with an unknown part written."""
+        self._transfer(os.pwritev, buffers, offset)
+
+    def _transfer(
+        self, operation: Callable[[int, list[memoryview], int], int], buffers: list[memoryview], offset: int
+    ) -> None:
+        while buffers:
+            batch = buffers[:MAX_BUFFERS]
+            wanted = sum(map(len, batch))
+            done = operation(self.fd, batch, offset)
+            if done == wanted:
+                buffers = buffers[MAX_BUFFERS:]
+                offset += done
+                continue
+            if done == 0:
+                raise RequestError(f"the image ends at byte {offset}: it was truncated under us")
+            offset += done
+            while done >= len(buffers[0]):
+                done -= len(buffers[0])
+                buffers = buffers[1:]
+            buffers = [buffers[0][done:], *buffers[1:]]
+
+    def sync(self) -> None:
+        """Make every completed write durable. Errors: OSError, and for ever after the first."""
+        if self.is_failed:
+            raise OSError(errno.EIO, "an earlier sync failed: durability cannot be promised any more")
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            self.is_failed = True
+            raise
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range back to the file system; it reads as zeros. Errors: OSError."""
+        _fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Make the range read as zeros, allocated unless `unmap`. Errors: OSError."""
+        if unmap:
+            self.discard(offset, length)
+            return
+        try:
+            _fallocate(self.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            # tmpfs: punch the range out and allocate it again, which reads as zeros just the same.
+            self.discard(offset, length)
+            _fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def close(self) -> None:
+        os.close(self.fd)

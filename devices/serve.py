@@ -1,0 +1,197 @@
+"""Serve one backend alone on a unix socket, for any VMM or tool that speaks vhost-user.
+
+    python -P -m devices.serve blk --socket S --image F [--read-only] [--serial TEXT]
+    python -P -m devices.serve net --socket S (--tap NAME | --echo | --sink)
+    python -P -m devices.serve gpu|input|console --socket S
+
+As qemu-storage-daemon and the rust-vmm daemons are used; unlike most of them it listens again when the frontend left.
+`rayos device serve` is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from devices.backend import Backend
+from devices.errors import DeviceError
+from devices.loop import Loop
+from devices.vhost_user.connection import Connection
+
+if TYPE_CHECKING:
+    from devices.console.backend import ConsoleBackend
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1
+
+
+class Listener:
+    """Accepts one frontend at a time for `backend`; the next may connect when the one before left."""
+
+    def __init__(self, backend: Backend, loop: Loop, listening: socket.socket) -> None:
+        self._backend = backend
+        self._loop = loop
+        self._listening = listening
+        self._connection: Connection | None = None
+        listening.setblocking(False)
+        loop.register(listening.fileno(), self._accept)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        self._loop.unregister(self._listening.fileno())
+        self._connection = Connection(sock, self._backend, self._loop, self._closed)
+
+    def _closed(self, reason: str) -> None:
+        log.info("session ended", extra={"device": self._backend.name, "reason": reason})
+        self._connection = None
+        self._loop.register(self._listening.fileno(), self._accept)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close("shutting down")
+        self._loop.unregister(self._listening.fileno())
+        self._listening.close()
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening unix socket at `path` (mode 0600); a dead one that is in the way is replaced.
+
+    Errors: DeviceError when something alive listens there, or the path is no socket.
+    """
+    if path.exists() or path.is_symlink():
+        if not path.is_socket():
+            raise DeviceError(f"{path} exists and is no socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise DeviceError(f"{path} is in use by a running backend")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(before)
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
+    """The backend that the command line describes. Errors: DeviceError, OSError."""
+    match arguments.device:
+        case "blk":
+            from devices.blk.backend import BlkBackend
+            from devices.blk.store import RawStore
+
+            mode = os.O_RDONLY if arguments.read_only else os.O_RDWR
+            store = RawStore(os.open(arguments.image, mode | os.O_CLOEXEC), read_only=arguments.read_only)
+            return BlkBackend("blk", loop, store, serial=arguments.serial)
+        case "net":
+            from devices.net.backend import NetBackend
+
+            return NetBackend("net", loop, _frame_port(arguments))
+        case "gpu":
+            from devices.gpu.backend import GpuBackend
+
+            return GpuBackend("gpu", loop)
+        case "input":
+            from devices.input.backend import InputBackend
+
+            return InputBackend("input", loop, arguments.kind)
+        case _:
+            from devices.console.backend import ConsoleBackend
+            from devices.console.port import PortSpec
+
+            console = ConsoleBackend("console", loop, ports=[PortSpec("console", is_console=True)])
+            _join_terminal(console, loop)
+            return console
+
+
+def _frame_port(arguments: argparse.Namespace) -> FramePort:
+    if arguments.echo:
+        return EchoPort()
+    if arguments.sink:
+        return SinkPort()
+    return TapPort(open_tap(arguments.tap))
+
+
+def _join_terminal(console: ConsoleBackend, loop: Loop) -> None:
+    """Standard input and output are port 0."""
+    shown = 0
+    os.set_blocking(0, False)
+
+    def show(_port: int) -> None:
+        nonlocal shown
+        start, data = console.read(0, shown, 1 << 20)
+        shown = start + len(data)
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    def typed(_events: int) -> None:
+        data = os.read(0, 4096)
+        if data:
+            console.write(0, data)
+        else:
+            loop.unregister(0)
+
+    console.on_output = show
+    with suppress(PermissionError):  # a file or /dev/null cannot be polled: then nobody types
+        loop.register(0, typed)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rayos device serve", description="Serve one virtio device over vhost-user."
+    )
+    devices = top.add_subparsers(dest="device", required=True)
+    for name in ("blk", "net", "gpu", "input", "console"):
+        device = devices.add_parser(name)
+        device.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
+        if name == "blk":
+            device.add_argument("--image", type=Path, required=True, help="raw file or block device")
+            device.add_argument("--read-only", action="store_true")
+            device.add_argument("--serial", default="", help="up to 20 bytes")
+        elif name == "net":
+            port = device.add_mutually_exclusive_group(required=True)
+            port.add_argument("--tap", help="name of the tap to create or attach to")
+            port.add_argument("--echo", action="store_true", help="send every frame back")
+            port.add_argument("--sink", action="store_true", help="take every frame")
+        elif name == "input":
+            device.add_argument("--kind", choices=("keyboard", "mouse", "tablet"), default="keyboard")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    loop = Loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.stop())
+    try:
+        backend = build(arguments, loop)
+        listener = Listener(backend, loop, listen(arguments.socket))
+    except (DeviceError, OSError) as error:
+        print(f"rayos device serve: {error}", file=sys.stderr)
+        return 1
+    print(f"serving {arguments.device} on {arguments.socket}", file=sys.stderr, flush=True)
+    try:
+        loop.run()
+    finally:
+        listener.close()
+        backend.close()
+        arguments.socket.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
