@@ -10,15 +10,21 @@ As qemu-storage-daemon and the rust-vmm daemons are used; unlike most of them it
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import signal
 import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from devices.backend import Backend
 from devices.errors import DeviceError
 from devices.loop import Loop
+from devices.net.port import EchoPort, FramePort, SinkPort, TapPort, open_tap
 from devices.vhost_user.connection import Connection
 
 if TYPE_CHECKING:
