@@ -29,9 +29,11 @@ _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 class Channel:
     """Reads messages from a non-blocking stream socket, a header and then its payload, never a byte further."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, is_frontend: bool = False) -> None:
+        """`is_frontend`: this end asks, so what it receives are replies."""
         sock.setblocking(False)
         self.sock = sock
+        self._unpack_header = Header.unpack_reply if is_frontend else Header.unpack
         self._header: Header | None = None
         self._data = b""
         self._fds: list[int] = []
@@ -58,7 +60,7 @@ class Channel:
                     continue
                 data, self._data = self._data, b""
                 if self._header is None:
-                    self._header = Header.unpack(data)
+                    self._header = self._unpack_header(data)
                     if self._header.size:
                         continue
                     data = b""
@@ -147,5 +149,6 @@ class Connection:
         self._loop.unregister(self._channel.sock.fileno())
         self._session.close()
         self._channel.discard()
-        self._channel.sock.close()
+        # Told before it is seen: whoever holds the other end must be able to tell this from our death.
         self._on_close(reason)
+        self._channel.sock.close()

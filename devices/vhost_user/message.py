@@ -173,6 +173,17 @@ class Header:
             )
         return cls(request, flags, size)
 
+    @classmethod
+    def unpack_reply(cls, data: bytes) -> Header:
+        """As `unpack`, for what a backend answers. Errors: ProtocolError when it is no answer."""
+        number, flags, size = HEADER.unpack(data)
+        if not flags & FLAG_REPLY or size > MAX_PAYLOAD_BYTES:
+            raise ProtocolError(f"no reply: request {number}, flags {flags:#x}, {size} bytes")
+        try:
+            return cls(Request(number), flags, size)
+        except ValueError:
+            raise ProtocolError(f"a reply to unknown request {number}") from None
+
     def check_fds(self, count: int) -> None:
         least, most = _FDS.get(self.request, (0, 0))
         if not least <= count <= most:

@@ -1,0 +1,235 @@
+"""The service's side of a worker's control socket, and of its keeper's.
+
+A worker may be replaced under a request: the connection is made again and the request repeated. Every operation here may
+be repeated: reads name their offset, and writes carry a token that the devices remember across workers.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from rayos_vmm.worker import packet
+from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET
+
+#: Seconds until a successor must answer; a fork takes milliseconds.
+RECONNECT_TIMEOUT: Final = 10.0
+
+
+class WorkerError(Exception):
+    """The worker refused a request; `code` is for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class WorkerGone(Exception):
+    """No worker answers any more: the VM's keeper has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One picture: `height` rows of `stride` bytes, pixels as BGRX."""
+
+    width: int
+    height: int
+    stride: int
+    pixels: bytes
+    serial: int
+
+
+class PacketClient:
+    """One connection, one request at a time; made again when the other end was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sock: trio.socket.SocketType | None = None
+        self._lock = trio.Lock()
+        self._next_id = 0
+
+    async def call(
+        self, op: str, data: bytes = b"", **fields: Any
+    ) -> tuple[dict[str, Any], bytes, list[int]]:
+        """The answer's fields, bytes and descriptors (the caller's to close).
+
+        Errors: WorkerError when it was refused, WorkerGone when nobody answers for RECONNECT_TIMEOUT. A cancelled
+        call closes the connection, so that its late answer meets nobody.
+        """
+        async with self._lock:
+            self._next_id += 1
+            request = packet.encode({"id": self._next_id, "op": op, **fields}, data)
+            while True:
+                try:
+                    head, body, fds = await self._exchange(request)
+                    break
+                except (OSError, EOFError):
+                    self.close()
+                except BaseException:
+                    self.close()
+                    raise
+        if "error" in head:
+            raise WorkerError(head["error"], head.get("message", head["error"]))
+        return head, body, fds
+
+    async def _exchange(self, request: bytes) -> tuple[dict[str, Any], bytes, list[int]]:
+        if self._sock is None:
+            self._sock = await self._connect()
+        await self._sock.send(request)
+        while True:
+            data, ancillary, _, _ = await self._sock.recvmsg(
+                packet.MAX_PACKET_BYTES, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
+            )
+            if not data:
+                raise EOFError
+            fds = array.array("i")
+            for _, _, content in ancillary:
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+            head, body = packet.decode(data)
+            if head.get("id") == self._next_id:
+                return head, body, list(fds)
+            for fd in fds:
+                os.close(fd)
+
+    async def _connect(self) -> trio.socket.SocketType:
+        """Connect; while no worker listens yet the kernel queues us, so only a missing socket is a reason to wait."""
+        deadline = trio.current_time() + RECONNECT_TIMEOUT
+        while True:
+            sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                await sock.connect(str(self._path))
+                return sock
+            except OSError as error:
+                sock.close()
+                if trio.current_time() > deadline or not self._path.exists():
+                    raise WorkerGone(f"no worker answers on {self._path}: {error}") from error
+                await trio.sleep(0.02)
+            except BaseException:
+                sock.close()
+                raise
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+class WorkerClient:
+    """Every operation on the devices of one running VM. `run_dir` is the VM's."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / CONTROL_SOCKET
+        self._client = PacketClient(self._path)
+
+    async def stats(self) -> dict[str, Any]:
+        """Counters by device name."""
+        head, _, _ = await self._client.call("stats")
+        stats: dict[str, Any] = head["stats"]
+        return stats
+
+    async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None:
+        """Queue evdev events (type, code, value) for "keyboard", "mouse" or "tablet"."""
+        await self._client.call("inject", device=device, events=events, token=_token())
+
+    async def ports(self) -> list[dict[str, Any]]:
+        """The console's ports: port, name, guest_open."""
+        head, _, _ = await self._client.call("console.ports")
+        ports: list[dict[str, Any]] = head["ports"]
+        return ports
+
+    async def console_write(self, port: int, data: bytes) -> None:
+        """Type `data` into a port; waits for room as long as the guest takes. Nothing is lost or doubled."""
+        client = PacketClient(self._path)
+        try:
+            while data:
+                chunk = data[: packet.MAX_DATA_BYTES]
+                head, _, _ = await client.call("console.write", chunk, port=port, token=_token())
+                data = data[head["accepted"] :]
+        finally:
+            client.close()
+
+    async def console_resize(self, port: int, columns: int, rows: int) -> None:
+        await self._client.call("console.resize", port=port, columns=columns, rows=rows)
+
+    @asynccontextmanager
+    async def console_stream(
+        self, port: int, *, since: int | None = None
+    ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
+        """(offset, bytes) as the guest writes them; `since` 0 replays what is kept, None starts now.
+
+        An offset larger than the end of the chunk before tells that the ring was too small for so slow a reader.
+        """
+        client = PacketClient(self._path)
+        try:
+            start = since
+            if start is None:
+                head, _, _ = await client.call("console.read", port=port, offset=None)
+                start = head["total"]
+            yield _chunks(client, port, start)
+        finally:
+            client.close()
+
+    async def screenshot(self) -> Frame:
+        """The picture on scanout 0 now."""
+        head, _, fds = await self._client.call("gpu.frame")
+        with os.fdopen(fds[0], "rb") as file:
+            file.seek(0)
+            pixels = file.read()
+        return Frame(head["width"], head["height"], head["stride"], pixels, head["serial"])
+
+    async def wait_damage(self, after_serial: int) -> int:
+        """The serial of the first picture newer than `after_serial`."""
+        client = PacketClient(self._path)
+        try:
+            head, _, _ = await client.call("gpu.wait", after=after_serial)
+            return int(head["serial"])
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+async def _chunks(client: PacketClient, port: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+    while True:
+        head, data, _ = await client.call("console.read", port=port, offset=offset)
+        yield head["offset"], data
+        offset = head["offset"] + len(data)
+
+
+def _token() -> int:
+    """Names a write, so that its repetition is recognised."""
+    return secrets.randbits(63) | 1
+
+
+class KeeperClient:
+    """Asks a VM's keeper."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._client = PacketClient(run_dir / KEEPER_SOCKET)
+
+    async def status(self) -> dict[str, Any]:
+        """pid, worker_pid, restarts, degraded, connected (device names)."""
+        head, _, _ = await self._client.call("status")
+        return head
+
+    async def kill_worker(self) -> int:
+        """Kill the worker with SIGKILL, as a test of everything above; returns the pid it had."""
+        head, _, _ = await self._client.call("kill_worker")
+        return int(head["worker_pid"])
+
+    async def quit(self) -> None:
+        """End worker and keeper."""
+        await self._client.call("quit")
+
+    def close(self) -> None:
+        self._client.close()

@@ -1,0 +1,207 @@
+"""The worker's control socket: what the service asks of the devices of a running VM.
+
+Each packet is one request ``{"id", "op", ...}`` and gets one answer ``{"id", ...}`` or ``{"id", "error", "message"}``. Waiting is a
+late answer: `console.read` at the end of the output, `console.write` without room and `gpu.wait` answer when there is something to
+say, so nobody polls.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from devices.console.backend import ConsoleBackend
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
+
+from devices.backend import Backend
+from devices.loop import Loop
+from rayos_vmm.worker import packet
+
+#: Connections, and unanswered requests of all of them: the service needs a handful.
+MAX_CLIENTS: Final = 16
+MAX_WAITING: Final = 256
+
+_B = TypeVar("_B", bound=Backend)
+
+
+class Refused(Exception):
+    """A request that cannot be done; `code` is for programs, the text for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+#: None: not yet; else the answer's fields, its bytes and its descriptors.
+Answer = tuple[dict[str, Any], bytes, list[int]] | None
+
+
+class Control:
+    """Serves the listening socket `control` on the loop."""
+
+    def __init__(self, loop: Loop, control: socket.socket, backends: Sequence[Backend]) -> None:
+        self._loop = loop
+        self._control = control
+        self._backends = {backend.name: backend for backend in backends}
+        self._clients: dict[int, socket.socket] = {}
+        self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
+        self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
+            "stats": self._stats,
+            "inject": self._inject,
+            "console.write": self._console_write,
+            "console.read": self._console_read,
+            "console.resize": self._console_resize,
+            "console.ports": self._console_ports,
+            "gpu.frame": self._gpu_frame,
+            "gpu.wait": self._gpu_wait,
+        }
+        control.setblocking(False)
+        loop.register(control.fileno(), self._accept)
+        self._retrying = False
+        for backend in backends:
+            if isinstance(backend, ConsoleBackend):
+                backend.on_output = backend.on_room = self._something_happened
+            elif isinstance(backend, GpuBackend):
+                backend.on_damage = self._something_happened
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _ = self._control.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            sock.close()
+            return
+        sock.setblocking(False)
+        fd = sock.fileno()
+        self._clients[fd] = sock
+        self._loop.register(fd, lambda _events: self._receive(fd))
+
+    def _receive(self, fd: int) -> None:
+        sock = self._clients[fd]
+        try:
+            data = sock.recv(packet.MAX_PACKET_BYTES)
+            head, payload = packet.decode(data) if data else ({}, b"")
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            data, head, payload = b"", {}, b""
+        if not data or not self._answer(fd, head, payload):
+            self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        self._loop.unregister(fd)
+        self._clients.pop(fd).close()
+        self._waiting = [entry for entry in self._waiting if entry[0] != fd]
+
+    def _answer(self, fd: int, head: dict[str, Any], payload: bytes) -> bool:
+        """Answer now or keep the request; False when the client does not take its answers."""
+        try:
+            operation = self._operations.get(head.get("op", ""))
+            if operation is None:
+                raise Refused("unknown_operation", f"known: {', '.join(self._operations)}")
+            answer = operation(head, payload)
+        except (KeyError, TypeError) as error:
+            answer = {"error": "bad_request", "message": f"missing or wrong field: {error}"}, b"", []
+        except Refused as error:
+            answer = {"error": error.code, "message": str(error)}, b"", []
+        if answer is None:
+            if len(self._waiting) >= MAX_WAITING:
+                return False
+            self._waiting.append((fd, head, payload))
+            return True
+        fields, data, fds = answer
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            reply = packet.encode({"id": head.get("id"), **fields}, data)
+            self._clients[fd].sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        finally:
+            for extra in fds:
+                os.close(extra)
+        return True
+
+    def _something_happened(self, _what: int = 0) -> None:
+        if self._waiting and not self._retrying:
+            self._retrying = True
+            self._loop.call_soon(self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        waiting, self._waiting = self._waiting, []
+        for fd, head, payload in waiting:
+            if fd in self._clients and not self._answer(fd, head, payload):
+                self._close(fd)
+
+    # -- operations ----------------------------------------------------------------------------------------------
+
+    def _find(self, name: str, kind: type[_B]) -> _B:
+        backend = self._backends.get(name)
+        if not isinstance(backend, kind):
+            known = [n for n, candidate in self._backends.items() if isinstance(candidate, kind)]
+            raise Refused("no_such_device", f"no device {name!r}; there are: {', '.join(known) or 'none'}")
+        return backend
+
+    def _console(self, head: dict[str, Any]) -> tuple[ConsoleBackend, int]:
+        console = self._find(head.get("device", "console"), ConsoleBackend)
+        port = head["port"]
+        count = len(console.ports())
+        if not isinstance(port, int) or not 0 <= port < count:
+            raise Refused("no_such_port", f"no port {port!r}: 0 to {count - 1} are there")
+        return console, port
+
+    def _stats(self, _head: dict[str, Any], _data: bytes) -> Answer:
+        return {"stats": {name: backend.snapshot() for name, backend in self._backends.items()}}, b"", []
+
+    def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
+        device = self._find(head["device"], InputBackend)
+        device.inject([(int(t), int(c), int(v)) for t, c, v in head["events"]])
+        return {}, b"", []
+
+    def _console_write(self, head: dict[str, Any], data: bytes) -> Answer:
+        console, port = self._console(head)
+        accepted = console.write(port, data)
+        if accepted == 0 and data:
+            return None
+        return {"accepted": accepted}, b"", []
+
+    def _console_read(self, head: dict[str, Any], _data: bytes) -> Answer:
+        console, port = self._console(head)
+        total = console.total(port)
+        offset = total if head["offset"] is None else int(head["offset"])
+        if offset >= total:
+            if head.get("wait", True) and head["offset"] is not None:
+                return None
+            return {"offset": total, "total": total}, b"", []
+        start, data = console.read(port, offset, packet.MAX_DATA_BYTES)
+        return {"offset": start, "total": total}, data, []
+
+    def _console_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
+        console, port = self._console(head)
+        console.resize(port, int(head["columns"]), int(head["rows"]))
+        return {}, b"", []
+
+    def _console_ports(self, head: dict[str, Any], _data: bytes) -> Answer:
+        return {"ports": self._find(head.get("device", "console"), ConsoleBackend).ports()}, b"", []
+
+    def _gpu_frame(self, head: dict[str, Any], _data: bytes) -> Answer:
+        frame = self._find(head.get("device", "gpu"), GpuBackend).frame()
+        fd = os.memfd_create("rayos-frame", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(fd), "wb") as file:
+            file.write(frame.pixels)
+        fields = {
+            "width": frame.width,
+            "height": frame.height,
+            "stride": frame.stride,
+            "serial": frame.serial,
+        }
+        return fields, b"", [fd]
+
+    def _gpu_wait(self, head: dict[str, Any], _data: bytes) -> Answer:
+        serial = self._find(head.get("device", "gpu"), GpuBackend).damage_serial
+        return ({"serial": serial}, b"", []) if serial > int(head["after"]) else None

@@ -1,0 +1,123 @@
+"""Start a VM's keeper from the service, or find it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
+from rayos_vmm.worker.spec import Device, WorkerSpec, device_socket
+
+#: Seconds a keeper has to load its code and bind its sockets, on a machine with 64 guests.
+START_TIMEOUT: Final = 30.0
+
+
+class KeeperFailed(Exception):
+    """The keeper did not start; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """A running keeper. `pid` and the run directory are what a later service needs to find it."""
+
+    pid: int
+    run_dir: Path
+
+    def socket(self, device: str) -> Path:
+        """Where QEMU connects for a device."""
+        return self.run_dir / device_socket(device)
+
+    def chardev_socket(self, device: str, port: int) -> Path:
+        return self.run_dir / f"{device}.{port}.sock"
+
+    def worker(self) -> WorkerClient:
+        return WorkerClient(self.run_dir)
+
+    def client(self) -> KeeperClient:
+        return KeeperClient(self.run_dir)
+
+
+async def start_keeper(vm: str, run_dir: Path, devices: Sequence[Device], log: Path) -> Keeper:
+    """Start a keeper that inherits the devices' descriptors; the caller may close its own afterwards.
+
+    `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
+    Errors: KeeperFailed. Cancellation kills it and leaves its sockets for the caller to remove with the directory.
+    """
+    spec = WorkerSpec(vm=vm, run_dir=str(run_dir), devices=tuple(devices))
+    fds = [device.fd for device in devices if device.fd >= 0]
+    with log.open("ab") as log_file:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-P", "-m", "rayos_vmm.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        with trio.fail_after(START_TIMEOUT):
+            async with process.stdin, process.stdout:
+                await process.stdin.send_all(msgspec.json.encode(spec))
+                await process.stdin.aclose()
+                line = b""
+                while not line.endswith(b"\n"):
+                    chunk = await process.stdout.receive_some()
+                    if not chunk:
+                        raise KeeperFailed(_last_words(log))
+                    line += chunk
+        json.loads(line)
+    except trio.TooSlowError:
+        process.kill()
+        raise KeeperFailed(f"the keeper of {vm} was not ready in {START_TIMEOUT:.0f} s") from None
+    except BaseException:
+        process.kill()
+        raise
+    return Keeper(process.pid, run_dir)
+
+
+async def stop_keeper(keeper: Keeper) -> None:
+    """End the keeper and its worker, kindly and then not; returns when the process is gone."""
+    try:
+        pidfd = os.pidfd_open(keeper.pid)
+    except ProcessLookupError:
+        return
+    try:
+        client = keeper.client()
+        with trio.move_on_after(2.0):
+            try:
+                await client.quit()
+            except (WorkerGone, OSError):
+                pass
+            await trio.lowlevel.wait_readable(pidfd)
+            return
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with trio.move_on_after(5.0):
+            await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        client.close()
+        os.close(pidfd)
+        _reap(keeper.pid)
+
+
+def _reap(pid: int) -> None:
+    """Collect our child; a keeper that an earlier service started is somebody else's."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"the keeper ended: {lines[-1]}" if lines else "the keeper ended without a word"

@@ -1,0 +1,115 @@
+"""The worker: serves every device of one VM on one thread. It opens nothing; all it has was handed to it.
+
+It may be killed between any two instructions. What its successor must know is in guest memory, in the keeper's transcript
+and in the devices' state stores (devices/state.py), never only here.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import socket
+from typing import Any
+
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
+
+from devices.backend import Backend
+from devices.blk.backend import BlkBackend
+from devices.blk.store import RawStore
+from devices.loop import Loop
+from devices.net.backend import NetBackend
+from devices.net.port import TapPort
+from devices.vhost_user.connection import Connection
+from rayos_vmm.worker import packet
+from rayos_vmm.worker.control import Control
+from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory
+from rayos_vmm.worker.spec import Device, WorkerSpec
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """The backends, and the link on which the keeper hands over connections."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        link: socket.socket,
+        control: socket.socket,
+        memory: list[DeviceMemory],
+        chardevs: list[list[socket.socket]],
+    ) -> None:
+        self.loop = Loop()
+        self._link = link
+        self.backends = [
+            build(device, held, self.loop) for device, held in zip(spec.devices, memory, strict=True)
+        ]
+        link.setblocking(False)
+        self.loop.register(link.fileno(), self._link_ready)
+        self._control = Control(self.loop, control, self.backends)
+
+    def _link_ready(self, _events: int) -> None:
+        try:
+            data, ancillary, _, _ = self._link.recvmsg(
+                packet.MAX_PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        if not data:
+            self.loop.stop()  # the keeper is gone, and QEMU's sockets with it
+            return
+        fds = array.array("i")
+        for _, _, content in ancillary:
+            fds.frombytes(content[:4])
+        head, _ = packet.decode(data)
+        self._connect(int(head["device"]), socket.socket(fileno=fds[0]), resume=bool(head["resume"]))
+
+    def _connect(self, index: int, sock: socket.socket, *, resume: bool) -> None:
+        def closed(reason: str) -> None:
+            log.info("session of %s ended: %s", self.backends[index].name, reason)
+            self._tell({"op": "dropped", "device": index, "reason": reason})
+
+        Connection(sock, self.backends[index], self.loop, closed, resume=resume)
+
+    def _tell(self, head: dict[str, Any]) -> None:
+        self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)
+
+
+def build(device: Device, memory: DeviceMemory, loop: Loop) -> Backend:
+    """The backend of one device, in the state its predecessor left."""
+    state = memory.store()
+    match device.kind:
+        case "blk":
+            store = RawStore(device.fd, read_only=device.read_only)
+            return BlkBackend(device.name, loop, store, serial=device.serial, quota_bytes=device.quota_bytes)
+        case "net":
+            rate = device.rate_bytes_per_second
+            return NetBackend(device.name, loop, TapPort(device.fd), rate_bytes_per_second=rate)
+        case "input":
+            return InputBackend(
+                device.name, loop, device.input_kind, state=state, queue_limit=device.queue_limit
+            )
+        case "gpu":
+            return GpuBackend(
+                device.name,
+                loop,
+                width=device.width,
+                height=device.height,
+                quota_bytes=device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES,
+                heap_fd=memory.bulk_fd,
+                state=state,
+            )
+        case "console":
+            return build_console(device, memory, loop)
+
+
+def run_worker(
+    spec: WorkerSpec,
+    link: socket.socket,
+    control: socket.socket,
+    memory: list[DeviceMemory],
+    chardevs: list[list[socket.socket]],
+) -> None:
+    """Serve until the keeper closes the link."""
+    Worker(spec, link, control, memory, chardevs).loop.run()

@@ -1,0 +1,54 @@
+"""The shared memory of a device that outlives its worker: crash-exact state, console history, GPU pixels."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from devices.console.backend import ConsoleBackend
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
+
+from devices.state import StateStore
+from rayos_vmm.worker.spec import Device
+
+DEFAULT_GPU_QUOTA_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Descriptors of memfds, -1 where the device keeps nothing of the kind."""
+
+    state_fd: int = -1
+    bulk_fd: int = -1
+    state_bytes: int = 0
+
+    @classmethod
+    def create(cls, device: Device) -> DeviceMemory:
+        match device.kind:
+            case "console":
+                bulk = ConsoleBackend.history_bytes(len(device.ports))
+                return cls(
+                    _memfd(device, "state"), _memfd(device, "history", bulk), ConsoleBackend.STATE_BYTES
+                )
+            case "input":
+                return cls(_memfd(device, "state"), -1, InputBackend.STATE_BYTES)
+            case "gpu":
+                quota = device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
+                return cls(_memfd(device, "state"), _memfd(device, "pixels", quota), GpuBackend.STATE_BYTES)
+            case _:
+                return cls()
+
+    @property
+    def fds(self) -> list[int]:
+        return [fd for fd in (self.state_fd, self.bulk_fd) if fd >= 0]
+
+    def store(self) -> StateStore | None:
+        return StateStore(self.state_fd, self.state_bytes) if self.state_fd >= 0 else None
+
+
+def _memfd(device: Device, what: str, size_bytes: int = 0) -> int:
+    fd = os.memfd_create(f"rayos-{device.name}-{what}")
+    if size_bytes:
+        os.ftruncate(fd, size_bytes)
+    return fd

@@ -1,0 +1,50 @@
+"""What a worker serves, as JSON between the service, the keeper and the worker. Descriptors are numbers in the keeper."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device. `name` is unique in the VM; the socket for QEMU is `<name>.sock` in the VM's run directory."""
+
+    kind: Literal["blk", "net", "gpu", "input", "console"]
+    name: str
+    #: blk: the image; net: the tap.
+    fd: int = -1
+    #: blk
+    read_only: bool = False
+    serial: str = ""
+    #: blk: storage; gpu: memory of all resources. Bytes.
+    quota_bytes: int | None = None
+    #: net, each direction.
+    rate_bytes_per_second: float | None = None
+    #: input
+    input_kind: Literal["keyboard", "mouse", "tablet"] = "keyboard"
+    queue_limit: int = 64
+    #: gpu, pixels
+    width: int = 1280
+    height: int = 800
+    #: console: names of the ports; port 0 is the console.
+    ports: tuple[str, ...] = ("",)
+    #: console, where QEMU has no vhost-user console: one `<name>.<port>.sock` a port for its chardevs.
+    chardev: bool = False
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a keeper needs to know. `run_dir` exists and is private to the VM."""
+
+    vm: str
+    run_dir: str
+    devices: tuple[Device, ...]
+
+
+CONTROL_SOCKET = "worker.sock"
+KEEPER_SOCKET = "keeper.sock"
+
+
+def device_socket(name: str) -> str:
+    """The file name of the vhost-user socket of a device."""
+    return f"{name}.sock"
