@@ -185,7 +185,7 @@ class Header:
             raise ProtocolError(f"a reply to unknown request {number}") from None
 
     def check_fds(self, count: int) -> None:
-        least, most = _FDS.get(self.request, (0, 0))
+        least, most = (0, 0) if self.flags & FLAG_REPLY else _FDS.get(self.request, (0, 0))
         if not least <= count <= most:
             raise ProtocolError(
                 f"{self.request.name} with {count} descriptors: {least} to {most} are allowed"

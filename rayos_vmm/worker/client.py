@@ -1,7 +1,7 @@
 """The service's side of a worker's control socket, and of its keeper's.
 
-A worker may be replaced under a request: the connection is made again and the request repeated. Every operation here may
-be repeated: reads name their offset, and writes carry a token that the devices remember across workers.
+A worker may be replaced under a request: the connection is made again and the request repeated. Every operation here
+may be repeated: reads name their offset, and writes carry a token that the devices remember across workers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The worker's control socket: what the service asks of the devices of a running VM.
 
-Each packet is one request ``{"id", "op", ...}`` and gets one answer ``{"id", ...}`` or ``{"id", "error", "message"}``. Waiting is a
-late answer: `console.read` at the end of the output, `console.write` without room and `gpu.wait` answer when there is something to
-say, so nobody polls.
+Each packet is one request ``{"id", "op", ...}`` and gets one answer ``{"id", ...}`` or ``{"id", "error", "message"}``.
+Waiting is a late answer: `console.read` at the end of the output, `console.write` without room and `gpu.wait` answer
+when there is something to say, so nobody polls.
 """
 
 from __future__ import annotations

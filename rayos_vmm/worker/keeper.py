@@ -1,9 +1,10 @@
 """The keeper: holds everything that must outlive a worker, and starts the next one.
 
-It owns the sockets QEMU is connected to (through relays), the image and tap descriptors, and the memfds in which devices keep
-their state. It parses nothing a guest wrote. A worker is a fork of it: the code is loaded, the descriptors are there, so a
-successor serves within milliseconds. A worker that dies again and again within MIN_LIFE seconds is restarted with
-growing pauses; after DEGRADED_AFTER such deaths the VM is reported degraded, and restarts go on at the longest pause.
+It owns the sockets QEMU is connected to (through relays), the image and tap descriptors, and the memfds in which
+devices keep their state. It parses nothing a guest wrote. A worker is a fork of it: the code is loaded, the descriptors
+are there, so a successor serves within milliseconds. A worker that dies again and again within MIN_LIFE seconds is
+restarted with growing pauses; after DEGRADED_AFTER such deaths the VM is reported degraded, and restarts go on at the
+longest pause.
 
 When QEMU has left and no service is connected for LINGER seconds, the keeper ends: nobody will come back.
 """

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -95,10 +96,8 @@ async def stop_keeper(keeper: Keeper) -> None:
     try:
         client = keeper.client()
         with trio.move_on_after(2.0):
-            try:
+            with suppress(WorkerGone, OSError):
                 await client.quit()
-            except (WorkerGone, OSError):
-                pass
             await trio.lowlevel.wait_readable(pidfd)
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -112,10 +111,8 @@ async def stop_keeper(keeper: Keeper) -> None:
 
 def _reap(pid: int) -> None:
     """Collect our child; a keeper that an earlier service started is somebody else's."""
-    try:
+    with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
 
 
 def _last_words(log: Path) -> str:

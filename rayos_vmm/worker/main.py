@@ -1,7 +1,7 @@
 """The worker: serves every device of one VM on one thread. It opens nothing; all it has was handed to it.
 
-It may be killed between any two instructions. What its successor must know is in guest memory, in the keeper's transcript
-and in the devices' state stores (devices/state.py), never only here.
+It may be killed between any two instructions. What its successor must know is in guest memory, in the keeper's
+transcript and in the devices' state stores (devices/state.py), never only here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a worker serves, as JSON between the service, the keeper and the worker. Descriptors are numbers in the keeper."""
+"""What a worker serves, as JSON from the service to the keeper. Descriptors are numbers in the keeper."""
 
 from __future__ import annotations
 
