@@ -1,0 +1,1 @@
+"""What runs inside the guest, and the host's side of speaking with it."""
