@@ -1,0 +1,95 @@
+"""A binding: one address and the client it was given to (RFC 2131, 2.2 and 4.3.1).
+
+Invariant: bindings are values; every change makes a new one, so one that waits for the disk is not changed
+meanwhile.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address
+from typing import Final
+
+FOREVER: Final = float("inf")
+
+
+class State(Enum):
+    """What an address is in."""
+
+    OFFERED = "offered"  # held for a client that was sent an OFFER; not on disk
+    BOUND = "bound"  # leased: the ACK was sent, or waits for the disk
+    RELEASED = "released"  # given back; remembered, so that the client gets the same again
+    EXPIRED = "expired"  # ran out; remembered likewise
+    DECLINED = "declined"  # somebody else uses it: not handed out until it expires
+
+
+ACTIVE: Final = frozenset((State.OFFERED, State.BOUND))
+FREE: Final = frozenset((State.RELEASED, State.EXPIRED))
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One address and its client. `expires` and `since` are in seconds since the epoch; `port` is where it
+    lives.
+    """
+
+    ip: int
+    client: bytes  # the key: see client_key
+    hardware: bytes  # 6 bytes
+    client_id: bytes | None
+    host_name: str | None
+    state: State
+    expires: float
+    since: float
+    port: str = ""
+
+    @property
+    def address(self) -> IPv4Address:
+        """The address."""
+        return IPv4Address(self.ip)
+
+    @property
+    def mac(self) -> str:
+        """The client's hardware address, like ``52:59:00:00:00:01``."""
+        return self.hardware.hex(":")
+
+    def changed(self, state: State, expires: float) -> "Binding":
+        """The same binding in another state."""
+        return Binding(
+            self.ip,
+            self.client,
+            self.hardware,
+            self.client_id,
+            self.host_name,
+            state,
+            expires,
+            self.since,
+            self.port,
+        )
+
+
+def client_key(client_id: bytes | None, hardware: bytes) -> bytes:
+    """What identifies a client: its client identifier, else htype and hardware address (RFC 2131, 4.2).
+
+    The identifier made of type 1 and the hardware address is the same client as one that sends none, so iPXE
+    or firmware without an identifier and the system it boots share a lease. An RFC 4361 identifier is
+    another client.
+    """
+    return client_id if client_id else b"\x01" + hardware
+
+
+class EventKind(Enum):
+    """What happened to a lease."""
+
+    BOUND = "bound"
+    RENEWED = "renewed"
+    RELEASED = "released"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEvent:
+    """A change of a lease, told after it is on stable storage."""
+
+    kind: EventKind
+    binding: Binding
