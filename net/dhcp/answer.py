@@ -5,6 +5,7 @@ ones; the relay agent information is last and as it came.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
@@ -45,8 +46,9 @@ class Reply:
 class Answers:
     """Builds the replies of one subnet; the constant part of the options is encoded once."""
 
-    def __init__(self, config: SubnetConfig) -> None:
+    def __init__(self, config: SubnetConfig, host_names: Mapping[str, str]) -> None:
         self.config = config
+        self._host_names = host_names
         self.server = int(config.server)
         self._values = _subnet_values(config)
         self._default_list = bytes(
@@ -78,7 +80,7 @@ class Answers:
             options.append((Code.CLIENT_ID, client_id))
         asked = request.options.get(55, self._default_list)
         options += self._asked(asked)
-        name = self.config.host_names.get(request.chaddr.hex(":")) if self.config.host_names else None
+        name = self._host_names.get(request.chaddr.hex(":")) if self._host_names else None
         if name is not None and Code.HOST_NAME in asked:
             options.append((Code.HOST_NAME, name.encode()))
         if boot is not None:

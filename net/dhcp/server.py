@@ -88,7 +88,8 @@ class Server:
         self.config = subnet
         self.pools = [Pool(one) for one in (subnet, *remote)]
         self.counters: dict[str, int] = {}
-        self._answers = {id(pool): Answers(pool.config) for pool in self.pools}
+        self._host_names = dict(subnet.host_names)
+        self._answers = {id(pool): Answers(pool.config, self._host_names) for pool in self.pools}
         self._probing: dict[int, _Probing] = {}
         self._probed: dict[int, float] = {}
         self._buckets = Buckets(subnet.limits.requests_per_second, subnet.limits.burst)
@@ -123,6 +124,7 @@ class Server:
             return self._drop("no_subnet")
         match kind:
             case MessageType.DISCOVER:
+                self._count("discover")
                 return self._discover(pool, request, source, now)
             case MessageType.REQUEST:
                 return self._request(pool, request, source, now)
@@ -178,6 +180,13 @@ class Server:
                 return self._freed(pool, binding, now)
         return []
 
+    def set_host_name(self, mac: str, name: str) -> None:
+        """The name that the client with this MAC is given from now on; "" for none."""
+        if name:
+            self._host_names[mac] = name
+        else:
+            self._host_names.pop(mac, None)
+
     def _pool_for(self, request: Message, source: Source) -> Pool | None:
         # RFC 3527 and RFC 3011 before giaddr; a relay is believed only from the configured networks.
         own = self.pools[0]
@@ -195,7 +204,6 @@ class Server:
         return next((one for one in self.pools if one.contains(at)), None)
 
     def _discover(self, pool: Pool, request: Message, source: Source, now: float) -> list[Action]:
-        self._count("discover")
         config = pool.config
         client = client_key(request.options.get(61), request.chaddr)
         if not self._make_room(pool, client, source, now):

@@ -1,0 +1,117 @@
+"""Raw sockets on one link: DHCP datagrams and ARP with a kernel filter in front (packet(7), socket(7)).
+
+Invariant: a socket receives only frames that came in on its link for this host or for all (no VLAN tag, no
+fragment), and its filter is set before it is bound, so nothing slips in first. Closing is the caller's.
+"""
+
+import ctypes
+import errno
+import socket
+import struct
+from typing import Final
+
+SO_ATTACH_FILTER: Final = 26
+SO_RCVBUFFORCE: Final = 33
+ETH_P_IP: Final = 0x0800
+ETH_P_ARP: Final = 0x0806
+RECEIVE_BUFFER_SIZE: Final = 4 << 20  # a burst of 1000 clients exceeds the default
+
+_ANCILLARY: Final = 0xFFFFF000  # SKF_AD_OFF: what the kernel knows beside the bytes
+_PACKET_TYPE: Final = _ANCILLARY + 4  # 0 to us, 1 broadcast, above: multicast, others', outgoing
+_VLAN_PRESENT: Final = _ANCILLARY + 48
+_LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
+_LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
+_LOAD_HALF_INDEXED: Final = 0x48  # BPF_LD | BPF_H | BPF_IND
+_LOAD_IP_LENGTH: Final = 0xB1  # BPF_LDX | BPF_B | BPF_MSH
+_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_GREATER: Final = 0x25  # BPF_JMP | BPF_JGT | BPF_K
+_ANY_BIT: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+_RETURN: Final = 0x06  # BPF_RET | BPF_K
+
+_Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+
+
+class LinkGone(OSError):
+    """The link does not exist (any more)."""
+
+
+def open_dhcp(link: str, port: int) -> socket.socket:
+    """A non-blocking socket that receives UDP datagrams to `port` on `link` as whole frames, and sends
+    frames.
+
+    Raises LinkGone when there is no such link, OSError (EPERM) without CAP_NET_RAW.
+    """
+    program: list[_Instruction] = [
+        (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
+        (_GREATER, 10, 0, 1),
+        (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
+        (_EQUAL, 0, 8, 0),
+        (_LOAD_HALF, 0, 0, 20),
+        (_ANY_BIT, 6, 0, 0x3FFF),  # more fragments, or not the first
+        (_LOAD_BYTE, 0, 0, 23),
+        (_EQUAL, 0, 4, 17),
+        (_LOAD_IP_LENGTH, 0, 0, 14),
+        (_LOAD_HALF_INDEXED, 0, 0, 16),
+        (_EQUAL, 0, 1, port),
+        (_RETURN, 0, 0, 0xFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+    return _open(link, ETH_P_IP, program)
+
+
+def open_arp(link: str) -> socket.socket:
+    """A non-blocking socket that receives ARP on `link` as whole frames, and sends frames. Raises as
+    open_dhcp.
+    """
+    program: list[_Instruction] = [
+        (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
+        (_GREATER, 3, 0, 1),
+        (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
+        (_EQUAL, 0, 1, 0),
+        (_RETURN, 0, 0, 0xFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+    return _open(link, ETH_P_ARP, program)
+
+
+def hardware_address(sock: socket.socket) -> bytes:
+    """The hardware address of the link that the packet socket is bound to."""
+    return bytes(sock.getsockname()[4])
+
+
+def enlarge(sock: socket.socket) -> None:
+    """Give the socket a large receive buffer, as large as we are allowed to."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_SIZE)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_SIZE)
+
+
+def refuse_input(sock: socket.socket) -> None:
+    """Let the socket receive nothing: it holds a port and sends."""
+    _attach(sock, [(_RETURN, 0, 0, 0)])
+
+
+def _open(link: str, protocol: int, program: list[_Instruction]) -> socket.socket:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        _attach(sock, program)
+        enlarge(sock)
+        sock.bind((link, protocol))
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            raise LinkGone(error.errno, f"there is no link {link}") from error
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _attach(sock: socket.socket, program: list[_Instruction]) -> None:
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)  # struct sock_filter
+    keep = ctypes.create_string_buffer(code)
+    sock.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(keep))
+    )

@@ -1,0 +1,396 @@
+"""The DHCP server on a real link: packet sockets, clock and disk around `net.dhcp.server` (trio).
+
+Invariant: an ACK leaves only after its lease is on stable storage; ACKs that come together share one sync
+(group commit), and while a sync runs others are received and offered. The receive loop awaits nothing but
+the socket.
+
+Datagrams are received by a packet socket, which sees the sender's hardware address and needs no address on
+either side; an ordinary UDP socket holds port 67 and sends to relay agents and to clients that answer ARP
+(RFC 2131, 4.1).
+"""
+
+import argparse
+import errno
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from net.dhcp import frame, packet_socket
+from net.dhcp.answer import BROADCAST, Reply, Route
+from net.dhcp.binding import Binding, LeaseEvent
+from net.dhcp.clock import Clock
+from net.dhcp.config import ConfigError, Limits, SubnetConfig
+from net.dhcp.packet_socket import LinkGone
+from net.dhcp.ports import Ports
+from net.dhcp.server import Action, Commit, Probe, Send, Server, Source, Tell
+from net.dhcp.store import LeaseStore, StoreError
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64  # datagrams handled before other tasks get a turn
+PENDING_MAX: Final = 4096  # ACKs that may wait for the disk; beyond, requests are dropped and come again
+_LOG_EVERY_SECONDS: Final = 10.0
+
+
+class DhcpError(RuntimeError):
+    """The DHCP server can't start or go on; the text says why and what to do."""
+
+
+class DhcpService:
+    """A running server, as `serve_dhcp` hands it out. Call it from the trio thread."""
+
+    def __init__(
+        self, link: str, server: Server, store: LeaseStore, events: Callable[[LeaseEvent], None] | None
+    ) -> None:
+        self.link = link
+        self._server = server
+        self._store = store
+        self._events = events
+        self._clock = Clock()
+        self._pending: list[Commit] = []
+        self._has_pending = trio.Event()
+        self._armed: float | None = None
+        self._timer_changed = trio.Event()
+        self._logged: dict[str, float] = {}
+        self._udp: socket.socket
+        self._raw: socket.socket
+        self._arp: socket.socket
+        self._ports: Ports
+        self._hardware = b""
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often each thing happened since the start (a copy)."""
+        return dict(self._server.counters)
+
+    def leases(self) -> list[Binding]:
+        """All bindings by address, also offered, released, expired and quarantined ones."""
+        return self._server.leases()
+
+    def reserve(self, mac: str, address: IPv4Address, *, host_name: str = "") -> None:
+        """Keep `address` for `mac` from now on; it wins over a lease that another client has, at that one's
+        renewal.
+
+        Raises ConfigError when either does not fit the subnet.
+        """
+        config = self._server.config
+        config.check_reservation(mac, address)
+        self._server.pools[0].reserve(bytes.fromhex(mac.replace(":", "")), int(address))
+        if host_name:
+            self._server.set_host_name(mac, host_name)
+
+    def unreserve(self, mac: str) -> bool:
+        """Give up the reservation of `mac`; return whether there was one. Its lease goes on."""
+        self._server.set_host_name(mac, "")
+        return self._server.pools[0].unreserve(bytes.fromhex(mac.replace(":", "")))
+
+    def release(self, address: IPv4Address) -> bool:
+        """Take the lease of `address` back; return whether there was one. Its client is refused when it
+        renews.
+        """
+        actions = self._server.release(int(address), self._clock.now())
+        self._perform(actions)
+        return bool(actions)
+
+    def open(self, stack: ExitStack) -> None:
+        """Open the sockets. Raises DhcpError with what is in the way."""
+        config = self._server.config
+        try:
+            self._raw = stack.enter_context(packet_socket.open_dhcp(self.link, frame.SERVER_PORT))
+            self._arp = stack.enter_context(packet_socket.open_arp(self.link))
+            self._ports = stack.enter_context(Ports(self.link))
+            self._udp = stack.enter_context(
+                socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            )
+            packet_socket.refuse_input(self._udp)
+            self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.link.encode())
+            self._udp.bind((str(config.server), frame.SERVER_PORT))
+        except LinkGone as error:
+            raise DhcpError(f"DHCP on {self.link}: {error.strerror}") from error
+        except OSError as error:
+            raise DhcpError(f"DHCP on {self.link}: {_why(error, config)}") from error
+        self._hardware = packet_socket.hardware_address(self._raw)
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises DhcpError when the link is removed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive)
+                nursery.start_soon(self._receive_arp)
+                nursery.start_soon(self._run_timer)
+                nursery.start_soon(self._commit)
+        except BaseExceptionGroup as group:
+            raise _single(group) from group
+
+    async def _receive(self) -> None:
+        raw, server, clock, ports = self._raw, self._server, self._clock, self._ports
+        config = server.config
+        own = int(config.server)
+        everyone = (BROADCAST, int(config.network.broadcast_address))
+        while True:
+            await trio.lowlevel.wait_readable(raw)
+            now = clock.now()
+            for _ in range(BATCH):
+                try:
+                    data = raw.recv(65535)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    self._link_trouble(error)
+                    break
+                seen = frame.datagram(data, frame.SERVER_PORT)
+                if seen is None or (seen.destination != own and seen.destination not in everyone):
+                    server.counters["drop_not_for_us"] = server.counters.get("drop_not_for_us", 0) + 1
+                    continue
+                source = Source(ports.of(seen.hardware, now), seen.destination == own)
+                self._perform(server.receive(seen.payload, source, now))
+            self._arm()
+
+    async def _receive_arp(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._arp)
+            for _ in range(BATCH):
+                try:
+                    seen = frame.arp(self._arp.recv(2048))
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    self._link_trouble(error)
+                    break
+                if seen is not None and seen.sender:
+                    self._perform(self._server.conflict(seen.sender, seen.sender_hardware, self._clock.now()))
+            self._arm()
+
+    async def _run_timer(self) -> None:
+        while True:
+            self._timer_changed = trio.Event()
+            self._armed = self._server.deadline()
+            wait = float("inf") if self._armed is None else max(0.0, self._armed - self._clock.now())
+            with trio.move_on_after(wait):
+                await self._timer_changed.wait()
+            self._perform(self._server.handle_timer(self._clock.now()))
+
+    def _arm(self) -> None:
+        deadline = self._server.deadline()
+        if deadline is not None and (self._armed is None or deadline < self._armed):
+            self._timer_changed.set()
+
+    async def _commit(self) -> None:
+        while True:
+            await self._has_pending.wait()
+            self._has_pending = trio.Event()
+            batch, self._pending = self._pending, []
+            try:
+                await trio.to_thread.run_sync(self._store.write, [one.binding for one in batch])
+            except StoreError as error:
+                # No ACK for these: the clients ask again. What they hold from before stays valid.
+                self._count("store_failures")
+                self._log_seldom("Leases could not be stored", error=str(error), leases=len(batch))
+                continue
+            self._count("commits")
+            for one in batch:
+                if one.reply is not None:
+                    self._send(one.reply)
+                if one.event is not None and self._events is not None:
+                    self._events(one.event)
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(reply):
+                    self._send(reply)
+                case Commit():
+                    if len(self._pending) >= PENDING_MAX:
+                        self._count("drop_commit_queue_full")
+                        continue
+                    self._pending.append(action)
+                    self._has_pending.set()
+                case Probe(ip):
+                    self._transmit(self._arp, frame.arp_frame(self._hardware, 0, ip))
+                case Tell(event):
+                    if self._events is not None:
+                        self._events(event)
+
+    def _send(self, reply: Reply) -> None:
+        if reply.route is Route.RELAY or reply.route is Route.UNICAST:
+            port = frame.SERVER_PORT if reply.route is Route.RELAY else frame.CLIENT_PORT
+            try:
+                self._udp.sendto(reply.data, (str(IPv4Address(reply.ip)), port))
+            except OSError as error:
+                self._send_failed(error)
+            return
+        own = int(self._server.config.server)
+        self._transmit(
+            self._raw,
+            frame.udp_frame(
+                self._hardware,
+                reply.hardware,
+                own,
+                reply.ip,
+                frame.SERVER_PORT,
+                frame.CLIENT_PORT,
+                reply.data,
+            ),
+        )
+
+    def _transmit(self, sock: socket.socket, data: bytes) -> None:
+        try:
+            sock.send(data)
+        except OSError as error:
+            self._send_failed(error)
+
+    def _send_failed(self, error: OSError) -> None:
+        # As on a lossy wire: the client asks again.
+        self._count("send_failures")
+        self._log_seldom("A DHCP reply could not be sent", error=str(error.strerror))
+
+    def _link_trouble(self, error: OSError) -> None:
+        try:
+            socket.if_nametoindex(self.link)
+        except OSError:
+            raise DhcpError(f"DHCP on {self.link}: the link was removed") from error
+        self._log_seldom("The link of the DHCP server is down", error=str(error.strerror))
+
+    def _count(self, what: str) -> None:
+        self._server.counters[what] = self._server.counters.get(what, 0) + 1
+
+    def _log_seldom(self, message: str, **fields: object) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(message, -_LOG_EVERY_SECONDS) >= _LOG_EVERY_SECONDS:
+            self._logged[message] = now
+            log.warning(message, extra={"link": self.link, **fields})
+
+
+async def serve_dhcp(
+    link: str,
+    subnet: SubnetConfig,
+    *,
+    store: Path,
+    events: Callable[[LeaseEvent], None] | None = None,
+    remote: tuple[SubnetConfig, ...] = (),
+    task_status: trio.TaskStatus[DhcpService] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve DHCP for `subnet` on `link` until cancelled; with nursery.start() the DhcpService is the result.
+
+    `store` is the lease file, made when absent. `events` is called in the trio thread after each stored
+    change. `remote` are subnets behind relay agents. Closes everything it opened; after cancellation no
+    unsent ACK stays behind. Raises DhcpError when the link is missing or removed, not permitted, or the
+    lease file is in use.
+    """
+    server = Server(subnet, remote=remote)
+    with ExitStack() as stack:
+        try:
+            leases = stack.enter_context(LeaseStore(store))
+        except StoreError as error:
+            raise DhcpError(str(error)) from error
+        if leases.set_aside is not None:
+            log.warning("The lease file was damaged and is set aside", extra={"path": str(leases.set_aside)})
+        server.restore(leases.read())
+        service = DhcpService(link, server, leases, events)
+        service.open(stack)
+        task_status.started(service)
+        await service.run()
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    # The one error of several tasks that the caller can act on; anything else goes on as it is.
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, DhcpError) else group
+
+
+def _why(error: OSError, config: SubnetConfig) -> str:
+    match error.errno:
+        case errno.EPERM | errno.EACCES:
+            return "not permitted; CAP_NET_RAW and CAP_NET_BIND_SERVICE (or root) are needed"
+        case errno.EADDRNOTAVAIL:
+            return f"the host has no address {config.server}; give it to the link first"
+        case errno.EADDRINUSE:
+            return "another server has port 67; stop it or bind it to its own link"
+    return str(error.strerror)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve one link until SIGINT or SIGTERM, printing an event per line as JSON; return the exit status."""
+    parser = argparse.ArgumentParser(prog="rayos dhcp serve", description="A DHCP server for one link.")
+    parser.add_argument("--link", required=True, help="the link to serve; it must have the server's address")
+    parser.add_argument("--subnet", required=True, type=IPv4Interface, metavar="ADDRESS/PREFIX")
+    parser.add_argument("--store", type=Path, default=Path("leases.db"), help="lease file (%(default)s)")
+    parser.add_argument("--pool", type=_range, action="append", default=[], metavar="FIRST-LAST")
+    parser.add_argument("--lease-seconds", type=int, default=3600, metavar="N")
+    parser.add_argument("--router", type=IPv4Address)
+    parser.add_argument("--dns", type=IPv4Address, action="append", default=[])
+    parser.add_argument("--domain")
+    parser.add_argument("--relay", type=IPv4Network, action="append", default=[], help="believe relays here")
+    parser.add_argument("--rapid-commit", action="store_true")
+    parser.add_argument("--no-limits", action="store_true", help="no bounds per port: for load tests")
+    parser.add_argument("--no-probe", action="store_true", help="no ARP probe before a first offer")
+    parser.add_argument("--quiet", action="store_true", help="print no events")
+    options = parser.parse_args(argv)
+    try:
+        subnet = SubnetConfig(
+            options.subnet.network,
+            options.subnet.ip,
+            tuple(options.pool),
+            lease_seconds=options.lease_seconds,
+            router=options.router,
+            dns=tuple(options.dns),
+            domain=options.domain,
+            relays=tuple(options.relay),
+            rapid_commit=options.rapid_commit,
+            probe_seconds=0.0 if options.no_probe else 0.1,
+            limits=Limits.none() if options.no_limits else Limits(),
+        )
+    except ConfigError as error:
+        print(f"rayos dhcp serve: {error}", file=sys.stderr)
+        return 2
+    events = None if options.quiet else _print_event
+    serve = partial(serve_dhcp, options.link, subnet, store=options.store, events=events)
+    try:
+        trio.run(_serve_until_signal, serve)
+    except DhcpError as error:
+        print(f"rayos dhcp serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve_until_signal(serve: Callable[..., Awaitable[object]]) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        try:
+            async with trio.open_nursery() as nursery:
+                service: DhcpService = await nursery.start(serve)
+                print(json.dumps({"event": "serving", "link": service.link}), flush=True)
+                async for _ in signals:
+                    print(json.dumps({"event": "stopped", "counters": service.counters}), flush=True)
+                    nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _single(group) from group
+
+
+def _print_event(event: LeaseEvent) -> None:
+    lease = event.binding
+    fields = {"event": event.kind.value, "address": str(lease.address), "mac": lease.mac}
+    print(json.dumps({**fields, "host_name": lease.host_name, "port": lease.port}), flush=True)
+
+
+def _range(text: str) -> tuple[IPv4Address, IPv4Address]:
+    first, _, last = text.partition("-")
+    return IPv4Address(first), IPv4Address(last or first)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Two network namespaces and a veth pair between them: a server side, which the test itself is in, and a client side.
+
+Everything that a test makes in there disappears with the namespaces.
+"""
+
+import ctypes
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """`server_link` with `address` is in this thread's namespace, `client_link` in the namespace `client`."""
+
+    directory: Path
+    client: str
+    address: IPv4Interface
+    server_link: str = "s0"
+    client_link: str = "c0"
+
+    def in_client(self, argv: Sequence[str], *, mount_namespace: bool = False) -> list[str]:
+        """The command line that runs `argv` in the client's namespace (and in mounts of its own)."""
+        unshare = ["unshare", "-m"] if mount_namespace else []
+        return ["nsenter", f"--net=/run/netns/{self.client}", *unshare, *argv]
+
+    def run(self, argv: Sequence[str], *, timeout_s: float = 30.0) -> str:
+        """Run a command in the client's namespace; return what it printed, fail on a status other than 0."""
+        done = subprocess.run(
+            self.in_client(argv), capture_output=True, text=True, timeout=timeout_s, cwd=self.directory
+        )
+        assert done.returncode == 0, f"{argv}: status {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+
+@contextmanager
+def open_lab(directory: Path, address: str = "10.77.0.1/16") -> Iterator[Lab]:
+    """A lab; the calling thread is in the server's namespace meanwhile."""
+    client = f"labc{uuid.uuid4().hex[:8]}"
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _ip("netns", "add", client)
+    try:
+        _check(_libc.unshare(CLONE_NEWNET))
+        _ip("link", "set", "lo", "up")
+        _ip("link", "add", "s0", "type", "veth", "peer", "name", "c0", "netns", client)
+        _ip("address", "add", address, "dev", "s0")
+        _ip("link", "set", "s0", "up")
+        _ip("-n", client, "link", "set", "lo", "up")
+        _ip("-n", client, "link", "set", "c0", "up")
+        yield Lab(directory, client, IPv4Interface(address))
+    finally:
+        _check(_libc.setns(home, CLONE_NEWNET))
+        os.close(home)
+        _ip("netns", "delete", client)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
