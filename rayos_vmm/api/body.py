@@ -1,0 +1,106 @@
+"""Request bodies: JSON that means one thing only, of a bounded size.
+
+Invariant: what passes has been read the same way by every JSON reader (RFC 8259, 4 and 8): UTF-8 without
+lone surrogates, no name twice in an object, no NaN or Infinity, nesting of at most `DEPTH_MAXIMUM`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from rayos_vmm.config.load import explain
+from rayos_vmm.errors import Invalid, RayosError
+
+JSON_MAXIMUM_BYTES: Final = 1 << 20
+FILE_MAXIMUM_BYTES: Final = 256 << 20  # the service takes a file in one piece
+DEPTH_MAXIMUM: Final = 64
+
+T = TypeVar("T")
+
+
+class Malformed(RayosError):
+    """The body is not JSON that could be understood in one way."""
+
+    code = "malformed"
+    status = 400
+
+
+class TooLarge(RayosError):
+    """The body exceeds what the endpoint takes."""
+
+    code = "too_large"
+    status = 413
+
+
+async def read_limited(request: Request, maximum_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLarge: it announces, or turns out to have, more than `maximum_bytes`; the rest is not read.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and (len(announced) > 19 or int(announced) > maximum_bytes):
+        raise TooLarge(f"a body of {announced[:19]} bytes exceeds the {maximum_bytes} that are allowed here")
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > maximum_bytes:
+                raise TooLarge(f"the body exceeds the {maximum_bytes} bytes that are allowed here")
+    except ClientDisconnect:
+        raise Malformed("the client left before its body was complete") from None
+    return bytes(body)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Malformed(f"the name {twice[:80]!r} appears more than once in an object")
+    return seen
+
+
+def _not_a_number(constant: str) -> NoReturn:
+    raise Malformed(f"{constant} is not JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEPTH_MAXIMUM):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise Malformed(f"the JSON is nested deeper than {DEPTH_MAXIMUM} levels")
+
+
+def decode(body: bytes, type_: type[T]) -> T:
+    """The body as `type_`.
+
+    Raises:
+        Malformed: not JSON, or ambiguous.
+        Invalid: JSON of another shape; the message has the key's path.
+    """
+    try:
+        data = json.loads(body.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_not_a_number)
+        _check_depth(data)
+        # Not from `data`: its strings may hold lone surrogates and its numbers infinities; these bytes may not.
+        return msgspec.json.decode(body, type=type_)
+    except UnicodeDecodeError as error:
+        raise Malformed(f"byte {error.start} of the body is not UTF-8") from None
+    except RecursionError:
+        raise Malformed(f"the JSON is nested deeper than {DEPTH_MAXIMUM} levels") from None
+    except msgspec.ValidationError as error:
+        raise Invalid(explain(error, data=data)) from None
+    except (ValueError, msgspec.DecodeError) as error:
+        # ValueError: json.JSONDecodeError, and integers longer than Python converts.
+        raise Malformed(f"the body is not JSON: {error}") from None

@@ -1,0 +1,315 @@
+"""The client of the API: what every front end (command line, tests, pytest fixture) uses.
+
+Invariant: an answer that is not a success is raised as the same `RayosError` class that the service raised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+import trio
+
+from rayos_vmm import errors
+from rayos_vmm.api.exchange import Answer, Broken, Unreachable, open_exchange
+from rayos_vmm.api.types import Error
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.vm.view import Event, ExecResult, VmView
+
+CONNECT_TIMEOUT_S: Final = 5.0
+CLOSE_TIMEOUT_S: Final = 0.5
+# The service keeps the time limits of what it does; beyond them the client allows for the way.
+MARGIN_S: Final = 15.0
+DEFAULT_TIMEOUT_S: Final = 180.0
+
+_CLASSES: Final = {
+    class_.code: class_
+    for class_ in (
+        errors.NotFound,
+        errors.Conflict,
+        errors.Invalid,
+        errors.GuestGone,
+        errors.Timeout_,
+        errors.Busy,
+    )
+}
+_BY_STATUS: Final = {
+    404: errors.NotFound,
+    409: errors.Conflict,
+    400: errors.Invalid,
+    413: errors.Invalid,
+    422: errors.Invalid,
+    502: errors.GuestGone,
+    504: errors.Timeout_,
+}
+
+
+def _target(path: str, query: Mapping[str, str | int | float] | None) -> str:
+    return f"/v1{path}?{urlencode(query)}" if query else f"/v1{path}"
+
+
+def _vm(name: str) -> str:
+    return f"/vms/{quote(name, safe='')}"
+
+
+class NoDaemon(errors.RayosError):
+    """Nothing answers on the socket."""
+
+    code = "no_daemon"
+    status = 503
+
+
+def to_error(status: int, body: bytes) -> errors.RayosError:
+    """The error that an answer carries."""
+    try:
+        said = msgspec.json.decode(body, type=Error).error
+    except msgspec.DecodeError:
+        return errors.RayosError(f"the daemon answered {status} without a reason")
+    class_ = _CLASSES.get(said.code) or _BY_STATUS.get(status, errors.RayosError)
+    return class_(said.message, hint=said.hint, code=said.code)
+
+
+class Client:
+    """One daemon, over its socket; a connection for each call. Methods raise what the service raises, and NoDaemon."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+
+    @contextmanager
+    def _explained(self, method: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except Unreachable as error:
+            raise NoDaemon(
+                f"no daemon answers on {self._socket_path} ({error})",
+                hint="start one with `rayos serve`; `rayos run` starts one by itself",
+            ) from None
+        except Broken as error:
+            raise NoDaemon(
+                f"the daemon went away during {method} {path}: {error}",
+                hint="guests go on without it; `rayos serve` starts another that adopts them",
+            ) from None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: bytes = b"",
+        query: Mapping[str, str | int | float] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> bytes:
+        """The answer's body. `body` travels as JSON, `content` as it is."""
+        content = msgspec.json.encode(body) if body is not None else content
+        try:
+            with self._explained(method, path), trio.fail_after(timeout_s):
+                async with open_exchange(self._socket_path, method, _target(path, query), content) as answer:
+                    received = await answer.read_all()
+        except trio.TooSlowError:
+            raise errors.Timeout_(
+                f"the daemon did not answer {method} {path} within {timeout_s:g} s"
+            ) from None
+        if not 200 <= answer.status < 300:
+            raise to_error(answer.status, received)
+        return received
+
+    async def _view(self, method: str, path: str, **options: Any) -> VmView:
+        return msgspec.json.decode(await self.request(method, path, **options), type=VmView)
+
+    async def info(self) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode(await self.request("GET", "/info"))
+        return found
+
+    async def create(self, spec: VmSpec, *, start: bool = False) -> VmView:
+        return await self._view("POST", "/vms", body={"spec": spec, "start": start})
+
+    async def machines(self) -> list[VmView]:
+        body = await self.request("GET", "/vms")
+        return msgspec.json.decode(body, type=dict[str, list[VmView]])["vms"]
+
+    async def get(self, name: str) -> VmView:
+        return await self._view("GET", f"{_vm(name)}")
+
+    async def act(self, name: str, verb: str) -> VmView:
+        """`verb` is start, kill, pause, resume or reset."""
+        return await self._view("POST", f"{_vm(name)}/{verb}")
+
+    async def stop(self, name: str, *, timeout_s: float = 20.0) -> VmView:
+        body = {"timeout_s": timeout_s}
+        return await self._view("POST", f"{_vm(name)}/stop", body=body, timeout_s=timeout_s + MARGIN_S)
+
+    async def remove(self, name: str) -> None:
+        await self.request("DELETE", f"{_vm(name)}")
+
+    async def wait(self, name: str, condition: str, *, timeout_s: float = 60.0) -> VmView:
+        query = {"for": condition, "timeout_s": timeout_s}
+        return await self._view("GET", f"{_vm(name)}/wait", query=query, timeout_s=timeout_s + MARGIN_S)
+
+    async def exec(self, name: str, command: str | list[str], *, timeout_s: float = 60.0) -> ExecResult:
+        body = {"command": command, "timeout_s": timeout_s}
+        answer = await self.request("POST", f"{_vm(name)}/exec", body=body, timeout_s=timeout_s + MARGIN_S)
+        return msgspec.json.decode(answer, type=ExecResult)
+
+    async def read_file(self, name: str, path: str) -> bytes:
+        return await self.request("GET", f"{_vm(name)}/files", query={"path": path})
+
+    async def write_file(self, name: str, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        await self.request("PUT", f"{_vm(name)}/files", query={"path": path, "mode": mode}, content=data)
+
+    async def screenshot(self, name: str) -> bytes:
+        return await self.request("GET", f"{_vm(name)}/screenshot")
+
+    async def type_text(self, name: str, text: str) -> None:
+        await self.request("POST", f"{_vm(name)}/type", body={"text": text})
+
+    async def send_key(self, name: str, combo: str) -> None:
+        await self.request("POST", f"{_vm(name)}/key", body={"combo": combo})
+
+    async def pointer(self, name: str, x: float, y: float, buttons: tuple[str, ...] = ()) -> None:
+        await self.request("POST", f"{_vm(name)}/pointer", body={"x": x, "y": y, "buttons": buttons})
+
+    async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        body = {"command": command, "arguments": arguments}
+        return msgspec.json.decode(await self.request("POST", f"{_vm(name)}/qmp", body=body))["return"]
+
+    async def stats(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/stats"))
+        return found
+
+    async def leases(self) -> Any:
+        return msgspec.json.decode(await self.request("GET", "/dhcp/leases"))["leases"]
+
+    async def console_log(self, name: str, port: int) -> bytes:
+        return await self.request("GET", f"{_vm(name)}/console/log", query={"port": port})
+
+    async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
+        body = {"port": port, "columns": columns, "rows": rows}
+        await self.request("POST", f"{_vm(name)}/console/size", body=body)
+
+    @asynccontextmanager
+    async def events(self, since: int | None = None) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events past `since`, live; the request is open once the block is entered. Ends with the daemon."""
+        query = {} if since is None else {"since": since}
+        with self._explained("GET", "/events"):
+            async with open_exchange(self._socket_path, "GET", _target("/events", query)) as answer:
+                if answer.status != 200:
+                    raise to_error(answer.status, await answer.read_all())
+                yield _Events(answer)
+
+    @asynccontextmanager
+    async def console(self, name: str, port: int, *, since: int | None = None) -> AsyncIterator[Console]:
+        """A console, open for both ways."""
+        from trio_websocket import (
+            ConnectionRejected,
+            HandshakeError,
+            wrap_client_stream,
+        )  # slow, rarely needed
+
+        path = f"/v1{_vm(name)}/console?port={port}" + ("" if since is None else f"&since={since}")
+        try:
+            stream = await trio.open_unix_socket(self._socket_path)
+        except OSError as error:
+            with self._explained("GET", path):
+                raise Unreachable(error.strerror) from None
+        try:
+            with _alone():
+                async with trio.open_nursery() as nursery, stream:
+                    with trio.fail_after(CONNECT_TIMEOUT_S):
+                        socket = await wrap_client_stream(nursery, stream, "rayos", path)
+                    try:
+                        yield Console(socket)
+                    finally:
+                        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+                            scope.shield = True
+                            await socket.aclose()
+                        nursery.cancel_scope.cancel()
+        except ConnectionRejected as error:
+            raise to_error(error.status_code, error.body or b"") from None
+        except (HandshakeError, trio.TooSlowError) as error:
+            raise errors.GuestGone(f"the console of {name} did not open: {error!r}") from None
+
+
+class Console:
+    """One console of one guest."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+        self.offset = 0
+
+    async def write(self, data: bytes) -> None:
+        """Input for the guest. Raises GuestGone when the console has ended."""
+        from trio_websocket import ConnectionClosed
+
+        try:
+            await self._socket.send_message(data)
+        except ConnectionClosed:
+            raise errors.GuestGone("the console has ended") from None
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """The size of the terminal. Raises GuestGone when the console has ended."""
+        from trio_websocket import ConnectionClosed
+
+        try:
+            await self._socket.send_message(json.dumps({"columns": columns, "rows": rows}))
+        except ConnectionClosed:
+            raise errors.GuestGone("the console has ended") from None
+
+    async def read(self) -> bytes:
+        """The next bytes the guest wrote; empty once the console has ended. `offset` is then behind them.
+
+        Raises:
+            GuestGone: the daemon closed it with a reason.
+        """
+        from trio_websocket import ConnectionClosed
+
+        while True:
+            try:
+                message = await self._socket.get_message()
+            except ConnectionClosed as error:
+                reason = error.reason
+                if reason is not None and reason.code == 1008:
+                    raise errors.GuestGone(str(reason.reason or "the console was closed")) from None
+                return b""
+            if isinstance(message, bytes):
+                self.offset += len(message)
+                return message
+            self.offset = int(json.loads(message)["offset"])
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """An error that a nursery wrapped, and that was the only one, comes out as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+class _Events:
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._lines: list[bytes] = []
+        self._rest = b""
+
+    def __aiter__(self) -> _Events:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._lines:
+            try:
+                piece = await self._answer.read()
+            except Broken:
+                piece = b""
+            if not piece:
+                raise StopAsyncIteration
+            *self._lines, self._rest = (self._rest + piece).split(b"\n")
+        return msgspec.json.decode(self._lines.pop(0), type=Event)

@@ -1,0 +1,37 @@
+"""What happens, as it happens: one JSON object a line, with sequence numbers to resume from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final, cast
+
+import msgspec
+from starlette.responses import StreamingResponse
+
+from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
+from rayos_vmm.api.types import EventsQuery
+from rayos_vmm.vm.view import Event
+
+
+async def _events(call: Call) -> StreamingResponse:
+    events = cast("AsyncGenerator[Event, None]", call.service.events(call.query.since))
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        async with aclosing(events):
+            async for event in events:
+                yield msgspec.json.encode(event) + b"\n"
+
+    return StreamingResponse(lines(), media_type=NDJSON)
+
+
+ENDPOINTS: Final = (
+    Endpoint(
+        "GET",
+        "/v1/events",
+        _events,
+        "Events, one JSON object a line, without end",
+        query=EventsQuery,
+        media=NDJSON,
+    ),
+)

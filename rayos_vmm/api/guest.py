@@ -1,0 +1,69 @@
+"""Operations inside one guest: its screen, keys, commands, files, and QEMU's own monitor."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rayos_vmm.api.body import FILE_MAXIMUM_BYTES, read_limited
+from rayos_vmm.api.endpoint import BYTES, PNG, Call, Endpoint
+from rayos_vmm.api.types import ConsoleSize, Exec, FileQuery, Key, Pointer, PutQuery, Qmp, QmpReturn, Type
+from rayos_vmm.vm.view import ExecResult
+
+
+async def _screenshot(call: Call) -> bytes:
+    return await call.service.screenshot(call.name)
+
+
+async def _type(call: Call) -> None:
+    await call.service.type_text(call.name, call.body.text)
+
+
+async def _key(call: Call) -> None:
+    await call.service.send_key(call.name, call.body.combo)
+
+
+async def _pointer(call: Call) -> None:
+    await call.service.pointer(call.name, call.body.x, call.body.y, call.body.buttons)
+
+
+async def _size(call: Call) -> None:
+    await call.service.console_resize(call.name, call.body.port, call.body.columns, call.body.rows)
+
+
+async def _exec(call: Call) -> ExecResult:
+    return await call.service.exec(call.name, call.body.command, call.body.timeout_s)
+
+
+async def _read(call: Call) -> bytes:
+    return await call.service.read_file(call.name, call.query.path)
+
+
+async def _write(call: Call) -> None:
+    data = await read_limited(call.request, FILE_MAXIMUM_BYTES)
+    await call.service.write_file(call.name, call.query.path, data, call.query.mode)
+
+
+async def _qmp(call: Call) -> QmpReturn:
+    return QmpReturn(return_=await call.service.qmp(call.name, call.body.command, call.body.arguments))
+
+
+_VM: Final = "/v1/vms/{name}"
+ENDPOINTS: Final = (
+    Endpoint("GET", f"{_VM}/screenshot", _screenshot, "What the display shows", media=PNG),
+    Endpoint("POST", f"{_VM}/type", _type, "Type text on the keyboard", body=Type, is_long=True),
+    Endpoint("POST", f"{_VM}/key", _key, "Press keys together", body=Key),
+    Endpoint("POST", f"{_VM}/pointer", _pointer, "Move the pointer, hold buttons", body=Pointer),
+    Endpoint("POST", f"{_VM}/console/size", _size, "Resize a console", body=ConsoleSize),
+    Endpoint(
+        "POST",
+        f"{_VM}/exec",
+        _exec,
+        "Run a command by the agent",
+        body=Exec,
+        answers=ExecResult,
+        is_long=True,
+    ),
+    Endpoint("GET", f"{_VM}/files", _read, "Read a file", query=FileQuery, media=BYTES, is_long=True),
+    Endpoint("PUT", f"{_VM}/files", _write, "Write a file", query=PutQuery, body_media=BYTES),
+    Endpoint("POST", f"{_VM}/qmp", _qmp, "A QMP command", body=Qmp, answers=QmpReturn, is_long=True),
+)

@@ -1,0 +1,142 @@
+"""What travels: the bodies, queries and answers of the API. The OpenAPI document is made from these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.vm.view import VmView
+
+Port = Annotated[int, Meta(ge=0, le=31, description="console port; 0 is the shell")]
+Seconds = Annotated[float, Meta(gt=0, le=86400, description="time limit in seconds")]
+
+
+class Create(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A machine to define, and whether to start it at once."""
+
+    spec: VmSpec
+    start: bool = False
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the guest may take to power down before QEMU is told to quit."""
+
+    timeout_s: Seconds = 20.0
+
+
+class Type(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Text to type on the guest's keyboard."""
+
+    text: Annotated[str, Meta(max_length=65536)]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys to press together, such as `ctrl-alt-delete`."""
+
+    combo: Annotated[str, Meta(min_length=1, max_length=200, examples=["ctrl-alt-delete"])]
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the tablet points, as a share of the display, and the buttons held; none releases all."""
+
+    x: Annotated[float, Meta(ge=0, le=1)]
+    y: Annotated[float, Meta(ge=0, le=1)]
+    buttons: Annotated[list[Literal["left", "right", "middle"]], Meta(max_length=3)] = []
+
+
+class ConsoleSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The size of the terminal at the other end of a console."""
+
+    port: Port = 0
+    columns: Annotated[int, Meta(ge=1, le=65535)]
+    rows: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A command for the guest: a line for its shell, or words that no shell touches."""
+
+    command: (
+        Annotated[str, Meta(min_length=1, max_length=65536)]
+        | Annotated[list[str], Meta(min_length=1, max_length=1024)]
+    )
+    timeout_s: Seconds = 60.0
+
+
+class Qmp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A QMP command; see the QEMU QMP Reference Manual."""
+
+    command: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$", examples=["query-status"])]
+    arguments: dict[str, Any] | None = None
+
+
+class QmpReturn(msgspec.Struct, frozen=True, kw_only=True):
+    """What QEMU returned."""
+
+    return_: Any = msgspec.field(name="return")
+
+
+class VmList(msgspec.Struct, frozen=True, kw_only=True):
+    """All machines, by name."""
+
+    vms: list[VmView]
+
+
+class Leases(msgspec.Struct, frozen=True, kw_only=True):
+    """The addresses that our DHCP server has given out."""
+
+    leases: list[dict[str, Any]]
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong (`code` for programs), and what to do about it (`hint` may be empty)."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class PortQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which console."""
+
+    port: Port = 0
+
+
+class StreamQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which console, and from where: 0 replays what is kept, absent means from now on."""
+
+    port: Port = 0
+    since: Annotated[int, Meta(ge=0)] | None = None
+
+
+class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From which event on: `since` was the last one seen, absent means from now on."""
+
+    since: Annotated[int, Meta(ge=0)] | None = None
+
+
+class FileQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file in the guest."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/")]
+
+
+class PutQuery(FileQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file in the guest, and its permission bits when it is written (decimal)."""
+
+    mode: Annotated[int, Meta(ge=0, le=0o7777)] = 0o644
+
+
+class WaitQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to wait for, and how long."""
+
+    for_: Literal["ready", "running", "stopped"] = msgspec.field(name="for", default="ready")
+    timeout_s: Seconds = 60.0

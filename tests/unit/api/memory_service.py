@@ -1,0 +1,147 @@
+"""A service without guests: the API's contract with `Service`, in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.errors import Conflict, NotFound, Timeout_
+from rayos_vmm.events import EventLog
+from rayos_vmm.vm.history import History
+from rayos_vmm.vm.view import Event, ExecResult, VmState, VmView
+
+
+class MemoryService:
+    """Machines are views; a console says back what it is told; `exec` returns its own command."""
+
+    def __init__(self) -> None:
+        self.machines: dict[str, VmView] = {}
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.consoles: dict[tuple[str, int], History] = {}
+        self.sizes: list[tuple[str, int, int, int]] = []
+        self.log = EventLog()
+        self.clients = 0
+        self.nobody = trio.Event()
+        self.cancelled = trio.Event()
+
+    async def info(self) -> dict[str, Any]:
+        return {"version": "0", "event_seq": self.log.last}
+
+    def _find(self, name: str) -> VmView:
+        if name not in self.machines:
+            raise NotFound(f"there is no machine {name!r}", hint="`rayos ps` lists them")
+        return self.machines[name]
+
+    def _become(self, name: str, state: VmState) -> VmView:
+        self.machines[name] = msgspec.structs.replace(self._find(name), state=state)
+        self.log.publish("vm.state", name, state=str(state))
+        return self.machines[name]
+
+    async def define(self, spec: VmSpec) -> VmView:
+        if spec.name in self.machines:
+            raise Conflict(f"the name {spec.name!r} is taken")
+        self.machines[spec.name] = VmView(spec=spec, state=VmState.DEFINED)
+        for port in range(3):
+            self.consoles[spec.name, port] = History()
+        return self.machines[spec.name]
+
+    async def start(self, name: str) -> VmView:
+        return self._become(name, VmState.RUNNING)
+
+    async def stop(self, name: str, timeout_s: float = 20.0) -> VmView:
+        self.consoles[name, 0].close()
+        return self._become(name, VmState.STOPPED)
+
+    async def kill(self, name: str) -> VmView:
+        return await self.stop(name)
+
+    async def pause(self, name: str) -> VmView:
+        return self._become(name, VmState.PAUSED)
+
+    async def resume(self, name: str) -> VmView:
+        return self._become(name, VmState.RUNNING)
+
+    async def reset(self, name: str) -> VmView:
+        return self._find(name)
+
+    async def remove(self, name: str) -> None:
+        self._find(name)
+        del self.machines[name]
+
+    async def get(self, name: str) -> VmView:
+        return self._find(name)
+
+    async def list(self) -> Any:
+        return list(self.machines.values())
+
+    async def console_write(self, name: str, port: int, data: bytes) -> None:
+        self.consoles[name, port].write(data)
+
+    @contextlib.asynccontextmanager
+    async def console_stream(
+        self, name: str, port: int, since: int | None = None
+    ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
+        self._find(name)
+        yield self.consoles[name, port].follow(since)
+
+    async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
+        self.sizes.append((name, port, columns, rows))
+
+    async def type_text(self, name: str, text: str) -> None:
+        self.consoles[name, 0].write(text.encode())
+
+    async def send_key(self, name: str, combo: str) -> None:
+        self._find(name)
+
+    async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
+        self._find(name)
+
+    async def screenshot(self, name: str) -> bytes:
+        self._find(name)
+        return b"\x89PNG"
+
+    async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        return {"command": command, "arguments": arguments}
+
+    async def exec(self, name: str, command: str | Sequence[str], timeout_s: float = 60.0) -> ExecResult:
+        if command == "sleep":
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.cancelled.set()
+        return ExecResult(exit_status=3, stdout=str(command).encode(), stderr=b"\xff")
+
+    async def read_file(self, name: str, path: str) -> bytes:
+        if (name, path) not in self.files:
+            raise NotFound(f"{path} does not exist in the guest")
+        return self.files[name, path]
+
+    async def write_file(self, name: str, path: str, data: bytes, mode: int = 0o644) -> None:
+        self.files[name, path] = data
+
+    async def stats(self, name: str) -> dict[str, Any]:
+        raise RuntimeError("a bug")
+
+    async def leases(self) -> Any:
+        return []
+
+    def events(self, since: int | None = None) -> AsyncIterator[Event]:
+        return self.log.follow(since)
+
+    async def wait(self, name: str, condition: str, timeout_s: float = 60.0) -> VmView:
+        raise Timeout_(f"{name} was not {condition} within {timeout_s} s")
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[None]:
+        self.clients += 1
+        try:
+            yield
+        finally:
+            self.clients -= 1
+            if not self.clients:
+                self.nobody.set()
