@@ -1,114 +1,477 @@
 """The service: every operation that a front end can ask for, in one class.
 
-The API layer translates HTTP to these calls and nothing else; see `errors.py` for what they raise.
+The API layer translates HTTP to these calls and nothing else; see `errors.py` for what they raise. Invariant:
+killing this process kills no guest; the next service finds them in the store and takes them over.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Literal
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from importlib.metadata import version
+from typing import Any, Final, Literal
 
+import trio
+
+from rayos_vmm.config.host import check_host, check_shape, read_host
+from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.vm.view import Event, ExecResult, VmView
+from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
+from rayos_vmm.events import EventLog
+from rayos_vmm.paths import Paths
+from rayos_vmm.service_open import Parts, open_parts
+from rayos_vmm.vm import seat
+from rayos_vmm.vm.agent import Agent
+from rayos_vmm.vm.build import House
+from rayos_vmm.vm.hardware import Hardware
+from rayos_vmm.vm.lifecycle import LifeEvent
+from rayos_vmm.vm.machine import SERIAL_PORT, Machine
+from rayos_vmm.vm.record import Record
+from rayos_vmm.vm.run import adopt_machine, run_machine
+from rayos_vmm.vm.view import Event, ExecResult, ExitReason, VmState, VmView
 
 Condition = Literal["ready", "running", "stopped"]
+STOP_TIMEOUT_S: Final = 20.0
+_END_TIMEOUT_S: Final = 20.0
+_Life = Callable[[Machine, House], Awaitable[None]]
 
 
 class Service:
+    """Use `open_service`. Every method may be called from any trio task of the same run."""
+
+    def __init__(
+        self, parts: Parts, house: House, jobs: trio.MemorySendChannel[tuple[_Life, Machine]]
+    ) -> None:
+        self._parts = parts
+        self._house = house
+        self._jobs = jobs
+        self._events = parts.events
+        self._machines: dict[str, Machine] = {}
+        self._clients = 0
+        self._activity = trio.Event()
+        self._started = time.monotonic()
+
+    # What there is
+
     async def info(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    async def define(self, spec: VmSpec) -> VmView:
-        raise NotImplementedError
-
-    async def start(self, name: str) -> VmView:
-        """Returns once the machine runs (its devices are up and QEMU continued), not when it is ready."""
-        raise NotImplementedError
-
-    async def stop(self, name: str, timeout_s: float = 20.0) -> VmView:
-        raise NotImplementedError
-
-    async def kill(self, name: str) -> VmView:
-        raise NotImplementedError
-
-    async def pause(self, name: str) -> VmView:
-        raise NotImplementedError
-
-    async def resume(self, name: str) -> VmView:
-        raise NotImplementedError
-
-    async def reset(self, name: str) -> VmView:
-        raise NotImplementedError
-
-    async def remove(self, name: str) -> None:
-        raise NotImplementedError
+        """The service, its QEMU, accelerator and network; may download QEMU the first time."""
+        return {
+            "version": version("rayos-vmm"),
+            **await self._parts.platform.describe(),
+            **self._parts.network_info(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "compiled": is_compiled(),
+            "runtime": str(self._parts.paths.runtime),
+            "state": str(self._parts.paths.state),
+        }
 
     async def get(self, name: str) -> VmView:
-        raise NotImplementedError
+        """One machine as it is now.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        return self._machine(name).view()
 
     async def list(self) -> builtins.list[VmView]:
-        raise NotImplementedError
+        """All machines, by name."""
+        return [self._machines[name].view() for name in sorted(self._machines)]
+
+    # Life cycle
+
+    async def define(self, spec: VmSpec) -> VmView:
+        """Records a machine; nothing of it runs yet.
+
+        Raises:
+            Conflict: the name is taken.
+            Invalid: it makes no sense, or does not fit this host.
+        """
+        if spec.name in self._machines:
+            state = self._machines[spec.name].state
+            raise Conflict(
+                f"there is a machine {spec.name} already ({state})",
+                hint=f"choose another name, or remove it: rayos rm {spec.name}",
+            )
+        check_shape(spec)
+        await trio.to_thread.run_sync(lambda: check_host(spec, read_host()))
+        if spec.name in self._machines:
+            raise Conflict(f"there is a machine {spec.name} already")
+        machine = self._add(Record(spec=spec, uuid=str(uuid.uuid4())))
+        await self._parts.store.save(machine.record)
+        self._events.publish("vm.state", spec.name, state=VmState.DEFINED.value)
+        return machine.view()
+
+    async def start(self, name: str) -> VmView:
+        """Returns once the machine runs (its devices are up and QEMU continued), not when it is ready.
+
+        Raises:
+            NotFound: there is none of that name.
+            Conflict: it is running already.
+            Invalid: a file is missing or of no use, or the host lacks memory.
+            Busy: a tap, a disk or a subnet is in use.
+            GuestGone: QEMU, the TPM or a device did not start.
+        """
+        machine = self._machine(name)
+        async with machine.lock:
+            self._check_disks_are_free(machine)
+            machine.begin(trio.current_time(), time.time())
+            await self._parts.store.save(machine.record)
+            await self._jobs.send((run_machine, machine))
+            self._notice()
+        while machine.state is VmState.STARTING:
+            await machine.wait_changed()
+        if machine.start_error is not None and not machine.has_run:
+            raise machine.start_error
+        return machine.view()
+
+    async def stop(self, name: str, timeout_s: float = STOP_TIMEOUT_S) -> VmView:
+        """Asks the guest to power down, by ACPI and by our agent; after `timeout_s` pulls the plug.
+
+        Raises:
+            Conflict: it is not running.
+        """
+        machine = self._machine(name)
+        machine.apply(LifeEvent.STOP)
+        machine.evidence.asked = machine.evidence.asked or ExitReason.STOPPED
+        machine.start_scope.cancel()
+        with trio.move_on_after(timeout_s):
+            await self._ask_to_power_down(machine)
+            await self._wait_end(machine)
+            return machine.view()
+        machine.evidence.asked = ExitReason.KILLED
+        return await self._end(machine)
+
+    async def kill(self, name: str) -> VmView:
+        """Pulls the plug.
+
+        Raises:
+            Conflict: it is not running.
+        """
+        machine = self._machine(name)
+        machine.apply(LifeEvent.STOP)
+        machine.evidence.asked = ExitReason.KILLED
+        machine.start_scope.cancel()
+        return await self._end(machine)
+
+    async def pause(self, name: str) -> VmView:
+        """Stops the guest's processors; the guest does not notice.
+
+        Raises:
+            Conflict: it is not running.
+        """
+        machine = self._machine(name)
+        await machine.need_qmp().execute("stop")
+        if machine.state is VmState.RUNNING:
+            machine.apply(LifeEvent.PAUSE)
+        return machine.view()
+
+    async def resume(self, name: str) -> VmView:
+        """Lets a paused guest go on.
+
+        Raises:
+            Conflict: it is not running.
+        """
+        machine = self._machine(name)
+        await machine.need_qmp().execute("cont")
+        if machine.state is VmState.PAUSED:
+            machine.apply(LifeEvent.RUN)
+        return machine.view()
+
+    async def reset(self, name: str) -> VmView:
+        """Presses the reset button.
+
+        Raises:
+            Conflict: it is not running.
+        """
+        machine = self._machine(name)
+        await machine.need_qmp().execute("system_reset")
+        return machine.view()
+
+    async def remove(self, name: str) -> None:
+        """Forgets a machine and deletes its own disks, TPM and logs.
+
+        Raises:
+            Conflict: it is running.
+        """
+        machine = self._machine(name)
+        async with machine.lock:
+            if machine.is_live:
+                raise Conflict(f"{name} is {machine.state.value}", hint=f"stop it first: rayos stop {name}")
+            await self._forget(machine)
+
+    async def wait(self, name: str, condition: Condition, timeout_s: float = 60.0) -> VmView:
+        """Returns when the machine is ready, running or stopped (which includes failed).
+
+        Raises:
+            GuestGone: it ended, so that it will not get there.
+            Timeout_: it did not get there in time.
+        """
+        machine = self._machine(name)
+        with trio.move_on_after(timeout_s):
+            while not _holds(machine, condition):
+                if not machine.is_live and machine.state is not VmState.DEFINED:
+                    raise GuestGone(f"{name} is {machine.state.value}: {machine.record.reason}")
+                await machine.wait_changed()
+            return machine.view()
+        raise Timeout_(f"{name} is {machine.state.value}, and was not {condition} within {timeout_s:g} s")
+
+    # The guest's seat: consoles, keyboard, mouse, screen
 
     async def console_write(self, name: str, port: int, data: bytes) -> None:
-        raise NotImplementedError
+        """Types into a console port (0 to 2, or 3 for the serial line); waits for room.
+
+        Raises:
+            NotFound: there is no such port.
+        """
+        await seat.console_write(self._machine(name), port, data)
 
     def console_stream(
         self, name: str, port: int, since: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[int, bytes]]]:
-        raise NotImplementedError
+        """(offset, bytes) of a console port: from `since` on, replaying what is kept, or from now on."""
+        return seat.console_stream(self._machine(name), port, since)
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
-        raise NotImplementedError
+        """Tells the guest the size of its terminal; the serial line has no way to."""
+        machine = self._machine(name)
+        if port != SERIAL_PORT:
+            await machine.need_worker().console_resize(port, columns, rows)
 
     async def type_text(self, name: str, text: str) -> None:
-        raise NotImplementedError
+        """Presses the keys that give `text` on a US keyboard.
+
+        Raises:
+            Invalid: a character has no key.
+        """
+        await seat.type_text(self._machine(name), text)
 
     async def send_key(self, name: str, combo: str) -> None:
-        raise NotImplementedError
+        """Presses keys together, such as `ctrl-alt-delete`.
+
+        Raises:
+            Invalid: there is no such key.
+        """
+        await seat.send_key(self._machine(name), combo)
 
     async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
         """Moves the tablet to (x, y) in 0..1 with `buttons` (left, right, middle) held; () releases all."""
-        raise NotImplementedError
+        await seat.pointer(self._machine(name), x, y, buttons)
 
     async def screenshot(self, name: str) -> bytes:
-        raise NotImplementedError
+        """The guest's screen as a PNG."""
+        return await seat.screenshot(self._machine(name))
+
+    # Inside and underneath
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        raise NotImplementedError
+        """What QEMU returns for a QMP command.
+
+        Raises:
+            QmpRefused: QEMU said no.
+        """
+        return await self._machine(name).need_qmp().execute(command, arguments)
 
     async def exec(self, name: str, command: str | Sequence[str], timeout_s: float = 60.0) -> ExecResult:
-        raise NotImplementedError
+        """Runs a command in the guest by its agent: a shell line, or a program with its arguments.
+
+        Raises:
+            GuestGone: the guest has no agent, or it went away.
+            Timeout_: it did not end in time; it was killed.
+        """
+        return await self._agent(name).run_command(command, timeout_s=timeout_s)
 
     async def read_file(self, name: str, path: str) -> bytes:
-        raise NotImplementedError
+        """A file of the guest."""
+        return await self._agent(name).read_file(path)
 
     async def write_file(self, name: str, path: str, data: bytes, mode: int = 0o644) -> None:
-        raise NotImplementedError
+        """Makes or replaces a file in the guest."""
+        await self._agent(name).write_file(path, data, mode)
 
     async def stats(self, name: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the machine's devices counted."""
+        return await self._machine(name).need_worker().stats()
 
     async def leases(self) -> builtins.list[dict[str, Any]]:
-        raise NotImplementedError
+        """The addresses that our DHCP gave out."""
+        return await self._parts.leases()
 
     def events(self, since: int | None = None) -> AsyncIterator[Event]:
         """From event `since`+1 on, then live and without end; None = from now. Close it with `aclosing`."""
-        raise NotImplementedError
+        return self._events.follow(since)
 
-    async def wait(self, name: str, condition: Condition, timeout_s: float = 60.0) -> VmView:
-        raise NotImplementedError
+    # Idle exit
 
-    def client(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def client(self) -> Iterator[None]:
         """Held by the API around every request and stream, so that the daemon is not taken for idle."""
-        raise NotImplementedError
+        self._clients += 1
+        try:
+            yield
+        finally:
+            self._clients -= 1
+            self._notice()
 
     async def wait_idle(self, seconds: float) -> None:
         """Returns once no machine has been running and no client there for `seconds` on end."""
-        raise NotImplementedError
+        while True:
+            activity = self._activity
+            if self._clients or any(machine.is_live for machine in self._machines.values()):
+                await activity.wait()
+                continue
+            with trio.move_on_after(seconds):
+                await activity.wait()
+                continue
+            return
+
+    # Inner workings
+
+    def note_lease(self, mac: str, address: str) -> None:
+        """DHCP gave an address to a card: it is the address of the machine that has it."""
+        for machine in self._machines.values():
+            if machine.is_live and machine.record.mac == mac and machine.record.address != address:
+                machine.record.address = address
+                machine.wake()
+
+    def _notice(self) -> None:
+        activity, self._activity = self._activity, trio.Event()
+        activity.set()
+
+    def _machine(self, name: str) -> Machine:
+        try:
+            return self._machines[name]
+        except KeyError:
+            known = ", ".join(sorted(self._machines)) or "none"
+            raise NotFound(f"there is no machine {name!r}; known: {known}") from None
+
+    def _add(self, record: Record) -> Machine:
+        name, paths = record.spec.name, self._parts.paths
+        machine = Machine(record, self._events, runtime=paths.vm_runtime(name), state=paths.vm_state(name))
+        self._machines[name] = machine
+        return machine
+
+    def _agent(self, name: str) -> Agent:
+        machine = self._machine(name)
+        machine.need_qmp()
+        if machine.agent is None:
+            raise GuestGone(f"{name} has no agent", hint="the agent is part of RayOS's own guest")
+        return machine.agent
+
+    def _check_disks_are_free(self, machine: Machine) -> None:
+        wanted = {disk.path: disk.read_only for disk in machine.record.spec.disks if disk.path}
+        for other in self._machines.values():
+            if other is machine or not other.is_live:
+                continue
+            for disk in other.record.spec.disks:
+                if disk.path in wanted and not (disk.read_only and wanted[disk.path]):
+                    raise Conflict(f"disk {disk.path} is in use by machine {other.name}", code="busy")
+
+    async def _ask_to_power_down(self, machine: Machine) -> None:
+        with suppress(RayosError):
+            qmp = machine.need_qmp()
+            if not (await qmp.execute("query-status"))["running"]:
+                await qmp.execute("cont")
+            await qmp.execute("system_powerdown")
+            if machine.agent is not None and machine.record.is_ready:
+                await machine.agent.power_off()
+
+    async def _end(self, machine: Machine) -> VmView:
+        if machine.process is not None:
+            machine.process.signal(9)
+        with trio.move_on_after(_END_TIMEOUT_S):
+            await self._wait_end(machine)
+            return machine.view()
+        raise Timeout_(f"{machine.name} did not end within {_END_TIMEOUT_S:g} s of being killed")
+
+    async def _wait_end(self, machine: Machine) -> None:
+        while machine.is_live:
+            await machine.wait_changed()
+
+    async def _forget(self, machine: Machine) -> None:
+        await self._parts.store.delete(machine.name)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
+        self._machines.pop(machine.name, None)
+        self._events.publish("vm.removed", machine.name)
+
+    async def _live(self, life: _Life, machine: Machine) -> None:
+        """One machine's task: its life, and what is left to do after it."""
+        await life(machine, self._house)
+        if machine.record.spec.ephemeral:
+            await self._forget(machine)
+        self._notice()
+
+    async def run_jobs(self, jobs: trio.MemoryReceiveChannel[tuple[_Life, Machine]]) -> None:
+        """The task under which all machines live; ends when cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for life, machine in jobs:
+                nursery.start_soon(self._live, life, machine)
+
+    async def adopt_all(self) -> None:
+        """Takes over what a former daemon left; returns when every machine has its task."""
+        for record in await self._parts.store.load():
+            machine = self._add(record)
+            if machine.is_live:
+                await self._jobs.send((adopt_machine, machine))
 
 
-def open_service(config: Any, paths: Any) -> AbstractAsyncContextManager[Service]:
-    """The running service; leaving it stops our part (DHCP, supervision) and leaves the guests running."""
-    raise NotImplementedError
+def _holds(machine: Machine, condition: Condition) -> bool:
+    match condition:
+        case "ready":
+            return machine.state is VmState.RUNNING and machine.record.is_ready
+        case "running":
+            return machine.state is VmState.RUNNING
+        case "stopped":
+            return not machine.is_live
+        case _:
+            raise Invalid(f"condition {condition!r}; allowed are ready, running, stopped")
+
+
+def is_compiled() -> bool:
+    """True when the device code runs as compiled extension modules."""
+    import devices.virtio.vring as module
+
+    return not str(module.__file__).endswith(".py")
+
+
+@asynccontextmanager
+async def open_service(
+    config: ServiceConfig,
+    paths: Paths,
+    *,
+    hardware: Hardware | None = None,
+    events: EventLog | None = None,
+) -> AsyncIterator[Service]:
+    """The running service. Leaving it stops our part (DHCP, supervision) and leaves the guests running.
+
+    Args:
+        hardware: what machines get as devices; None for our own.
+
+    Raises:
+        Busy: another daemon owns the runtime directory.
+        RayosError: the store or the network cannot be opened.
+    """
+    async with open_parts(config, paths, hardware=hardware, events=events or EventLog()) as parts:
+
+        async def save(machine: Machine) -> None:
+            await parts.store.save(machine.record)
+
+        house = House(
+            hardware=parts.hardware,
+            platform=parts.platform,
+            network=parts.network,
+            save=save,
+            start_timeout_s=config.start_timeout_s,
+        )
+        send, receive = trio.open_memory_channel[tuple[_Life, Machine]](0)
+        service = Service(parts, house, send)
+        parts.network.on_lease(service.note_lease)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run_jobs, receive)
+            await service.adopt_all()
+            yield service
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,131 @@
+"""Our own devices as a machine's hardware: a keeper and its worker (`rayos_vmm/worker`) for each machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.errors import Busy, GuestGone
+from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
+from rayos_vmm.vm.hardware import DiskImage, Plugged, Worker
+from rayos_vmm.vm.process import ProcessId, start_time
+from rayos_vmm.worker.client import WorkerClient
+from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
+from rayos_vmm.worker.spec import Device
+
+_INPUTS: Final = ("keyboard", "mouse", "tablet")
+
+
+def _devices(
+    spec: VmSpec,
+    disks: Sequence[DiskImage],
+    disk_fds: Sequence[int],
+    tap_fd: int | None,
+    *,
+    has_console: bool,
+) -> list[Device]:
+    quota = spec.quota
+    devices = [
+        Device(
+            kind="blk",
+            name=f"disk{index}",
+            fd=fd,
+            read_only=disk.is_read_only,
+            serial=disk.serial,
+            quota_bytes=quota.disk_bytes,
+        )
+        for index, (disk, fd) in enumerate(zip(disks, disk_fds, strict=True))
+    ]
+    if tap_fd is not None:
+        rate = quota.net_rate_bits_per_second / 8
+        devices.append(Device(kind="net", name="net", fd=tap_fd, rate_bytes_per_second=rate))
+    if spec.gpu.enabled:
+        width, height = spec.gpu.width, spec.gpu.height
+        devices.append(
+            Device(kind="gpu", name="gpu", quota_bytes=quota.gpu_memory_bytes, width=width, height=height)
+        )
+        devices += [
+            Device(kind="input", name=name, input_kind=name, queue_limit=quota.input_queue)
+            for name in _INPUTS
+        ]
+    devices.append(
+        Device(kind="console", name="console", ports=("", *CONSOLE_PORT_NAMES[1:]), chardev=not has_console)
+    )
+    return devices
+
+
+def _open_disk(disk: DiskImage) -> int:
+    try:
+        return os.open(disk.path, (os.O_RDONLY if disk.is_read_only else os.O_RDWR) | os.O_CLOEXEC)
+    except OSError as error:
+        raise Busy(f"disk {disk.path} cannot be opened: {error.strerror}") from None
+
+
+class WorkerHardware:
+    """The `Hardware` of the real service."""
+
+    async def plug(
+        self,
+        spec: VmSpec,
+        *,
+        runtime: Path,
+        logs: Path,
+        disks: Sequence[DiskImage],
+        tap_fd: int | None,
+        mac: str,
+        has_console: bool,
+        needs_vga: bool,
+    ) -> Plugged:
+        """See `Hardware.plug`.
+
+        Raises:
+            Busy: a disk image cannot be opened.
+            GuestGone: the keeper did not start.
+        """
+        fds = [] if tap_fd is None else [tap_fd]
+        disk_fds: list[int] = []
+        try:
+            for disk in disks:
+                disk_fds.append(_open_disk(disk))
+            devices = _devices(spec, disks, disk_fds, tap_fd, has_console=has_console)
+            keeper = await start_keeper(spec.name, runtime, devices, logs / "worker.log")
+        except KeeperFailed as error:
+            raise GuestGone(f"the devices did not start: {error}") from None
+        finally:
+            for fd in fds + disk_fds:
+                os.close(fd)
+        has_display = spec.gpu.enabled
+        inputs = {name: keeper.socket(name) if has_display else None for name in _INPUTS}
+        ports = len(CONSOLE_PORT_NAMES)
+        return Plugged(
+            keeper=ProcessId(keeper.pid, start_time(keeper.pid) or 0),
+            disks=tuple(keeper.socket(f"disk{index}") for index in range(len(disks))),
+            net=keeper.socket("net") if tap_fd is not None else None,
+            gpu=keeper.socket("gpu") if has_display else None,
+            keyboard=inputs["keyboard"],
+            mouse=inputs["mouse"],
+            tablet=inputs["tablet"],
+            console=keeper.socket("console") if has_console else None,
+            console_ports=()
+            if has_console
+            else tuple(keeper.chardev_socket("console", port) for port in range(ports)),
+            ports=ports,
+        )
+
+    @asynccontextmanager
+    async def connect(self, runtime: Path) -> AsyncIterator[Worker | None]:
+        """See `Hardware.connect`."""
+        client = WorkerClient(runtime)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
+        """See `Hardware.unplug`."""
+        if start_time(keeper.pid) == keeper.start_time:
+            await stop_keeper(Keeper(keeper.pid, runtime))

@@ -1,0 +1,195 @@
+"""The guests' network on the host: one bridge, a tap for each machine, our DHCP server on the bridge.
+
+Invariant: what is opened here is ours alone (marked links) and is gone or reusable after a crash. Without the
+privilege to make links the service runs all the same; machines that want a network are then refused with the
+reason. pyroute2 brings an event loop of its own, which trio-asyncio allows in other threads only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from net.dhcp.binding import EventKind, LeaseEvent, State
+from net.dhcp.config import SubnetConfig
+from net.dhcp.service import DhcpError, DhcpService, serve_dhcp
+from net.link import LinkError, Links
+from net.naming import mac, tap_name
+from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.errors import Busy
+from rayos_vmm.events import EventLog
+
+LOG: Final = logging.getLogger(__name__)
+_ALTERNATIVES: Final = ipaddress.IPv4Network("10.86.0.0/16")
+_TRIES: Final = 32
+_REMOVE_TIMEOUT_S: Final = 5.0
+
+
+class HostNetwork:
+    """The bridge, the taps and the leases. `trouble` says why there is no network, if there is none."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.bridge = config.bridge
+        self.subnet = config.network_address
+        self.trouble = ""
+        self._dhcp: DhcpService | None = None
+        self._on_lease: Callable[[str, str], None] = lambda mac, address: None
+
+    def mac(self, vm: str) -> str:
+        """The address that a machine's network card has unless the specification says otherwise."""
+        return mac(vm)
+
+    def on_lease(self, callback: Callable[[str, str], None]) -> None:
+        """Calls `callback(mac, address)` whenever a lease is given."""
+        self._on_lease = callback
+
+    async def open_tap(self, vm: str, mac: str) -> tuple[str, int]:
+        """A machine's tap in the bridge: its name and descriptor, which the caller closes.
+
+        Raises:
+            Busy: there is no network here, or the tap's name is in use.
+        """
+        if self.trouble:
+            raise Busy(
+                f"there is no network for {vm}: {self.trouble}",
+                hint="run the service as root, or switch the machine's network off (net.enabled = false)",
+                code="no_network",
+            )
+        name = tap_name(vm)
+
+        def open_tap() -> int:
+            with Links() as links:
+                return links.open_tap(name, bridge=self.bridge, owner=vm)
+
+        try:
+            return name, await trio.to_thread.run_sync(open_tap)
+        except LinkError as error:
+            raise Busy(str(error)) from None
+
+    async def leases(self) -> list[dict[str, Any]]:
+        """The bindings as plain values, by address."""
+        if self._dhcp is None:
+            return []
+        return [
+            {
+                "address": str(one.address),
+                "mac": one.mac,
+                "state": one.state.value,
+                "expires": one.expires,
+                "host_name": one.host_name,
+                "port": one.port,
+            }
+            for one in self._dhcp.leases()
+        ]
+
+    def address_of(self, mac: str) -> str | None:
+        """The address that a card has a lease for now."""
+        if self._dhcp is None:
+            return None
+        bound = [one for one in self._dhcp.leases() if one.mac == mac and one.state is State.BOUND]
+        return str(bound[0].address) if bound else None
+
+    def take_event(self, event: LeaseEvent, events: EventLog) -> None:
+        """A lease changed: tell everybody."""
+        address, card = str(event.binding.address), event.binding.mac
+        events.publish(f"dhcp.{event.kind.value}", None, address=address, mac=card)
+        if event.kind in (EventKind.BOUND, EventKind.RENEWED):
+            self._on_lease(card, address)
+
+    def _candidates(self, links: Links, *, is_fixed: bool) -> Iterator[ipaddress.IPv4Network]:
+        """The subnets to try: what the bridge has already, what is configured, others of the same size."""
+        if links.exists(self.bridge) and not is_fixed:
+            yield from (one.network for one in links.addresses(self.bridge))
+        yield self.subnet
+        if is_fixed or not self.subnet.subnet_of(_ALTERNATIVES):
+            return
+        others = _ALTERNATIVES.subnets(new_prefix=self.subnet.prefixlen)
+        yield from (one for one, _ in zip(others, range(_TRIES), strict=False) if one != self.subnet)
+
+    def make_bridge(self, *, is_fixed: bool) -> None:
+        """Brings the bridge up on the first subnet that is free here. Blocking (netlink): call it in a thread.
+
+        Raises:
+            LinkError: none is, or this process may not.
+        """
+        first: LinkError | None = None
+        with Links() as links:
+            for subnet in self._candidates(links, is_fixed=is_fixed):
+                address = ipaddress.IPv4Interface((subnet.network_address + 1, subnet.prefixlen))
+                try:
+                    links.ensure_bridge(self.bridge, address)
+                except LinkError as error:
+                    if "overlaps" not in str(error):
+                        raise
+                    first = first or error
+                else:
+                    self.subnet = subnet
+                    return
+        raise first or LinkError(f"no subnet for {self.bridge}")
+
+    def remove_bridge(self) -> None:
+        """Removes the bridge unless a guest is in it. Blocking: call it in a thread."""
+        with Links() as links:
+            links.remove_bridge(self.bridge)
+
+    async def serve(
+        self, store: Path, events: EventLog, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """DHCP on the bridge until cancelled; trouble ends the network, not the service."""
+        is_serving = False
+        server = self.subnet.network_address + 1
+        first, last = self.subnet.network_address + 2, self.subnet.broadcast_address - 1
+        subnet = SubnetConfig(self.subnet, server, ((first, last),), domain="rayos", probe_seconds=0.0)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._dhcp = await nursery.start(
+                    lambda task_status: serve_dhcp(
+                        self.bridge,
+                        subnet,
+                        store=store,
+                        events=lambda event: self.take_event(event, events),
+                        task_status=task_status,
+                    )
+                )
+                is_serving = True
+                task_status.started()
+        except* DhcpError as group:
+            self.trouble = str(group.exceptions[0])
+            LOG.error("DHCP has stopped", extra={"why": self.trouble})
+            events.publish("network.failed", None, reason=self.trouble)
+        finally:
+            self._dhcp = None
+        if not is_serving:
+            task_status.started()
+
+
+@asynccontextmanager
+async def open_network(config: ServiceConfig, state: Path, events: EventLog) -> AsyncIterator[HostNetwork]:
+    """The network of the service. Leaving it removes the bridge unless a running guest is in it."""
+    network = HostNetwork(config)
+    if not config.network:
+        network.trouble = "it is switched off (service.network = false)"
+        yield network
+        return
+    try:
+        await trio.to_thread.run_sync(partial(network.make_bridge, is_fixed=config.subnet_is_fixed))
+    except LinkError as error:
+        network.trouble = str(error)
+        LOG.warning("There is no network for guests", extra={"why": network.trouble})
+        yield network
+        return
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(network.serve, state / "leases.db", events)
+            yield network
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(_REMOVE_TIMEOUT_S, shield=True):
+                await trio.to_thread.run_sync(network.remove_bridge)

@@ -1,0 +1,90 @@
+"""The parts of a running service, opened in order and closed in reverse."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.errors import Busy, one_error
+from rayos_vmm.events import EventLog
+from rayos_vmm.paths import Paths
+from rayos_vmm.service_hardware import WorkerHardware
+from rayos_vmm.service_network import HostNetwork, open_network
+from rayos_vmm.service_platform import Platform
+from rayos_vmm.store import Store, open_store
+from rayos_vmm.vm.hardware import Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that the service is made of."""
+
+    paths: Paths
+    events: EventLog
+    store: Store
+    platform: Platform
+    hardware: Hardware
+    network: HostNetwork
+
+    async def leases(self) -> list[dict[str, Any]]:
+        """The leases of our DHCP."""
+        return await self.network.leases()
+
+    def network_info(self) -> dict[str, Any]:
+        """The network, as `info` shows it."""
+        if self.network.trouble:
+            return {"subnet": None, "bridge": None, "network_trouble": self.network.trouble}
+        return {"subnet": str(self.network.subnet), "bridge": self.network.bridge, "network_trouble": ""}
+
+
+@contextmanager
+def _only_daemon(lock: Path) -> Iterator[None]:
+    """Holds the lock of the runtime directory; the kernel lets go of it when we die."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(fd, 20).decode("ascii", "replace").strip()
+            raise Busy(
+                f"another service (process {pid or 'unknown'}) runs on {lock.parent}",
+                hint="use that one, or set RAYOS_RUNTIME_DIR and RAYOS_STATE_DIR to others",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+@asynccontextmanager
+async def open_parts(
+    config: ServiceConfig, paths: Paths, *, hardware: Hardware | None, events: EventLog
+) -> AsyncIterator[Parts]:
+    """The parts, ready to use.
+
+    Raises:
+        Busy: another daemon owns the runtime directory.
+        StoreError: the database cannot be opened.
+        Invalid: the runtime directory's path is too long.
+    """
+    paths.create()
+    with one_error(), _only_daemon(paths.lock):
+        async with (
+            open_store(paths.database) as store,
+            open_network(config, paths.state, events) as network,
+        ):
+            yield Parts(
+                paths=paths,
+                events=events,
+                store=store,
+                platform=Platform(paths.cache, events),
+                hardware=hardware or WorkerHardware(),
+                network=network,
+            )

@@ -1,0 +1,145 @@
+"""What a machine needs from the rest of the house, as small Protocols: devices, a network, a platform.
+
+The service gives the real ones; a test of the life cycle alone gives `NoHardware`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.vm.boot import Boot
+from rayos_vmm.vm.process import ProcessId
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """An image to serve: its file exists."""
+
+    path: Path
+    is_read_only: bool
+    serial: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plugged:
+    """The backends' sockets, for QEMU, and the process that keeps them."""
+
+    keeper: ProcessId | None = None
+    disks: tuple[Path, ...] = ()
+    net: Path | None = None
+    gpu: Path | None = None
+    keyboard: Path | None = None
+    mouse: Path | None = None
+    tablet: Path | None = None
+    console: Path | None = None
+    console_ports: tuple[Path, ...] = ()
+    ports: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Which QEMU, how, and what it boots."""
+
+    argv: tuple[str, ...]
+    accelerator: str
+    has_pvpanic: bool
+    has_console: bool
+    boot: Boot
+
+
+class Frame(Protocol):
+    """A picture of the guest's display: BGRX, `stride` bytes from row to row."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def pixels(self) -> bytes: ...
+    @property
+    def serial(self) -> int: ...
+
+
+class Worker(Protocol):
+    """The connection to a machine's device worker; it survives the worker's replacement."""
+
+    async def stats(self) -> dict[str, Any]: ...
+    async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None: ...
+    async def console_write(self, port: int, data: bytes) -> None: ...
+    async def console_resize(self, port: int, columns: int, rows: int) -> None: ...
+    def console_stream(
+        self, port: int, *, since: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[tuple[int, bytes]]]: ...
+    async def screenshot(self) -> Frame: ...
+
+
+class Hardware(Protocol):
+    """Brings a machine's devices into being and takes them away."""
+
+    async def plug(
+        self,
+        spec: VmSpec,
+        *,
+        runtime: Path,
+        logs: Path,
+        disks: Sequence[DiskImage],
+        tap_fd: int | None,
+        mac: str,
+        has_console: bool,
+        needs_vga: bool,
+    ) -> Plugged:
+        """Starts the backends. Takes `tap_fd` over, whatever happens. Nothing is left after an error."""
+        ...
+
+    def connect(self, runtime: Path) -> AbstractAsyncContextManager[Worker | None]:
+        """A connection to the backends of a running machine."""
+        ...
+
+    async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
+        """Ends the backends. Safe to call again."""
+        ...
+
+
+class Network(Protocol):
+    """Where machines get their taps and addresses."""
+
+    def mac(self, vm: str) -> str: ...
+    async def open_tap(self, vm: str, mac: str) -> tuple[str, int]: ...
+
+
+class Platform(Protocol):
+    """Where QEMU and our guest come from."""
+
+    async def launch(self, spec: VmSpec) -> Launch: ...
+
+
+class NoHardware:
+    """No devices at all: the guest has its processor, memory and serial line."""
+
+    async def plug(
+        self,
+        spec: VmSpec,
+        *,
+        runtime: Path,
+        logs: Path,
+        disks: Sequence[DiskImage],
+        tap_fd: int | None,
+        mac: str,
+        has_console: bool,
+        needs_vga: bool,
+    ) -> Plugged:
+        return Plugged()
+
+    @asynccontextmanager
+    async def connect(self, runtime: Path) -> AsyncIterator[Worker | None]:
+        yield None
+
+    async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
+        return None

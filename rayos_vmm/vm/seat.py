@@ -1,0 +1,141 @@
+"""What a person in front of the machine does: read and type at its consoles, press keys, point, look.
+
+Key and pointer events are evdev's (linux/input-event-codes.h); the worker closes each batch with SYN_REPORT.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from rayos_vmm.errors import GuestGone, Invalid, NotFound
+from rayos_vmm.vm.machine import SERIAL_PORT, Machine
+from rayos_vmm.vm.picture import encode_png
+from rayos_vmm.worker.client import WorkerError, WorkerGone
+
+_EV_KEY, _EV_ABS = 1, 3
+_ABS_X, _ABS_Y = 0, 1
+_BUTTONS: Final = {"left": 0x110, "right": 0x111, "middle": 0x112}  # BTN_LEFT, BTN_RIGHT, BTN_MIDDLE
+POINTER_MAXIMUM: Final = 32767  # of the tablet's axes
+TEXT_MAXIMUM: Final = 65536  # characters at a time
+
+
+@contextmanager
+def worker_errors(machine: Machine) -> Iterator[None]:
+    """A worker's refusals and its absence in the service's words."""
+    try:
+        yield
+    except WorkerError as error:
+        if error.code in ("no_port", "no_device"):
+            raise NotFound(f"{machine.name}: {error}", code=error.code) from None
+        raise Invalid(f"{machine.name}: {error}", code=error.code) from None
+    except WorkerGone as error:
+        raise GuestGone(f"{machine.name}: {error}") from None
+
+
+async def console_write(machine: Machine, port: int, data: bytes) -> None:
+    """Types into a console port or the serial line; waits for room."""
+    if port == SERIAL_PORT:
+        machine.need_qmp()
+        if machine.serial_stream is None:
+            raise GuestGone(f"{machine.name}: its serial line is not connected")
+        try:
+            async with machine.serial_lock:
+                await machine.serial_stream.send_all(data)
+        except trio.BrokenResourceError:
+            raise GuestGone(f"{machine.name}: its serial line was closed") from None
+        return
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        await worker.console_write(port, data)
+
+
+@asynccontextmanager
+async def console_stream(
+    machine: Machine, port: int, since: int | None
+) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
+    """(offset, bytes) of a port. The serial line's history is there after the end as well."""
+    if port == SERIAL_PORT:
+        yield machine.serial.follow(since)
+        return
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        async with worker.console_stream(port, since=since) as chunks:
+            yield _until_gone(chunks)
+
+
+async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[tuple[int, bytes]]:
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except WorkerGone:
+        return  # the machine ended: so does its console
+
+
+async def type_text(machine: Machine, text: str) -> None:
+    """Presses and releases the keys of `text`."""
+    worker = machine.need_worker()
+    if len(text) > TEXT_MAXIMUM:
+        raise Invalid(f"{len(text)} characters to type; at most {TEXT_MAXIMUM} are allowed at a time")
+    from devices.input import keymap
+
+    try:
+        events = keymap.text_to_events(text, layout="us")
+    except ValueError as error:
+        raise Invalid(str(error)) from None
+    with worker_errors(machine):
+        await worker.inject("keyboard", events)
+
+
+async def send_key(machine: Machine, combo: str) -> None:
+    """Presses the keys of `ctrl-alt-delete` in order and releases them in reverse."""
+    worker = machine.need_worker()
+    from devices.input import keymap
+
+    try:
+        events = keymap.combo_to_events(combo)
+    except ValueError as error:
+        raise Invalid(str(error)) from None
+    with worker_errors(machine):
+        await worker.inject("keyboard", events)
+
+
+async def pointer(machine: Machine, x: float, y: float, buttons: Sequence[str]) -> None:
+    """Moves the tablet, with exactly these buttons held."""
+    worker = machine.need_worker()
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise Invalid(f"pointer at ({x}, {y}); both are from 0 to 1")
+    unknown = [button for button in buttons if button not in _BUTTONS]
+    if unknown:
+        raise Invalid(f"button {unknown[0]!r}; allowed are {', '.join(_BUTTONS)}")
+    events = [
+        (_EV_ABS, _ABS_X, round(x * POINTER_MAXIMUM)),
+        (_EV_ABS, _ABS_Y, round(y * POINTER_MAXIMUM)),
+    ]
+    events += [(_EV_KEY, code, int(button in buttons)) for button, code in _BUTTONS.items()]
+    with worker_errors(machine):
+        await worker.inject("tablet", events)
+
+
+async def screenshot(machine: Machine) -> bytes:
+    """The screen as a PNG: our GPU's picture, or QEMU's while the guest shows a plain VGA screen."""
+    if machine.worker is not None:
+        try:
+            frame = await machine.worker.screenshot()
+        except (WorkerError, WorkerGone):
+            pass  # no GPU, or nothing on it yet
+        else:
+            if frame.width and frame.height:
+                return await trio.to_thread.run_sync(
+                    encode_png, frame.width, frame.height, frame.stride, frame.pixels
+                )
+    qmp = machine.need_qmp()
+    with tempfile.TemporaryDirectory(dir=machine.runtime, prefix="shot-") as directory:
+        path = Path(directory) / "screen.png"
+        await qmp.execute("screendump", {"filename": str(path), "format": "png"})
+        return await trio.to_thread.run_sync(path.read_bytes)
