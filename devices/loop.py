@@ -8,6 +8,7 @@ event loop's (docs/performance.md).
 from __future__ import annotations
 
 import heapq
+import os
 import select
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ class Loop:
         self._sequence = 0
         self._soon: list[Callable[[], None]] = []
         self._running = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.register(self._wake, self._woken)
 
     @staticmethod
     def now() -> float:
@@ -61,7 +64,12 @@ class Loop:
         self._soon.append(callback)
 
     def stop(self) -> None:
+        """End `run`, also from a signal handler: Python would take up an interrupted wait again."""
         self._running = False
+        os.eventfd_write(self._wake, 1)
+
+    def _woken(self, _events: int) -> None:
+        os.eventfd_read(self._wake)
 
     def run(self) -> None:
         self._running = True
@@ -95,3 +103,4 @@ class Loop:
     def close(self) -> None:
         self._epoll.close()
         self._callbacks.clear()
+        os.close(self._wake)
