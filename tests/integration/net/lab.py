@@ -1,4 +1,5 @@
-"""Two network namespaces and a veth pair between them: a server side, which the test itself is in, and a client side.
+"""Two network namespaces and a veth pair between them: a server side, which the test itself is in, and a
+client side.
 
 Everything that a test makes in there disappears with the namespaces.
 """
@@ -31,6 +32,33 @@ class Lab:
         """The command line that runs `argv` in the client's namespace (and in mounts of its own)."""
         unshare = ["unshare", "-m"] if mount_namespace else []
         return ["nsenter", f"--net=/run/netns/{self.client}", *unshare, *argv]
+
+    def client_mac(self) -> str:
+        """The hardware address of the client's link."""
+        return self.run(["ip", "-br", "link", "show", self.client_link]).split()[2]
+
+    def add_address(self, address: str) -> None:
+        """Give the server's link one more address."""
+        _ip("address", "add", address, "dev", self.server_link)
+
+    @contextmanager
+    def host_with_address(self, address: str) -> Iterator[None]:
+        """A bridge br0 instead of the server's link, with a third host on it that has `address`."""
+        third = f"labh{uuid.uuid4().hex[:8]}"
+        _ip("netns", "add", third)
+        try:
+            _ip("link", "add", "br0", "type", "bridge", "forward_delay", "0")
+            _ip("address", "flush", "dev", self.server_link)
+            _ip("link", "set", self.server_link, "master", "br0")
+            _ip("link", "add", "h0", "master", "br0", "type", "veth", "peer", "name", "h1", "netns", third)
+            _ip("-n", third, "address", "add", f"{address}/{self.address.network.prefixlen}", "dev", "h1")
+            _ip("-n", third, "link", "set", "h1", "up")
+            _ip("link", "set", "h0", "up")
+            _ip("address", "add", str(self.address), "dev", "br0")
+            _ip("link", "set", "br0", "up")
+            yield
+        finally:
+            _ip("netns", "delete", third)
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 30.0) -> str:
         """Run a command in the client's namespace; return what it printed, fail on a status other than 0."""

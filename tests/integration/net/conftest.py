@@ -1,0 +1,34 @@
+"""What the network tests share: a lab of two namespaces, and a hook script that writes down what a client
+was told.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.net.lab import Lab, open_lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Two namespaces and a veth pair; the test is in the server's."""
+    with open_lab(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Path:
+    """A client script that writes its environment to env.REASON in the test's directory and sets the address."""
+    script = tmp_path / "hook.sh"
+    script.write_text(
+        "#!/bin/sh\n"
+        f'reason="${{1:-$reason}}"; env > {tmp_path}/env.$reason\n'
+        'case "$reason" in\n'
+        "  bound|renew) ip address replace $ip/$mask dev $interface ;;\n"
+        "  BOUND|RENEW|REBOOT|REBIND) ip address replace $new_ip_address/$new_subnet_mask dev $interface ;;\n"
+        "  deconfig|EXPIRE|FAIL|STOP|RELEASE) ip address flush dev $interface ;;\n"
+        "esac\nexit 0\n"
+    )
+    script.chmod(0o755)
+    return script
