@@ -15,7 +15,7 @@ import msgspec
 
 from rayos_vmm.config.host import check_shape
 from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.config.spec import NAME_PATTERN, VmSpec, is_name
+from rayos_vmm.config.spec import MAC_PATTERN, NAME_PATTERN, VmSpec, is_name
 from rayos_vmm.config.units import (
     RATE_PATTERN,
     RATE_UNITS,
@@ -34,6 +34,7 @@ _IN_WORDS: Final = {
     RATE_PATTERN: f'a rate is a number and one of {", ".join(RATE_UNITS)}, as in "100Mbit/s"',
     TIME_PATTERN: f'a time is a number and one of {", ".join(TIME_UNITS)}, as in "1.5s"',
     NAME_PATTERN: "a name has 1 to 32 of a-z, 0-9 and -, and no - at the ends",
+    MAC_PATTERN: 'a MAC is a lower-case unicast address, as in "52:59:00:00:00:01"',
 }
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?$")
 _WITH_PATH: Final = re.compile(r"(.*) - at `(key in )?\$(.*)`$", re.DOTALL)

@@ -19,7 +19,7 @@ _NUMBER: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)(.*)", re.DOTALL)
 
 SIZE_PATTERN: Final = r"^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)$"
 RATE_PATTERN: Final = r"^[0-9]{1,15}(bit/s|kbit/s|Mbit/s|Gbit/s)$"
-TIME_PATTERN: Final = r"^[0-9]{1,15}(\.[0-9]{1,6})?(ms|s|min|h|d)$"
+TIME_PATTERN: Final = r"^[0-9]{1,15}([.][0-9]{1,6})?(ms|s|min|h|d)$"
 
 Size = Annotated[str, Meta(pattern=SIZE_PATTERN, description="size with its unit", examples=["256MiB"])]
 Rate = Annotated[str, Meta(pattern=RATE_PATTERN, description="rate with its unit", examples=["100Mbit/s"])]

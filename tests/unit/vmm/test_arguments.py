@@ -1,0 +1,129 @@
+"""QEMU's command line: what must be on it, always, and what each part of a specification adds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.errors import Invalid
+from rayos_vmm.vm.arguments import Sockets, command_line
+from rayos_vmm.vm.boot import Boot, FirmwareKind
+
+SPEC = VmSpec(name="dev", memory="256MiB", cpus=2)
+
+
+def line(
+    spec: VmSpec = SPEC, boot: Boot | None = None, accelerator: str = "tcg", mac: str = "", **sockets: object
+) -> list[str]:
+    return command_line(
+        spec,
+        argv=("/usr/bin/qemu",),
+        accelerator=accelerator,
+        boot=boot or Boot(),
+        sockets=Sockets(qmp_fd=10, serial_fd=11, **sockets),  # type: ignore[arg-type]
+        mac=mac,
+        tpm=("-tpmdev", "x"),
+    )
+
+
+def values(arguments: list[str], option: str) -> list[str]:
+    return [value for key, value in pairwise(arguments) if key == option]
+
+
+def test_a_machine_has_nothing_that_we_did_not_ask_for() -> None:
+    """No defaults, no user configuration, no display, no network of QEMU's own; sandboxed; stopped at first."""
+    arguments = line()
+    for option in ("-nodefaults", "-no-user-config", "-S"):
+        assert option in arguments
+    assert values(arguments, "-sandbox") == [
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    ]
+    assert values(arguments, "-display") == ["none"] and values(arguments, "-nic") == ["none"]
+    assert values(arguments, "-device") == ["pvpanic-pci"]
+    assert not any("user" in value for value in values(arguments, "-netdev"))
+    assert arguments[0] == "/usr/bin/qemu" and arguments[-2:] == ["-tpmdev", "x"]
+
+
+def test_memory_is_a_sealed_shared_memfd_of_the_size_asked_for() -> None:
+    """vhost-user needs it shared, the worker needs it sealed."""
+    arguments = line()
+    assert values(arguments, "-object") == [
+        "memory-backend-memfd,id=ram,size=268435456,share=on,seal=on,dump=off"
+    ]
+    assert values(arguments, "-m") == ["size=256M"]
+    assert "memory-backend=ram" in values(arguments, "-machine")[0]
+    with pytest.raises(Invalid, match="whole number of MiB"):
+        line(VmSpec(name="a", memory="100000KiB"))
+
+
+def test_every_device_is_ours_over_vhost_user() -> None:
+    """Five kinds of devices, each on its own socket; a comma in a path is escaped."""
+    arguments = line(
+        mac="52:59:00:00:00:01",
+        disks=(Path("/r,n/d0"), Path("/r/d1")),
+        net=Path("/r/net"),
+        gpu=Path("/r/gpu"),
+        keyboard=Path("/r/k"),
+        mouse=Path("/r/m"),
+        tablet=Path("/r/t"),
+        console=Path("/r/c"),
+    )
+    assert values(arguments, "-device") == [
+        "pvpanic-pci",
+        "vhost-user-blk-pci,chardev=disk0,num-queues=1,bootindex=1",
+        "vhost-user-blk-pci,chardev=disk1,num-queues=1,bootindex=2",
+        "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=1500,romfile=",
+        "vhost-user-gpu-pci,chardev=gpu0,xres=1280,yres=800",
+        "vhost-user-input-pci,chardev=keyboard",
+        "vhost-user-input-pci,chardev=mouse",
+        "vhost-user-input-pci,chardev=tablet",
+        "vhost-user-test-device-pci,chardev=console,virtio-id=3,num_vqs=8,config_size=12",
+    ]
+    assert "socket,id=disk0,path=/r,,n/d0" in values(arguments, "-chardev")
+    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0"]
+
+
+def test_a_qemu_without_the_console_device_gets_plain_ports() -> None:
+    """The same three ports by virtio-serial on sockets of the same console code."""
+    devices = values(line(console_ports=(Path("/r/0"), Path("/r/1"), Path("/r/2"))), "-device")
+    assert devices[1:] == [
+        "virtio-serial-pci,id=console,max_ports=3",
+        "virtconsole,chardev=port0,nr=0,name=org.rayos.console",
+        "virtserialport,chardev=port1,nr=1,name=org.rayos.agent",
+        "virtserialport,chardev=port2,nr=2,name=org.rayos.log",
+    ]
+
+
+def test_kernels_disks_and_firmware_are_passed_as_they_are() -> None:
+    """Whatever is booted, and a VGA screen for what knows no virtio-gpu."""
+    linux = line(boot=Boot(kernel=Path("/k"), initrd=Path("/i"), append="console=ttyS0 a,b"))
+    assert values(linux, "-kernel") == ["/k"] and values(linux, "-initrd") == ["/i"]
+    assert values(linux, "-append") == ["console=ttyS0 a,b"]
+    assert "sata=off" in values(linux, "-machine")[0]
+    iso = line(boot=Boot(cdrom=Path("/a,b.iso"), needs_vga=True), gpu=Path("/r/gpu"))
+    assert "ide-cd,drive=cd0,bus=ide.0,bootindex=0" in values(iso, "-device")
+    assert "file.filename=/a,,b.iso" in values(iso, "-blockdev")[0]
+    assert "sata=on" in values(iso, "-machine")[0]
+    assert "vhost-user-vga,chardev=gpu0,xres=1280,yres=800" in values(iso, "-device")
+    uefi = line(
+        boot=Boot(
+            firmware=Path("/code.fd"),
+            firmware_kind=FirmwareKind.PFLASH,
+            firmware_variables=Path("/vars.fd"),
+            needs_vga=True,
+        )
+    )
+    assert values(uefi, "-machine")[0].endswith(",pflash0=flash0,pflash1=flash1")
+    assert ["read-only=on" in value for value in values(uefi, "-blockdev")] == [True, False]
+    bios = line(boot=Boot(firmware=Path("/b"), firmware_kind=FirmwareKind.BIOS, needs_vga=True))
+    assert values(bios, "-bios") == ["/b"]
+
+
+def test_the_processor_follows_the_accelerator() -> None:
+    """The host's own under KVM, a plain one under TCG."""
+    assert values(line(accelerator="kvm"), "-cpu") == ["host"]
+    assert values(line(), "-cpu") == ["qemu64"]
+    assert values(line(), "-smp") == ["2"]

@@ -1,0 +1,59 @@
+"""A machine that does not fit its host is refused, with what was asked and what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayos_vmm.config.host import Host, check_host, check_shape, read_host
+from rayos_vmm.config.spec import Disk, Gpu, Quota, VmSpec
+from rayos_vmm.errors import Invalid
+
+HOST = Host(cpus=2, memory_available_bytes=1 << 30)
+
+
+def refusal(spec: VmSpec) -> str:
+    with pytest.raises(Invalid) as refused:
+        check_shape(spec)
+        check_host(spec, HOST)
+    return refused.value.message
+
+
+def test_limits_are_named(tmp_path: Path) -> None:
+    """Each limit has its sentence."""
+    odd = tmp_path / "odd.img"
+    odd.write_bytes(b"x" * 700)
+    wrong = {
+        "exceeds the 1GiB that the host has": VmSpec(name="a", memory="2GiB"),
+        "cpus = 3 exceeds the host's 2": VmSpec(name="a", cpus=3),
+        "at least 96MiB": VmSpec(name="a", memory="95MiB"),
+        "not a whole number of MiB": VmSpec(name="a", memory="100000KiB"),
+        "neither of path and size": VmSpec(name="a", disks=[Disk()]),
+        "both of path and size": VmSpec(name="a", disks=[Disk(path="/x", size="1MiB")]),
+        "exceeds quota.disk = '10GiB'": VmSpec(name="a", disks=[Disk(size="11GiB")]),
+        "disks[1].path /nowhere does not exist": VmSpec(
+            name="a", disks=[Disk(size="1MiB"), Disk(path="/nowhere")]
+        ),
+        "relative path": VmSpec(name="a", disks=[Disk(path="disk.img")]),
+        "has 700 bytes; a disk is a multiple of 512": VmSpec(name="a", disks=[Disk(path=str(odd))]),
+        "does not hold one frame of 4096x4096": VmSpec(
+            name="a", gpu=Gpu(width=4096, height=4096), quota=Quota(gpu_memory="32MiB")
+        ),
+    }
+    for text, spec in wrong.items():
+        assert text in refusal(spec)
+
+
+def test_a_machine_that_fits_is_let_through() -> None:
+    """The defaults fit a small host."""
+    check_shape(VmSpec(name="a"))
+    check_host(VmSpec(name="a", disks=[Disk(size="64MiB")]), HOST)
+
+
+def test_the_host_is_read_from_the_kernel(tmp_path: Path) -> None:
+    """MemAvailable, in bytes."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:    64 kB\n")
+    assert read_host(meminfo).memory_available_bytes == 65536
+    assert read_host().cpus >= 1

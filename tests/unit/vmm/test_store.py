@@ -1,0 +1,40 @@
+"""Records survive: what was saved is loaded by the next service, damage is reported with the file's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayos_vmm.config.spec import Disk, VmSpec
+from rayos_vmm.store import StoreError, open_store
+from rayos_vmm.vm.process import ProcessId
+from rayos_vmm.vm.record import Live, Record
+from rayos_vmm.vm.view import VmState
+
+
+async def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Specification, state and processes, in another connection."""
+    record = Record(
+        spec=VmSpec(name="a", disks=[Disk(size="1GiB")]),
+        uuid="u",
+        state=VmState.RUNNING,
+        live=Live(qemu=ProcessId(1, 2), ports=3),
+    )
+    async with open_store(tmp_path / "db") as store:
+        await store.save(record)
+        await store.save(Record(spec=VmSpec(name="b"), uuid="v"))
+        await store.delete("b")
+        await store.delete("never")
+    async with open_store(tmp_path / "db") as store:
+        assert await store.load() == [record]
+
+
+async def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
+    """The user learns which file it is and what to do."""
+    path = tmp_path / "db"
+    path.write_bytes(b"this is not a database, and long enough to be read as one" * 20)
+    with pytest.raises(StoreError, match=str(path)) as refused:
+        async with open_store(path):
+            pass
+    assert "move the file away" in refused.value.hint
