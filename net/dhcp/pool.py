@@ -68,10 +68,10 @@ class Pool:
             self._idle[ip] = None
         return True
 
-    def is_allowed(self, ip: int, hardware: bytes) -> bool:
+    def is_allowed(self, ip: int, hardware: bytes, now: float) -> bool:
         """Whether the MAC may have this address at all, whoever has it now."""
         reserved = self.reservations.get(hardware)
-        if reserved is not None:
+        if reserved is not None and (ip == reserved or self._is_obtainable(reserved, hardware, now)):
             return ip == reserved
         return ip not in self.reserved and ip not in self._own and self._in_ranges(ip)
 
@@ -87,17 +87,14 @@ class Pool:
         full.
         """
         reserved = self.reservations.get(hardware)
-        if reserved is not None:
-            holder = self.by_ip.get(reserved)
-            if self.is_free(reserved, client, now) or (holder is not None and holder.hardware == hardware):
-                return reserved
-            return self._allocate(now)  # until its present user has left
+        if reserved is not None and self._is_obtainable(reserved, hardware, now):
+            return reserved
         own = self.by_client.get(client)
-        if own is not None and self.is_allowed(own.ip, hardware) and self.is_free(own.ip, client, now):
+        if own is not None and self.is_allowed(own.ip, hardware, now) and self.is_free(own.ip, client, now):
             return own.ip
         if (
             requested is not None
-            and self.is_allowed(requested, hardware)
+            and self.is_allowed(requested, hardware, now)
             and self.is_free(requested, client, now)
         ):
             return requested
@@ -156,6 +153,13 @@ class Pool:
             binding = self.by_ip[ip]
             gone.append(binding)
             self.put(binding.changed(State.EXPIRED, binding.expires))
+
+    def _is_obtainable(self, ip: int, hardware: bytes, now: float) -> bool:
+        # A reserved address: not while its former user's lease runs, nor in quarantine.
+        holder = self.by_ip.get(ip)
+        if holder is None or holder.expires <= now or holder.state in FREE:
+            return True
+        return holder.state is not State.DECLINED and holder.hardware == hardware
 
     def _forget(self, binding: Binding) -> None:
         ip = binding.ip

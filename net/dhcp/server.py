@@ -252,7 +252,7 @@ class Server:
                 return self._nak(pool, request, "another address was leased to this client")
             if known is not None and known.state in ACTIVE and known.expires > now:
                 return self._nak(pool, request, "another address was leased to this client")
-        if not pool.is_allowed(ip, request.chaddr):
+        if not pool.is_allowed(ip, request.chaddr, now):
             return self._nak(pool, request, "address is reserved or outside the pool")
         if not pool.is_free(ip, client, now):
             holder = pool.by_ip[ip]
