@@ -81,7 +81,7 @@ def pack(
         if applet != "busybox":
             archive.symlink(f"{'sbin' if applet in _IN_SBIN else 'bin'}/{applet}", "/bin/busybox")
     archive.file("etc/fstab", _FSTAB.encode())
-    archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
+    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.file("etc/group", b"root:x:0:\ntty:x:5:\n")
     archive.file("etc/hosts", b"127.0.0.1 localhost rayos\n")
     groups = "".join(f"{group}_modules='{' '.join(names)}'\n" for group, names in BOOT_MODULES.items())

@@ -37,7 +37,7 @@ BOOT_MODULES: Final = {
     "net": ("virtio_net",),
     "input": ("virtio_input", "evdev"),
     "gpu": ("virtio_gpu",),
-    "late": ("button", "virtio_rng"),
+    "late": ("evdev", "button", "virtio_rng"),
 }
 # For `modprobe` and `mount` in the guest; never inserted by our init.
 EXTRA_MODULES: Final = (
