@@ -1,0 +1,404 @@
+"""The console device: ports between a guest and whoever attaches (VIRTIO 1.3, 5.3). The template for the other devices.
+
+A guest's bytes travel: kick -> `process` -> `_transmit` -> gate -> `Port.take_output` -> `settle` -> `on_output` -> a
+viewer reads them back by offset. A viewer's: `write` -> gate -> `Port.give` -> save -> `_receive` -> the guest's
+buffers -> `settle` -> `on_room`.
+
+Invariants: what was published to the guest and what `total`, `taken` and `todo` say changes in one step
+(`devices.durable`); what the guest must be told is a set of bits per port, never a queue, so no guest can make it grow.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final
+
+from devices.console.history import BATCH_BYTES
+from devices.console.port import PORT_BYTES, Port, PortSpec, Todo
+from devices.console.wire import (
+    CONFIG,
+    CONTROL,
+    CONTROL_RX,
+    CONTROL_TX,
+    EMERG_WR_OFFSET,
+    RESIZE,
+    ConsoleFeature,
+    Event,
+    queue_count,
+    rx_queue,
+    tx_queue,
+)
+from devices.durable import DurableBackend
+from devices.errors import ConfigurationError, RequestError
+from devices.gate import OPEN, Denial, Gate, Op
+from devices.loop import Loop
+from devices.repeat import Repeats
+from devices.state import StateStore
+from devices.stats import Stats
+from devices.virtio.chain import Chain
+from devices.virtio.features import DeviceId
+
+#: QEMU's own limit for virtio-serial.
+MAX_PORTS: Final = 31
+
+_MESSAGE_EVENT: Final = {
+    Todo.ADD: (Event.PORT_ADD, 1),
+    Todo.CONSOLE: (Event.CONSOLE_PORT, 1),
+    Todo.NAME: (Event.PORT_NAME, 1),
+    Todo.OPEN: (Event.PORT_OPEN, 1),
+    Todo.RESIZE: (Event.RESIZE, 0),
+}
+
+
+def _nothing(_port: int) -> None:
+    """A hook that nobody set."""
+
+
+class ConsoleBackend(DurableBackend):
+    """Ports in the order of `ports`; port 0 is the one a driver without MULTIPORT uses.
+
+    `history_fd` holds `history_bytes(len(ports))` bytes that outlive the worker; with None, and `state` None, nothing
+    does. Hooks, called with a port's number on the loop's thread: `on_output` after bytes arrived, `on_room` after the
+    guest took some.
+    """
+
+    device_id = DeviceId.CONSOLE
+    BUDGET: ClassVar[int] = 128
+    #: Capacity the StateStore must have.
+    STATE_BYTES: ClassVar[int] = 1 + Repeats.STATE_BYTES + MAX_PORTS * Port.STATE.size
+
+    def __init__(
+        self,
+        name: str,
+        loop: Loop,
+        *,
+        ports: Sequence[PortSpec],
+        state: StateStore | None = None,
+        history_fd: int | None = None,
+        gate: Gate = OPEN,
+    ) -> None:
+        """Errors: ConfigurationError for no ports, too many, or a name that cannot be told to a guest."""
+        if not 1 <= len(ports) <= MAX_PORTS:
+            raise ConfigurationError(f"{len(ports)} console ports: 1 to {MAX_PORTS} are allowed")
+        stats = Stats(Op.CONSOLE_WRITE, Op.CONSOLE_READ, Op.CONSOLE_RESIZE)
+        store = state or StateStore(None, self.STATE_BYTES)
+        super().__init__(name, queue_count(len(ports)), loop, stats, gate, store=store)
+        self.on_output: Callable[[int], object] = _nothing
+        self.on_room: Callable[[int], object] = _nothing
+        memory = map_ports(history_fd, len(ports))
+        self._ports = [
+            Port(index, spec, memory[index * PORT_BYTES : (index + 1) * PORT_BYTES])
+            for index, spec in enumerate(ports)
+        ]
+        self._by_queue: dict[int, tuple[Port, bool]] = {}
+        for port in self._ports:
+            self._by_queue[rx_queue(port.index)] = port, True
+            self._by_queue[tx_queue(port.index)] = port, False
+        self._repeats = Repeats()
+        self._has_emergency = False
+        self._got_output: set[int] = set()
+        self._got_room: set[int] = set()
+        self.restore()
+        self._is_told_again = self._has_emergency
+
+    @staticmethod
+    def history_bytes(ports: int) -> int:
+        """The size of the memfd that holds the bytes of so many ports."""
+        return ports * PORT_BYTES
+
+    @property
+    def features(self) -> int:
+        return super().features | ConsoleFeature.SIZE | ConsoleFeature.MULTIPORT | ConsoleFeature.EMERG_WRITE
+
+    def config_space(self) -> bytes:
+        first = self._ports[0]
+        return CONFIG.pack(first.columns, first.rows, len(self._ports), 0)
+
+    # -- state that outlives the worker --------------------------------------------------------------------------
+
+    def pack_state(self) -> bytes:
+        head = bytes([self._has_emergency])
+        return head + self._repeats.pack() + b"".join([port.pack() for port in self._ports])
+
+    def unpack_state(self, payload: bytes) -> None:
+        self._has_emergency = bool(payload[0])
+        offset = 1 + Repeats.STATE_BYTES
+        self._repeats.unpack(payload[1:offset])
+        for port in self._ports:
+            port.unpack(payload[offset : offset + Port.STATE.size])
+            offset += Port.STATE.size
+
+    def forget_driver(self) -> None:
+        self._has_emergency = False
+        for port in self._ports:
+            port.restart(Todo.NOTHING)
+
+    # -- the host's side -----------------------------------------------------------------------------------------
+
+    def write(self, port: int, data: bytes, *, token: int = 0) -> int:
+        """Take over bytes for the guest's port; returns how many, 0 when there is no room until `on_room`.
+
+        The same `token` (not 0) again does nothing and returns the same. Errors: RequestError when the gate refuses.
+        """
+        if self.is_undecided:
+            return 0
+        done = self._repeats.find(token)
+        if done is not None:
+            return done
+        target = self._ports[port]
+        if not data:
+            return 0
+        denial = self.gate.check(Op.CONSOLE_READ, len(data))
+        if denial is not None:
+            self.stats.deny(Op.CONSOLE_READ, denial)
+            raise RequestError(f"{len(data)} bytes for console port {port} refused: {denial.value}")
+        size = target.give(data)
+        if size:
+            self.stats.allow(Op.CONSOLE_READ, size)
+            self._repeats.remember(token, size)
+            self.save()
+            self.run_soon(rx_queue(port))
+        return size
+
+    def resize(self, port: int, columns: int, rows: int) -> None:
+        """Tell the guest the size of a port's terminal. Errors: RequestError for a size or a gate that says no."""
+        target = self._ports[port]
+        for what, value in (("columns", columns), ("rows", rows)):
+            if not 0 <= value <= 0xFFFF:
+                self.stats.deny(Op.CONSOLE_RESIZE, Denial.INVALID)
+                raise RequestError(f"{value} {what}: 0 to 65535 are allowed")
+        denial = self.gate.check(Op.CONSOLE_RESIZE, 0)
+        if denial is not None:
+            self.stats.deny(Op.CONSOLE_RESIZE, denial)
+            raise RequestError(f"resize of console port {port} refused: {denial.value}")
+        self.stats.allow(Op.CONSOLE_RESIZE)
+        if self.is_undecided:
+            self.defer(lambda: self._resize(target, columns, rows))
+        else:
+            self._resize(target, columns, rows)
+
+    def _resize(self, port: Port, columns: int, rows: int) -> None:
+        port.columns, port.rows = columns, rows
+        if port.spec.is_console and port.is_ready:
+            port.todo |= Todo.RESIZE
+        self.save()
+        self.run_soon(CONTROL_RX)
+
+    def read(self, port: int, offset: int, limit: int) -> tuple[int, bytes]:
+        """(offset, bytes): up to `limit` bytes of a port's output from `offset`; one that is too old jumps forward."""
+        return self._ports[port].read(offset, limit)
+
+    def total(self, port: int) -> int:
+        """Bytes the guest ever wrote to a port: the offset behind the last."""
+        return self._ports[port].total
+
+    def ports(self) -> list[dict[str, Any]]:
+        """port, name, is_console, guest_open of each."""
+        return [port.describe() for port in self._ports]
+
+    # -- the guest's side ----------------------------------------------------------------------------------------
+
+    @property
+    def _is_multiport(self) -> bool:
+        return bool(self.acked_features & ConsoleFeature.MULTIPORT)
+
+    def process(self, queue: int) -> bool:
+        if queue >= CONTROL_RX and not self._is_multiport:
+            return False  # queues that this driver did not ask for
+        if queue == CONTROL_RX:
+            return self._tell_driver()
+        if queue == CONTROL_TX:
+            return self._hear_driver()
+        port, is_rx = self._by_queue[queue]
+        return self._receive(port, queue) if is_rx else self._transmit(port, queue)
+
+    def settle(self, queue: int) -> None:
+        super().settle(queue)
+        for port in self._got_output:
+            self.on_output(port)
+        for port in self._got_room:
+            self.on_room(port)
+        self._got_output.clear()
+        self._got_room.clear()
+
+    def _transmit(self, port: Port, queue: int) -> bool:
+        """Guest to host: at most BUDGET chains and one batch of bytes a turn, so that a flood leaves others theirs."""
+        vring = self.queues[queue]
+        room = BATCH_BYTES
+        for _ in range(self.BUDGET):
+            chain = self.pop(queue)
+            if chain is None:
+                self.settle(queue)
+                if not vring.arm():
+                    return False
+                continue
+            if room < chain.readable_bytes <= BATCH_BYTES:
+                vring.unpop(chain.head)
+                break
+            room -= self._take_output(port, chain)
+            vring.push(chain.head, 0)
+        self.settle(queue)
+        return True
+
+    def _take_output(self, port: Port, chain: Chain) -> int:
+        size = chain.readable_bytes
+        denial = Denial.INVALID if size > BATCH_BYTES else self.gate.check(Op.CONSOLE_WRITE, size)
+        if denial is not None:
+            self.stats.deny(Op.CONSOLE_WRITE, denial)
+            return 0
+        self.stats.allow(Op.CONSOLE_WRITE, size)
+        if size:
+            port.take_output(chain.readable)
+            self._got_output.add(port.index)
+            self.is_dirty = True
+        return size
+
+    def _receive(self, port: Port, queue: int) -> bool:
+        """Host to guest: into the buffers a guest offers while its port is open. Without buffers the bytes wait."""
+        vring = self.queues[queue]
+        for _ in range(self.BUDGET):
+            if not port.waiting or (self._is_multiport and not port.guest_open):
+                self.settle(queue)
+                return False
+            chain = self.pop(queue)
+            if chain is None:
+                self.settle(queue)
+                if not vring.arm():
+                    return False
+                continue
+            size = port.fill(chain.writable, chain.writable_bytes)
+            vring.push(chain.head, size)
+            if size:
+                self._got_room.add(port.index)
+                self.is_dirty = True
+            else:
+                vring.chain_errors += 1
+        self.settle(queue)
+        return True
+
+    # -- control messages ----------------------------------------------------------------------------------------
+
+    def _hear_driver(self) -> bool:
+        vring = self.queues[CONTROL_TX]
+        for _ in range(self.BUDGET):
+            chain = self.pop(CONTROL_TX)
+            if chain is None:
+                self.settle(CONTROL_TX)
+                if not vring.arm():
+                    return False
+                continue
+            if chain.readable_bytes < CONTROL.size:
+                vring.chain_errors += 1
+            elif not self._heard(*CONTROL.unpack(chain.read(CONTROL.size))):
+                self.stats.deny(Op.CONSOLE_WRITE, Denial.INVALID)
+            vring.push(chain.head, 0)
+        self.settle(CONTROL_TX)
+        return True
+
+    def _heard(self, index: int, event: int, value: int) -> bool:
+        """Act on a driver's message; False for one that is none of its to send."""
+        if event == Event.DEVICE_READY:
+            # A driver's first word: whatever an earlier one said is void.
+            for port in self._ports:
+                port.restart(Todo.ADD if value else Todo.NOTHING)
+            self.is_dirty = True
+            self.run_soon(CONTROL_RX)
+            return True
+        if index >= len(self._ports):
+            return False
+        port = self._ports[index]
+        if event == Event.PORT_READY:
+            port.restart(Todo.NOTHING)
+            port.is_ready = bool(value)
+            if port.is_ready:
+                port.todo |= Todo.OPEN
+                port.todo |= Todo.CONSOLE if port.spec.is_console else Todo.NOTHING
+                port.todo |= Todo.NAME if port.spec.name else Todo.NOTHING
+                port.todo |= Todo.RESIZE if port.spec.is_console and port.columns else Todo.NOTHING
+                self.run_soon(CONTROL_RX)
+        elif event == Event.PORT_OPEN:
+            port.guest_open = bool(value)
+            if port.guest_open:
+                self.run_soon(rx_queue(index))
+        else:
+            return False
+        self.is_dirty = True
+        return True
+
+    def _tell_driver(self) -> bool:
+        vring = self.queues[CONTROL_RX]
+        for _ in range(self.BUDGET):
+            port = next((port for port in self._ports if port.todo), None)
+            if port is None:
+                self.settle(CONTROL_RX)
+                return False
+            chain = self.pop(CONTROL_RX)
+            if chain is None:
+                self.settle(CONTROL_RX)
+                if not vring.arm():
+                    return False
+                continue
+            todo = next(bit for bit in _MESSAGE_EVENT if bit & port.todo)
+            message = self._message(port, todo)
+            if chain.writable_bytes < len(message):
+                vring.chain_errors += 1
+                vring.push(chain.head, 0)
+                continue
+            vring.push(chain.head, chain.write(message))
+            port.todo &= ~todo
+            self.is_dirty = True
+        self.settle(CONTROL_RX)
+        return True
+
+    @staticmethod
+    def _message(port: Port, todo: Todo) -> bytes:
+        event, value = _MESSAGE_EVENT[todo]
+        message = CONTROL.pack(port.index, event, value)
+        if todo is Todo.NAME:
+            message += port.spec.name.encode()
+        elif todo is Todo.RESIZE:
+            message += RESIZE.pack(port.columns, port.rows)
+        return message
+
+    # -- EMERG_WRITE ---------------------------------------------------------------------------------------------
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """A character that works before any queue does (5.3.4): it goes to port 0."""
+        at = EMERG_WR_OFFSET - offset
+        if not 0 <= at < len(data) or data[at] == 0:
+            return  # NUL is what a driver reads there, and hands back with a write of another field
+        if self._is_told_again and self._is_fresh:
+            # What the frontend told the predecessor is told again before the queues start, this last word too.
+            self._is_told_again = False
+            return
+        character = data[at : at + 1]
+        if self.gate.check(Op.CONSOLE_WRITE, 1) is not None:
+            self.stats.deny(Op.CONSOLE_WRITE, Denial.CAPABILITY)
+            return
+        self.stats.allow(Op.CONSOLE_WRITE, 1)
+        if self.is_undecided:
+            self.defer(lambda: self._emergency(character))
+        else:
+            self._emergency(character)
+
+    def _emergency(self, character: bytes) -> None:
+        port = self._ports[0]
+        port.take_output([memoryview(character)])
+        self._has_emergency = True
+        self.save()
+        self.on_output(0)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {**super().snapshot(), "ports": [port.snapshot() for port in self._ports]}
+
+
+def map_ports(history_fd: int | None, ports: int) -> memoryview:
+    """The ports' memory: a descriptor's (grown to its size; it stays the caller's), or private when there is none."""
+    size = ConsoleBackend.history_bytes(ports)
+    if history_fd is None:
+        return memoryview(mmap.mmap(-1, size))
+    if os.fstat(history_fd).st_size < size:
+        os.ftruncate(history_fd, size)
+    return memoryview(mmap.mmap(history_fd, size))
