@@ -1,0 +1,1 @@
+"""virtio-input: keyboard, mouse, tablet and touch screen, fed by injection."""
