@@ -32,7 +32,7 @@ _SCRIPTS: Final = {  # path in the guest -> file in images/guest
 _FSTAB: Final = "proc /proc proc\nsys /sys sysfs\ndev /dev devtmpfs\n"
 _DIRECTORIES: Final = (
     "bin", "dev", "etc", "etc/acpi", "etc/acpi/PWRF", "etc/rayos", "lib", "lib/modules", "mnt", "proc", "root",
-    "run", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var",
+    "run", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "var", "var/log",
 )  # fmt: skip
 _IN_SBIN: Final = ("init", "reboot", "poweroff", "halt", "modprobe", "insmod", "udhcpc", "acpid")
 
@@ -76,6 +76,7 @@ def pack(
     archive.directory("tmp", 0o1777)
     archive.character_device("dev/console", 5, 1)  # the kernel opens it before init runs
     archive.fifo("run/lease")
+    archive.symlink("var/run", "/run")
     archive.file("bin/busybox", busybox, 0o755)
     for applet in applets:
         if applet != "busybox":
