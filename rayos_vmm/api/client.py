@@ -218,7 +218,7 @@ class Client:
             with self._explained("GET", path):
                 raise Unreachable(error.strerror) from None
         try:
-            with _alone():
+            with errors.one_error():
                 async with trio.open_nursery() as nursery, stream:
                     with trio.fail_after(CONNECT_TIMEOUT_S):
                         socket = await wrap_client_stream(nursery, stream, "rayos", path)
@@ -280,18 +280,6 @@ class Console:
                 self.offset += len(message)
                 return message
             self.offset = int(json.loads(message)["offset"])
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """An error that a nursery wrapped, and that was the only one, comes out as itself."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
 
 
 class _Events:

@@ -1,0 +1,27 @@
+"""Argument types with units, and errors in the units' words."""
+
+from __future__ import annotations
+
+import argparse
+
+from rayos_vmm.config.units import parse_duration, parse_size
+
+
+def duration(text: str) -> float:
+    """`1.5s`, `2min`: seconds."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time at all")
+    return seconds
+
+
+def size(text: str) -> str:
+    """`256MiB`, checked and as it is."""
+    try:
+        parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text

@@ -1,0 +1,106 @@
+"""The command line: which command lives in which module, and how its outcome becomes an exit status.
+
+Invariant: only the module of the command that was asked for is imported, so that `rayos --help` and the
+shell's completion are quick.
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 conflict or busy, 5 the guest
+failed, 124 timeout, 130 interrupted; `run -- command` and `exec` give the command's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+# Command: (module, what it does). The module has `add_<command>(parser)` and `async def run_<command>(args, out)`.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "run": ("run", "boot a machine and take its console, or run a command in it"),
+    "ps": ("machines", "list the machines"),
+    "start": ("machines", "start a machine that was defined or stopped"),
+    "stop": ("machines", "ask the guest to power down; end it after a time limit"),
+    "kill": ("machines", "end a machine at once"),
+    "pause": ("machines", "stop a guest's processors"),
+    "resume": ("machines", "let a paused guest go on"),
+    "reset": ("machines", "press the reset button"),
+    "rm": ("machines", "remove a machine with its disks, TPM and logs"),
+    "wait": ("machines", "wait until a machine is ready, running or stopped"),
+    "console": ("console", "take a guest's console (Ctrl-] detaches)"),
+    "logs": ("console", "show what a console has said"),
+    "exec": ("agent", "run a command in the guest"),
+    "cp": ("agent", "copy a file into or out of the guest"),
+    "type": ("seat", "type text on the guest's keyboard"),
+    "key": ("seat", "press keys together, such as ctrl-alt-delete"),
+    "screenshot": ("seat", "save what the display shows as a PNG"),
+    "events": ("observe", "follow what happens"),
+    "stats": ("observe", "show what the devices counted"),
+    "leases": ("observe", "show the addresses that our DHCP gave out"),
+    "qmp": ("observe", "send QEMU a QMP command"),
+    "doctor": ("doctor", "check this machine and say what to do"),
+    "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
+    "serve": ("serve", "run the daemon in the foreground"),
+    "device": ("device", "serve one device backend for any vhost-user front end"),
+    "completion": ("completion", "print the shell's completion script"),
+}
+
+
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    """The parser; only the command `wanted` has its arguments (None: all have)."""
+    parser = argparse.ArgumentParser(
+        prog="rayos",
+        description="Virtual machines whose devices are ours.",
+        epilog="`rayos COMMAND --help` says more. Every command takes --json.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        sub.add_argument("--json", action="store_true", help="print JSON, also for errors")
+        if wanted in (None, name):
+            getattr(import_module(f"rayos_vmm.cli.{module}"), f"add_{name}")(sub)
+    return parser
+
+
+def _complete() -> None:
+    import argcomplete
+
+    words = os.environ.get("COMP_LINE", "").split()
+    wanted = next((word for word in words[1:] if word in COMMANDS), None)
+    argcomplete.autocomplete(_parser(wanted or ""))
+
+
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    print(f"rayos {version('rayos-vmm')}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command of `argv` (without the program's name); returns the exit status."""
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["device"]:  # has its own parser: see `rayos device serve --help`
+        from rayos_vmm.cli.device import main as device
+
+        return device(words[1:])
+    wanted = next((word for word in words if not word.startswith("-")), "")
+    parser = _parser(wanted)
+    # What stands behind `--` belongs to the guest.
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:cut])
+    if args.version:
+        return _print_version()
+    if args.command is None:
+        parser.print_help()
+        return 0
+    args.words = words[cut + 1 :] if cut < len(words) else None
+
+    from rayos_vmm.cli.outcome import run_command
+
+    module, _ = COMMANDS[args.command]
+    return run_command(getattr(import_module(f"rayos_vmm.cli.{module}"), f"run_{args.command}"), args)

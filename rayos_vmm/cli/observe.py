@@ -1,0 +1,105 @@
+"""What happens and what was counted: events, statistics, leases; and QEMU's own monitor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import msgspec
+
+from rayos_vmm.cli.completion import add_name, machine_names
+from rayos_vmm.cli.daemon import the_daemon
+from rayos_vmm.cli.output import Output
+from rayos_vmm.errors import Invalid
+from rayos_vmm.vm.view import Event
+
+
+def _sentence(event: Event) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    data = " ".join(f"{key}={value}" for key, value in event.data.items())
+    return f"{event.seq:>6} {clock}.{int(event.time % 1 * 1000):03} {event.vm or '-':<12} {event.type} {data}".rstrip()
+
+
+def add_events(parser: argparse.ArgumentParser) -> None:
+    action = parser.add_argument("name", nargs="?", metavar="NAME", help="of one machine only")
+    action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
+    parser.add_argument(
+        "--since", type=int, help="after this number; 0: all that is kept (default: from now on)"
+    )
+
+
+async def run_events(args: argparse.Namespace, out: Output) -> None:
+    async with the_daemon().events(args.since) as events:
+        async for event in events:
+            if args.name in (None, event.vm) or event.type == "gap":
+                out.line(event, _sentence(event))
+
+
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [
+            row
+            for key, inner in value.items()
+            for row in _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, str(value))]
+
+
+async def run_stats(args: argparse.Namespace, out: Output) -> None:
+    stats = await the_daemon().stats(args.name)
+    out.table(stats, ("COUNTER", "VALUE"), _flat(stats))
+
+
+def add_leases(parser: argparse.ArgumentParser) -> None:
+    """Takes nothing but --json."""
+
+
+async def run_leases(args: argparse.Namespace, out: Output) -> None:
+    leases = await the_daemon().leases()
+    keys = list(leases[0]) if leases else ["address"]
+    rows = [[str(lease.get(key, "-")) for key in keys] for lease in leases]
+    out.table(leases, [key.upper() for key in keys], rows)
+
+
+def add_qmp(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    parser.add_argument("qmp", metavar="COMMAND", help="such as query-status")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="arguments; a value that is JSON is that, else a string",
+    )
+
+
+def qmp_arguments(words: list[str]) -> dict[str, Any] | None:
+    """`KEY=VALUE` words, or one JSON object, as the command's arguments."""
+    if len(words) == 1 and words[0].startswith("{"):
+        try:
+            return msgspec.json.decode(words[0], type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise Invalid(f"{words[0]!r} is not a JSON object: {error}") from None
+    arguments: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise Invalid(
+                f"{word!r} is not KEY=VALUE",
+                hint="rayos qmp dev device_del id=disk0",
+            )
+        try:
+            arguments[key] = json.loads(value)
+        except ValueError:
+            arguments[key] = value
+    return arguments or None
+
+
+async def run_qmp(args: argparse.Namespace, out: Output) -> None:
+    returned = await the_daemon().qmp(args.name, args.qmp, qmp_arguments(args.arguments))
+    out.result(returned, msgspec.json.format(msgspec.json.encode(returned), indent=2).decode())

@@ -1,0 +1,68 @@
+"""`rayos serve`: the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from rayos_vmm.api.server import serve_api
+from rayos_vmm.cli.daemon import report_error, report_ready
+from rayos_vmm.cli.output import Output
+from rayos_vmm.config.load import Config, load
+from rayos_vmm.errors import RayosError, one_error
+from rayos_vmm.paths import default_paths
+from rayos_vmm.service import Service, open_service
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with a [service] table")
+    parser.add_argument(
+        "--exit-when-idle", action="store_true", help="end when no machine runs and nobody asks"
+    )
+    parser.add_argument("--report-fd", type=int, default=-1, help=argparse.SUPPRESS)
+
+
+async def _wait_for_the_end(service: Service, idle_s: float | None) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def until_idle(seconds: float) -> None:
+            await service.wait_idle(seconds)
+            nursery.cancel_scope.cancel()
+
+        if idle_s is not None:
+            nursery.start_soon(until_idle, idle_s)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+                break
+
+
+async def _serve(args: argparse.Namespace, out: Output) -> None:
+    config = load(args.config) if args.config is not None else Config()
+    paths = default_paths()
+    idle_s = config.service.idle_exit_s if args.exit_when_idle else None
+    with one_error():
+        async with open_service(config.service, paths) as service, trio.open_nursery() as nursery:
+            shutdown = partial(_wait_for_the_end, service, idle_s)
+            await nursery.start(partial(serve_api, service, paths.api_socket, shutdown=shutdown))
+            out.note(f"rayos serves on {paths.api_socket} (Ctrl-C ends it; guests go on)")
+            if args.report_fd >= 0:
+                report_ready(args.report_fd)
+
+
+async def run_serve(args: argparse.Namespace, out: Output) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        await _serve(args, out)
+    except RayosError as error:
+        if args.report_fd >= 0:
+            report_error(args.report_fd, error)
+        raise
