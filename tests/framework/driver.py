@@ -17,17 +17,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from devices.virtio.vring import (
-    DESC_F_INDIRECT,
-    DESC_F_NEXT,
-    DESC_F_WRITE,
-    avail_ring_bytes,
-    descriptor_table_bytes,
-    used_ring_bytes,
-)
 from tests.framework.guest_memory import GuestRam
 
+# VIRTIO 1.3, 2.7.5 to 2.7.8, written down a second time: a judge does not ask the judged.
 DESCRIPTOR: Final = struct.Struct("<QIHH")
+DESC_F_NEXT: Final = 1
+DESC_F_WRITE: Final = 2
+DESC_F_INDIRECT: Final = 4
+
+
+def descriptor_table_bytes(size: int) -> int:
+    return 16 * size
+
+
+def avail_ring_bytes(size: int) -> int:
+    return 6 + 2 * size
+
+
+def used_ring_bytes(size: int) -> int:
+    return 6 + 8 * size
+
 
 #: A buffer: guest address, length.
 Buffer = tuple[int, int]

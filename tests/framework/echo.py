@@ -66,7 +66,7 @@ class EchoBackend(Backend):
         while self.held:
             owner, chain = self.held.pop()
             if owner == queue:
-                self.queues[queue].unpop(chain)
+                self.queues[queue].unpop(chain.head)
             else:
                 kept.appendleft((owner, chain))
         self.held = kept

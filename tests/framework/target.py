@@ -22,7 +22,9 @@ from typing import Generic, Protocol, Self, TypeVar
 from devices.backend import Backend
 from devices.loop import Loop
 from devices.vhost_user.connection import Connection
-from tests.framework.driver import DriverQueue
+from devices.virtio.memory import GuestMemory
+from devices.virtio.vring import Vring
+from tests.framework.driver import DriverQueue, avail_ring_bytes, descriptor_table_bytes, used_ring_bytes
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 from tests.framework.guest_memory import GuestRam
 
@@ -293,6 +295,27 @@ class Rig:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def attach(
+    driver: DriverQueue, *, base: int | None = 0, event_idx: bool | None = None, indirect: bool = True
+) -> tuple[Vring, GuestMemory]:
+    """A vring on the driver's rings without a session; the eventfds stay the driver's."""
+    memory = GuestMemory()
+    memory.replace([driver.ram.spec], [driver.ram.fd])
+    vring = Vring(0)
+    vring.call_fd, vring.error_fd = driver.call_fd, driver.error_fd
+    vring.attach(
+        memory,
+        driver.size,
+        memory.view(driver.descriptors, descriptor_table_bytes(driver.size)),
+        memory.view(driver.avail, avail_ring_bytes(driver.size)),
+        memory.view(driver.used, used_ring_bytes(driver.size)),
+        base=base,
+        event_idx=driver.event_idx if event_idx is None else event_idx,
+        indirect=indirect,
+    )
+    return vring, memory
 
 
 def open_fds() -> int:
