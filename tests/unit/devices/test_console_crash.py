@@ -1,0 +1,222 @@
+"""The console loses and doubles nothing when its worker is killed at any instruction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from devices.console.backend import ConsoleBackend
+from devices.console.port import PortSpec
+from devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, ConsoleFeature, Event, rx_queue, tx_queue
+from devices.loop import Loop
+from devices.state import StateStore
+from devices.virtio.features import TRANSPORT_FEATURES
+from tests.framework.kill import Bench, Killer, every_kill, pairs
+
+FEATURES = TRANSPORT_FEATURES | ConsoleFeature.MULTIPORT | ConsoleFeature.SIZE
+ROOM = 64
+
+
+class Guest:
+    """A driver with two ports on a console whose worker may be killed."""
+
+    def __init__(self, killer: Killer, log_fd: int = -1) -> None:
+        self.state_fd = os.memfd_create("state")
+        self.history_fd = os.memfd_create("history")
+        specs = [PortSpec("shell", is_console=True, log_fd=log_fd), PortSpec("agent")]
+
+        def make(loop: Loop) -> ConsoleBackend:
+            state = StateStore(self.state_fd, ConsoleBackend.STATE_BYTES)
+            return ConsoleBackend("console", loop, ports=specs, state=state, history_fd=self.history_fd)
+
+        self.bench = Bench(make, FEATURES, killer)
+        self.messages: list[tuple[int, int, int, bytes]] = []
+        self.received = {0: b"", 1: b""}
+        self._rooms: dict[tuple[int, int], int] = {}
+
+    def room(self, queue: int, count: int, size: int = ROOM) -> None:
+        """Offer buffers on a receive queue."""
+        driver = self.bench.queues[queue]
+        for _ in range(count):
+            address = self.bench.ram.allocate(size)
+            head = driver.add(writable=[(address, size)])
+            self._rooms[queue, head] = address
+            driver.offer([head])
+
+    def say(self, index: int, event: Event, value: int) -> None:
+        self.send(CONTROL_TX, CONTROL.pack(index, event, value))
+
+    def send(self, queue: int, data: bytes) -> None:
+        driver = self.bench.queues[queue]
+        driver.offer([driver.add(readable=[(self.bench.ram.put(data), len(data))])])
+
+    def collect(self) -> None:
+        """Take every used entry; each chain comes back exactly once."""
+        for queue, driver in enumerate(self.bench.queues):
+            for head, written in driver.collect():
+                address = self._rooms.pop((queue, head), None)
+                if address is None:
+                    continue
+                data = self.bench.ram.read(address, written)
+                if queue == CONTROL_RX:
+                    self.messages.append((*CONTROL.unpack_from(data), data[CONTROL.size :]))
+                else:
+                    self.received[0 if queue == 0 else 1] += data
+
+    def open(self) -> None:
+        """The whole handshake."""
+        self.room(CONTROL_RX, 9)
+        self.say(0, Event.DEVICE_READY, 1)
+        self.bench.run()
+        for port in (0, 1):
+            self.say(port, Event.PORT_READY, 1)
+            self.say(port, Event.PORT_OPEN, 1)
+        self.bench.run()
+        self.collect()
+
+    def close(self) -> None:
+        self.bench.close()
+        os.close(self.state_fd)
+        os.close(self.history_fd)
+
+
+@contextmanager
+def guest(killer: Killer, log_fd: int = -1) -> Iterator[Guest]:
+    made = Guest(killer, log_fd)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def output(killer: Killer) -> None:
+    with guest(killer) as g:
+        sent = {0: b"", 1: b""}
+        for round_ in range(2):
+            for port in (0, 1):
+                for number in range(3):
+                    data = f"round {round_} port {port} chain {number}\n".encode()
+                    sent[port] += data
+                    g.send(tx_queue(port), data)
+            g.bench.run()
+        g.collect()
+        for port in (0, 1):
+            assert g.bench.backend.read(port, 0, 4096) == (0, sent[port])
+            assert g.bench.queues[tx_queue(port)].used_index == 6
+
+
+def data_for(g: Guest, port: int, data: bytes, token: int) -> None:
+    """Write as the control client does: with a token, again until all of it was taken."""
+    while data:
+        done = g.bench.call(lambda backend: backend.write(port, data, token=token))
+        data = data[done:]
+        token += 1
+        g.bench.run()
+
+
+def written(killer: Killer) -> None:
+    with guest(killer) as g:
+        g.open()
+        for port in (0, 1):
+            g.room(rx_queue(port), 3, 5)
+        expected = {0: b"0123456789abcdefghij", 1: b"ABCDEFGH"}
+        data_for(g, 0, expected[0], 100)
+        data_for(g, 1, expected[1], 200)
+        g.collect()
+        assert g.received == {0: expected[0][:15], 1: expected[1]}, "what has room has arrived"
+        g.room(rx_queue(0), 2, 5)
+        g.bench.run()
+        g.collect()
+        assert g.received == expected
+
+
+def handshake(killer: Killer) -> None:
+    with guest(killer) as g:
+        g.bench.call(lambda backend: backend.resize(0, 132, 43))
+        g.open()
+        assert [message for message in g.messages if message[0] == 0] == [
+            (0, Event.PORT_ADD, 1, b""),
+            (0, Event.CONSOLE_PORT, 1, b""),
+            (0, Event.PORT_NAME, 1, b"shell"),
+            (0, Event.PORT_OPEN, 1, b""),
+            (0, Event.RESIZE, 0, b"\x84\0\x2b\0"),
+        ]
+        assert [message for message in g.messages if message[0] == 1] == [
+            (1, Event.PORT_ADD, 1, b""),
+            (1, Event.PORT_NAME, 1, b"agent"),
+            (1, Event.PORT_OPEN, 1, b""),
+        ]
+        assert [port["guest_open"] for port in g.bench.backend.ports()] == [True, True]
+        assert g.bench.backend.config_space()[:4] == b"\x84\0\x2b\0"
+
+
+SCENARIOS = [output, written, handshake]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_once_at_every_instruction(scenario: Callable[[Killer], None]) -> None:
+    """A kill between any two instructions neither loses nor doubles a byte or a message."""
+    assert len(list(every_kill(scenario))) > 100
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_twice(scenario: Callable[[Killer], None]) -> None:
+    """Nor does a successor that is killed while it takes over, or soon after."""
+    unharmed = Killer()
+    scenario(unharmed)
+    for first, second in pairs(unharmed.count, (17, 61, 127)):
+        scenario(Killer(first, second))
+
+
+def test_log_is_byte_exact_after_every_kill() -> None:
+    """The log holds each byte once, at its offset."""
+    log_fd = os.memfd_create("log")
+
+    def scenario(killer: Killer) -> None:
+        os.ftruncate(log_fd, 0)
+        with guest(killer, log_fd) as g:
+            for number in range(4):
+                g.send(tx_queue(0), f"line {number}\n".encode())
+                g.bench.run()
+            expected = b"line 0\nline 1\nline 2\nline 3\n"
+            assert g.bench.backend.read(0, 0, 4096) == (0, expected)
+            assert os.pread(log_fd, 4096, 0) == expected
+
+    try:
+        list(every_kill(scenario, step=3))
+    finally:
+        with suppress(OSError):
+            os.close(log_fd)
+
+
+def test_the_harness_sees_a_planted_fault() -> None:
+    """A device that publishes before it saves is caught: the harness is worth its time."""
+
+    class Careless(ConsoleBackend):
+        def settle(self, queue: int) -> None:
+            self.queues[queue].publish()
+            super().settle(queue)
+
+    def scenario(killer: Killer) -> None:
+        state_fd, history_fd = os.memfd_create("state"), os.memfd_create("history")
+
+        def make(loop: Loop) -> ConsoleBackend:
+            state = StateStore(state_fd, ConsoleBackend.STATE_BYTES)
+            return Careless("console", loop, ports=[PortSpec("")], state=state, history_fd=history_fd)
+
+        bench = Bench(make, FEATURES, killer)
+        try:
+            driver = bench.queues[tx_queue(0)]
+            driver.offer([driver.add(readable=[(bench.ram.put(b"hello"), 5)])])
+            bench.run()
+            assert bench.backend.read(0, 0, 99) == (0, b"hello")
+        finally:
+            bench.close()
+            os.close(state_fd)
+            os.close(history_fd)
+
+    with pytest.raises(AssertionError):
+        list(every_kill(scenario))
