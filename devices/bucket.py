@@ -25,8 +25,9 @@ class TokenBucket:
         if now > self._stamp:
             self._level = min(self.burst, self._level + (now - self._stamp) * self.rate)
             self._stamp = now
-        # A millionth of a unit is float dust: without the slack a timer could fire a hair early for ever.
-        return 0.0 if self._level > -1e-6 else -self._level / self.rate
+        # Less than a microsecond is float dust (at 10^6 seconds and 1 Gbit/s even the clock's last digit is more than a
+        # byte): without the slack a timer could fire a hair early for ever. The debt stays, so no rate is lost.
+        return 0.0 if self._level > -1e-6 * self.rate else -self._level / self.rate
 
     def take(self, units: float) -> None:
         """Pay for an operation that was done."""
