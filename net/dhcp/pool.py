@@ -112,8 +112,8 @@ class Pool:
         self.by_ip[ip] = binding
         if binding.state is State.DECLINED:
             self._quarantine.setdefault(binding.port, set()).add(ip)
-        else:
-            self.by_client[binding.client] = binding
+        elif other is None or other.ip == ip or other.state not in ACTIVE or binding.state in ACTIVE:
+            self.by_client[binding.client] = binding  # an old address never hides the present one
         if binding.state in FREE:
             self._idle[ip] = None
             return
