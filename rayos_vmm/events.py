@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
 import trio
@@ -62,7 +62,7 @@ class EventLog:
     def _gap(self, before: int, missed: int) -> Event:
         return Event(seq=before - 1, time=self._clock(), type="gap", data={"missed": missed})
 
-    async def follow(self, since: int | None = None) -> AsyncIterator[Event]:
+    async def follow(self, since: int | None = None) -> AsyncGenerator[Event, None]:
         """Every event past `since` (None: from now on), without end. Cancel or `aclose` it to leave."""
         position = self.last if since is None else since
         while True:

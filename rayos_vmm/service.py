@@ -10,7 +10,7 @@ import builtins
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, Final, Literal
@@ -188,7 +188,9 @@ class Service:
             Conflict: it is not running.
         """
         machine = self._machine(name)
-        await machine.need_qmp().execute("system_reset")
+        qmp = machine.need_qmp()
+        machine.forget_ready()
+        await qmp.execute("system_reset")
         return machine.view()
 
     async def remove(self, name: str) -> None:
@@ -212,8 +214,8 @@ class Service:
         """
         machine = self._machine(name)
         with trio.move_on_after(timeout_s):
-            while not _holds(machine, condition):
-                if not machine.is_live and machine.state is not VmState.DEFINED:
+            while not self._holds(machine, condition):
+                if condition != "stopped" and not machine.is_live and machine.state is not VmState.DEFINED:
                     raise GuestGone(f"{name} is {machine.state.value}: {machine.record.reason}")
                 await machine.wait_changed()
             return machine.view()
@@ -300,7 +302,7 @@ class Service:
         """The addresses that our DHCP gave out."""
         return await self._parts.leases()
 
-    def events(self, since: int | None = None) -> AsyncIterator[Event]:
+    def events(self, since: int | None = None) -> AsyncGenerator[Event, None]:
         """From event `since`+1 on, then live and without end; None = from now. Close it with `aclosing`."""
         return self._events.follow(since)
 
@@ -388,8 +390,24 @@ class Service:
         raise Timeout_(f"{machine.name} did not end within {_END_TIMEOUT_S:g} s of being killed")
 
     async def _wait_end(self, machine: Machine) -> None:
-        while machine.is_live:
+        while not self._is_over(machine):
             await machine.wait_changed()
+
+    def _is_over(self, machine: Machine) -> bool:
+        """True when it has ended and, if it was ephemeral, nothing of it is left."""
+        is_forgotten = self._machines.get(machine.name) is not machine
+        return not machine.is_live and (is_forgotten or not machine.record.spec.ephemeral)
+
+    def _holds(self, machine: Machine, condition: Condition) -> bool:
+        match condition:
+            case "ready":
+                return machine.state is VmState.RUNNING and machine.record.is_ready
+            case "running":
+                return machine.state is VmState.RUNNING
+            case "stopped":
+                return self._is_over(machine)
+            case _:
+                raise Invalid(f"condition {condition!r}; allowed are ready, running, stopped")
 
     async def _forget(self, machine: Machine) -> None:
         await self._parts.store.delete(machine.name)
@@ -397,6 +415,7 @@ class Service:
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)
         self._events.publish("vm.removed", machine.name)
+        machine.wake()
 
     async def _live(self, life: _Life, machine: Machine) -> None:
         """One machine's task: its life, and what is left to do after it."""
@@ -417,18 +436,6 @@ class Service:
             machine = self._add(record)
             if machine.is_live:
                 await self._jobs.send((adopt_machine, machine))
-
-
-def _holds(machine: Machine, condition: Condition) -> bool:
-    match condition:
-        case "ready":
-            return machine.state is VmState.RUNNING and machine.record.is_ready
-        case "running":
-            return machine.state is VmState.RUNNING
-        case "stopped":
-            return not machine.is_live
-        case _:
-            raise Invalid(f"condition {condition!r}; allowed are ready, running, stopped")
 
 
 def is_compiled() -> bool:

@@ -188,7 +188,7 @@ def command_line(
     arguments += ["-sandbox", SANDBOX, "-S"]
     # A reset works as on hardware. A panic stops the guest where it is; the service notes it and ends it.
     arguments += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]
-    # Registers at every processor reset: with TCG the log tells a triple fault from a reboot, and where.
+    # With TCG this tells a triple fault from a reboot: QMP does not.
     arguments += ["-d", "cpu_reset"]
     for name, fd in (("qmp", sockets.qmp_fd), ("serial0", sockets.serial_fd)):
         arguments += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]

@@ -144,10 +144,7 @@ class Attendant:
             if evidence.is_reset_loop:
                 self._end_wanted.set()
                 return
-        machine.record.is_ready = False
-        if machine.agent is not None:
-            machine.agent.guest_was_reset()
-        machine.wake()
+        machine.forget_ready()
 
     async def _follow_serial(self, stream: trio.SocketStream) -> None:
         machine = self._machine
@@ -226,8 +223,6 @@ class Attendant:
         elif LINE_TRIPLE_FAULT in line and not self._machine.record.is_ready:
             evidence.has_triple_faulted = True
             self._end_wanted.set()
-        elif evidence.has_triple_faulted and not evidence.registers and line.startswith(("RIP=", "EIP=")):
-            evidence.registers = line.strip()
 
     async def _end_when_wanted(self, qmp: Qmp, process: Process) -> None:
         await self._end_wanted.wait()

@@ -6,7 +6,7 @@ that fell behind sees the offset jump, and the writer never waits for anybody.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +50,7 @@ class History:
         """The newest bytes."""
         return bytes(self._data[-limit:])
 
-    async def follow(self, since: int | None = None) -> AsyncIterator[tuple[int, bytes]]:
+    async def follow(self, since: int | None = None) -> AsyncGenerator[tuple[int, bytes], None]:
         """(offset, bytes) from `since` on (None: from now), live, until the stream is closed."""
         position = self._end if since is None else since
         while True:

@@ -136,6 +136,13 @@ class Machine:
         )
         self.wake()
 
+    def forget_ready(self) -> None:
+        """The guest starts over: it is not ready, and its agent knows nothing."""
+        self.record.is_ready = False
+        if self.agent is not None:
+            self.agent.guest_was_reset()
+        self.wake()
+
     def wake(self) -> None:
         """Wakes whoever waits for a change."""
         changed, self._changed = self._changed, trio.Event()

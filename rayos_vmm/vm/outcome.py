@@ -20,7 +20,10 @@ RESET_LOOP_INTERVAL_S: Final = 30.0
 LINE_TRIPLE_FAULT: Final = "Triple fault"
 # Only the printk time stamp may stand before it: a shell that echoes the words is no panic.
 _PANIC: Final = re.compile(r"^(?:\[ *\d+\.\d+\] ?)?Kernel panic - not syncing: (.*)$")
-_READY: Final = re.compile(r"^(?:.*\s)?RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)")
+# What was on the line when the guest was reset may stand before it.
+_READY: Final = re.compile(
+    r"(?:^|[^0-9A-Za-z]|\x1b\[[0-9;]*[A-Za-z])RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)"
+)
 
 
 @dataclass
@@ -35,7 +38,6 @@ class Evidence:
     is_reset_loop: bool = False
     exit_status: int | None = None  # QEMU's; None when it was not our child
     last_log_line: str = ""
-    registers: str = ""  # where a triple fault happened
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
 
 
@@ -49,7 +51,7 @@ class Ready:
 
 def parse_ready(line: str) -> Ready | None:
     """The ready line's content, None for any other line."""
-    match = _READY.match(line)
+    match = _READY.search(line)
     if match is None:
         return None
     return Ready(float(match[1]), None if match[2] == "-" else match[2])
@@ -82,8 +84,7 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
         count = len(evidence.resets)
         return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"
     if evidence.has_triple_faulted:
-        where = f" at {evidence.registers}" if evidence.registers else ""
-        return ExitReason.TRIPLE_FAULT, f"the guest's processor triple-faulted{where}"
+        return ExitReason.TRIPLE_FAULT, "the guest's processor triple-faulted"
     if evidence.has_panicked or evidence.shutdown_cause == "guest-panic":
         said = evidence.panic or "it gave no reason"
         return ExitReason.PANIC, f"the guest's kernel panicked: {said}"

@@ -6,8 +6,8 @@ Key and pointer events are evdev's (linux/input-event-codes.h); the worker close
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -61,15 +61,17 @@ async def console_stream(
 ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
     """(offset, bytes) of a port. The serial line's history is there after the end as well."""
     if port == SERIAL_PORT:
-        yield machine.serial.follow(since)
+        async with aclosing(machine.serial.follow(since)) as serial:
+            yield serial
         return
     worker = machine.need_worker()
     with worker_errors(machine):
         async with worker.console_stream(port, since=since) as chunks:
-            yield _until_gone(chunks)
+            async with aclosing(_until_gone(chunks)) as until_gone:
+                yield until_gone
 
 
-async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncIterator[tuple[int, bytes]]:
+async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerator[tuple[int, bytes], None]:
     try:
         async for chunk in chunks:
             yield chunk
