@@ -10,6 +10,7 @@ import errno
 from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
+from devices.blk.ring import BlkRing
 from devices.blk.store import RawStore
 from devices.blk.wire import (
     HEADER,
@@ -28,6 +29,7 @@ from devices.loop import Loop
 from devices.stats import Stats
 from devices.virtio.chain import Chain, slice_views
 from devices.virtio.features import DeviceId
+from devices.virtio.layout import NOTHING
 
 #: Data buffers of one request: what fits an indirect table of 128 beside header and status.
 SEG_MAX: Final = 126
@@ -39,6 +41,8 @@ MAX_SEGMENTS: Final = 16
 #: Sectors one discard or write-zeroes segment may cover: 1 GiB.
 MAX_SEGMENT_SECTORS: Final = (1 << 30) // SECTOR_BYTES
 BLOCK_BYTES: Final = 4096
+#: Headroom of a disk without a quota.
+UNBOUNDED: Final = 1 << 62
 
 
 class BlkBackend(Backend):
@@ -63,7 +67,13 @@ class BlkBackend(Backend):
         self.store = store
         self.quota_bytes = quota_bytes
         self._serial = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
-        self._headroom = 0
+        self._rings = [
+            BlkRing(vring, store.fd, store.size_bytes, stats, gate, MAX_REQUEST_BYTES)
+            for vring in self.queues
+        ]
+        for ring in self._rings:
+            ring.read_only = store.read_only
+        self._set_headroom(UNBOUNDED if quota_bytes is None else 0)
         self._config = Config(
             capacity_sectors=store.size_bytes // SECTOR_BYTES,
             size_max_bytes=SIZE_MAX,
@@ -101,19 +111,17 @@ class BlkBackend(Backend):
 
     def process(self, queue: int) -> bool:
         vring = self.queues[queue]
+        ring = self._rings[queue]
         budget = self.BUDGET
-        while budget:
-            chain = vring.pop()
-            if chain is None:
+        while budget > 0:
+            outcome = ring.drain(budget)
+            budget -= ring.served
+            if outcome >= 0:
+                vring.push(outcome, self._serve(vring.chain(outcome)))
+            elif outcome == NOTHING:
                 vring.publish()
                 if not vring.arm():
                     return False
-                continue
-            vring.push(chain.head, self._serve(chain))
-            budget -= 1
-            if budget & 3 == 0:
-                # A driver that waits for a few of a deep queue should not wait for all of it.
-                vring.publish()
         vring.publish()
         return True
 
@@ -196,16 +204,22 @@ class BlkBackend(Backend):
         """Refuse what could take the image over its quota; measures only when the known headroom is used up."""
         if self.quota_bytes is None:
             return
-        if length > self._headroom:
+        headroom = self._rings[0].headroom
+        if length > headroom:
             if self.store.is_allocated(offset, length):
                 return
-            self._headroom = max(0, self.quota_bytes - self.store.allocated_bytes)
-            if length > self._headroom:
+            headroom = max(0, self.quota_bytes - self.store.allocated_bytes)
+            if length > headroom:
                 self.stats.deny(Op.DISK_WRITE, Denial.QUOTA)
                 raise RequestError(
                     f"a write of {length} bytes would exceed the quota of {self.quota_bytes} bytes"
                 )
-        self._headroom -= length
+        self._set_headroom(headroom - length)
+
+    def _set_headroom(self, size_bytes: int) -> None:
+        """What may be written before the image is measured again, shared evenly by the queues' loops."""
+        for ring in self._rings:
+            ring.headroom = size_bytes // len(self._rings)
 
     def _get_id(self, chain: Chain, room: int) -> None:
         if room < ID_BYTES:
@@ -258,7 +272,8 @@ class BlkBackend(Backend):
                 if not unmap:
                     self._check_quota(offset, size)
                 self.store.write_zeroes(offset, size, unmap=unmap)
-            self._headroom = 0
+            if self.quota_bytes is not None:
+                self._set_headroom(0)
             self.stats.allow(Op.DISK_FORMAT, size)
 
     def _check_format(self, sector: int, sectors: int) -> None:

@@ -162,12 +162,12 @@ class NetBackend(Backend):
             try:
                 size = self.port.receive([*chain.writable, self._spill])
             except BlockingIOError:
-                vring.unpop(chain)
+                vring.unpop(chain.head)
                 vring.publish()
                 self._listen(True)
                 return False
             except OSError:
-                vring.unpop(chain)
+                vring.unpop(chain.head)
                 vring.publish()
                 self.stats.deny(Op.NET_RX, Denial.IO_ERROR)
                 self._listen(False)
@@ -196,8 +196,8 @@ class NetBackend(Backend):
                 denial = Denial.QUEUE_FULL
         if denial is not None or chain.write(b"\0\0", NUM_BUFFERS_OFFSET) != 2:
             for extra in reversed(more):
-                vring.unpop(extra)
-            vring.unpop(chain)
+                vring.unpop(extra.head)
+            vring.unpop(chain.head)
             self.stats.deny(Op.NET_RX, denial or Denial.INVALID)
             return
         chain.write((1 + len(more)).to_bytes(2, "little"), NUM_BUFFERS_OFFSET)

@@ -122,8 +122,10 @@ class Connection:
         loop.register(sock.fileno(), self._ready)
 
     def _ready(self, _events: int) -> None:
+        is_complete = False
         try:
             while (message := self._channel.receive()) is not None:
+                is_complete = True
                 answer = self._session.handle(message)
                 if answer is not None:
                     self._channel.send(answer)
@@ -133,10 +135,11 @@ class Connection:
         except ProtocolError as error:
             self.close(str(error))
             return
-        if self._timer:
+        if self._timer and is_complete:
             self._loop.cancel(self._timer)
             self._timer = 0
-        if self._channel.is_partial:
+        # The deadline is the message's: a byte now and then does not move it.
+        if self._channel.is_partial and not self._timer:
             self._timer = self._loop.call_at(self._loop.now() + MESSAGE_TIMEOUT, self._timed_out)
 
     def _timed_out(self) -> None:

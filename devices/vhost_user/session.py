@@ -33,7 +33,7 @@ from devices.vhost_user.message import (
 )
 from devices.virtio.features import Feature
 from devices.virtio.memory import MAX_REGIONS, GuestMemory
-from devices.virtio.vring import (
+from devices.virtio.layout import (
     MAX_QUEUE_SIZE,
     avail_ring_bytes,
     descriptor_table_bytes,
@@ -230,7 +230,6 @@ class Session:
         if not self._features & Feature.PROTOCOL_FEATURES:
             queue.is_enabled = True
         if fd >= 0:
-            os.set_blocking(fd, False)
             self._loop.register(fd, lambda _events, index=index: self._kicked(index))  # type: ignore[misc]
         self._update(index)
 
@@ -349,6 +348,17 @@ def _take_eventfd(message: Message, value: int) -> int:
         return -1
     if not message.fds:
         raise ProtocolError(f"{message.request.name} without its descriptor")
-    if stat.S_IFMT(os.fstat(message.fds[0]).st_mode) != 0:
+    if not _is_eventfd(message.fds[0]):
         raise ProtocolError(f"{message.request.name} with a descriptor that is no eventfd")
     return message.fds.pop(0)
+
+
+def _is_eventfd(fd: int) -> bool:
+    """Also makes it non-blocking. Other anonymous descriptors (epoll, pidfd, timerfd) do not take a zero."""
+    if stat.S_IFMT(os.fstat(fd).st_mode) != 0:
+        return False
+    try:
+        os.set_blocking(fd, False)
+        return os.write(fd, bytes(8)) == 8
+    except OSError:
+        return False

@@ -49,8 +49,6 @@ class RegionSpec:
 class Region:
     """A mapped region: `view` covers exactly the shared bytes."""
 
-    __slots__ = ("guest_address", "guest_end", "spec", "user_address", "user_end", "view")
-
     def __init__(self, spec: RegionSpec, fd: int) -> None:
         """Map `fd`, which stays the caller's to close.
 
@@ -73,11 +71,22 @@ class Region:
             raise ProtocolError(
                 f"memory region ends at {spec.mmap_offset + spec.size:#x}, beyond its file of {file_size:#x} bytes"
             )
-        mapping = mmap.mmap(
-            fd, spec.mmap_offset + spec.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        )
+        try:
+            mapping = mmap.mmap(
+                fd, spec.mmap_offset + spec.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        except (OSError, OverflowError, ValueError) as error:
+            # Read only, sealed against writing, or larger than our address space: the peer's fault, not ours.
+            raise ProtocolError(f"memory region of {spec.size:#x} bytes cannot be mapped: {error}") from error
         self.spec = spec
         self.view = memoryview(mapping)[spec.mmap_offset :]
+        self.size = spec.size
+        # The same bytes for the rings: whole 16-byte units as wider words too.
+        whole = self.view[: spec.size & ~15]
+        self.ram = self.view
+        self.ram16 = whole.cast("H")
+        self.ram32 = whole.cast("I")
+        self.ram64 = whole.cast("Q")
         self.guest_address = spec.guest_address
         self.guest_end = spec.guest_address + spec.size
         self.user_address = spec.user_address
@@ -86,8 +95,6 @@ class Region:
 
 class GuestMemory:
     """The regions of one session. Mappings live as long as a view of them does, never longer than needed."""
-
-    __slots__ = ("_last", "regions")
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
@@ -132,23 +139,30 @@ class GuestMemory:
         self.regions = []
         self._last = None
 
-    def view(self, guest_address: int, length: int) -> memoryview:
-        """The `length` bytes at a guest-physical address; ChainError when they are not all inside one region."""
+    def find(self, guest_address: int, length: int) -> Region | None:
+        """The region that holds all `length` bytes at a guest-physical address, or None."""
         region = self._last
         if region is None or not region.guest_address <= guest_address < region.guest_end:
-            for region in self.regions:
+            for candidate in self.regions:
+                region = candidate
                 if region.guest_address <= guest_address < region.guest_end:
                     self._last = region
                     break
             else:
-                raise ChainError(f"address {guest_address:#x} is outside guest memory")
-        start = guest_address - region.guest_address
-        end = start + length
-        if end > region.spec.size:
+                return None
+        if length > region.guest_end - guest_address:
+            return None
+        return region
+
+    def view(self, guest_address: int, length: int) -> memoryview:
+        """The `length` bytes at a guest-physical address; ChainError when they are not all inside one region."""
+        region = self.find(guest_address, length)
+        if region is None:
             raise ChainError(
-                f"{length} bytes at {guest_address:#x} reach beyond their region's end {region.guest_end:#x}"
+                f"{length} bytes at {guest_address:#x} are not inside one region of guest memory"
             )
-        return region.view[start:end]
+        start = guest_address - region.guest_address
+        return region.view[start : start + length]
 
     def user_view(self, user_address: int, length: int) -> memoryview:
         """The `length` bytes at a frontend's user address (the rings); ProtocolError when outside."""

@@ -6,87 +6,46 @@ Three areas lie in guest memory and are the driver's to rewrite at any time; eac
 * avail ring: ``flags u16, idx u16, ring[size] u16, used_event u16``
 * used ring: ``flags u16, idx u16, ring[size] {id u32, len u32}, avail_event u16``
 
-Invariants: chains are popped in avail order; the used index is stored after the entries it covers, with one
-16-bit store (`memoryview.cast("H")`; `struct.pack_into` clears first and a driver saw the zeros); a queue that
-broke the rules is latched and not parsed again until `stop`.
+Invariants: chains are popped in avail order; the used index is stored after the entries it covers, with one 16-bit
+store (`memoryview.cast("H")`; `struct.pack_into` clears first and a driver saw the zeros); a queue that broke the
+rules is latched and not parsed again until `stop`. Compiled with vring.pxd; interpreted it is the same code.
 """
 
 from __future__ import annotations
 
-import os
-import struct
-from contextlib import suppress
-from threading import Lock
-from typing import Final
+from array import array
+from typing import cast
 
-from devices.errors import ChainError, QueueError
+from devices.errors import QueueError
+from devices.native import fence, signal
 from devices.virtio.chain import Chain
-from devices.virtio.memory import GuestMemory
+from devices.virtio.layout import (
+    AVAIL_F_NO_INTERRUPT,
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+    DESCRIPTOR_BYTES,
+    MAX_CHAIN_BYTES,
+    MAX_QUEUE_SIZE,
+    NOTHING,
+    USED_ELEMENT_BYTES,
+    USED_HEADER_BYTES,
+)
+from devices.virtio.memory import GuestMemory, Region
 
-DESC_F_NEXT: Final = 1
-DESC_F_WRITE: Final = 2
-DESC_F_INDIRECT: Final = 4
-AVAIL_F_NO_INTERRUPT: Final = 1
-
-_DESCRIPTOR: Final = struct.Struct("<QIHH")
-DESCRIPTOR_BYTES: Final = _DESCRIPTOR.size
-AVAIL_HEADER_BYTES: Final = 4
-USED_HEADER_BYTES: Final = 4
-USED_ELEMENT_BYTES: Final = 8
-
-#: VIRTIO 1.3, 2.7: at most 32768; QEMU never makes a queue longer than 1024 (VIRTQUEUE_MAX_SIZE).
-MAX_QUEUE_SIZE: Final = 1024
-#: Bytes one chain may describe: beyond 4 GiB a u32 used length cannot say what was written.
-MAX_CHAIN_BYTES: Final = 0xFFFFFFFF
-
-_fence = Lock()
-
-
-def descriptor_table_bytes(size: int) -> int:
-    return DESCRIPTOR_BYTES * size
-
-
-def avail_ring_bytes(size: int) -> int:
-    return AVAIL_HEADER_BYTES + 2 * size + 2
-
-
-def used_ring_bytes(size: int) -> int:
-    return USED_HEADER_BYTES + USED_ELEMENT_BYTES * size + 2
+#: Fills the array of regions, which is never read beyond `count`.
+_NO_REGION = cast("Region", None)
 
 
 class Vring:
     """One queue. `attach` makes it live; `pop`, `push`, `publish` and `arm` are the data path.
 
+    `take` is `pop` without objects: it leaves the chain in `count`, `readable_count` and, a buffer each, `regions`,
+    `starts` (bytes into the region) and `lengths`.
+
     Counters: `chain_errors` chains returned unused, `requests` chains popped, `calls` notifications sent.
     `broken` holds the sentence of the fault that latched the queue, else the empty string.
     """
-
-    __slots__ = (
-        "_avail",
-        "_avail_shadow",
-        "_busy",
-        "_descriptors",
-        "_event_idx",
-        "_indirect",
-        "_last_avail",
-        "_mask",
-        "_memory",
-        "_signalled",
-        "_used",
-        "_used_elements",
-        "_used_idx",
-        "_used_published",
-        "attached",
-        "broken",
-        "call_fd",
-        "calls",
-        "chain_errors",
-        "error_fd",
-        "index",
-        "kicks",
-        "requests",
-        "size",
-    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -101,16 +60,25 @@ class Vring:
         self.kicks = 0
         self._last_avail = 0
         self._used_idx = 0
+        self.starts = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
+        self.lengths = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
         self._detach()
 
     def _detach(self) -> None:
         empty = memoryview(bytearray(0))
-        self._memory = GuestMemory()
-        self._descriptors = empty
-        self._avail = empty
-        self._used = empty
-        self._used_elements = empty
-        self._busy = bytearray(0)
+        self.memory = GuestMemory()
+        self.regions: list[Region] = [_NO_REGION] * MAX_QUEUE_SIZE
+        self.count = 0
+        self.readable_count = 0
+        self.readable_bytes = 0
+        self.writable_bytes = 0
+        self._desc64 = empty.cast("Q")
+        self._desc32 = empty.cast("I")
+        self._desc16 = empty.cast("H")
+        self._avail = empty.cast("H")
+        self._used = empty.cast("H")
+        self._used_elements = empty.cast("I")
+        self._busy = memoryview(bytearray(0))
         self._mask = 0
         self._event_idx = False
         self._indirect = False
@@ -136,10 +104,12 @@ class Vring:
         `base` is the avail index to go on from; None takes the used index out of guest memory, which is right
         for a queue that is completed in order, after its former backend died.
         """
-        self._memory = memory
+        self.memory = memory
         self.size = size
         self._mask = size - 1
-        self._descriptors = descriptors
+        self._desc64 = descriptors.cast("Q")
+        self._desc32 = descriptors.cast("I")
+        self._desc16 = descriptors.cast("H")
         self._avail = avail.cast("H")
         self._used = used.cast("H")
         self._used_elements = used[USED_HEADER_BYTES : USED_HEADER_BYTES + USED_ELEMENT_BYTES * size].cast(
@@ -147,7 +117,7 @@ class Vring:
         )
         self._used_idx = self._used_published = self._used[1]
         self._last_avail = self._avail_shadow = self._used_idx if base is None else base
-        self._busy = bytearray(size)
+        self._busy = memoryview(bytearray(size))
         self._event_idx = event_idx
         self._indirect = indirect
         self._signalled = False
@@ -170,10 +140,19 @@ class Vring:
         """The used index that the next `publish` will store."""
         return self._used_idx
 
+    @property
+    def is_unused(self) -> bool:
+        """No chain was ever completed in this ring: its driver has just made it (and zeroed it: VIRTIO 1.3, 2.7).
+
+        A used index of 0 that wrapped is told by the ring's last entry.
+        """
+        last = 2 * (self.size - 1)
+        return self._used_idx == 0 and self._used_elements[last] == 0 and self._used_elements[last + 1] == 0
+
     def latch(self, reason: str) -> QueueError:
         """Mark the queue broken (class Q) and tell the frontend; returns the error to raise."""
         self.broken = f"queue {self.index}: {reason}"
-        _signal(self.error_fd)
+        signal(self.error_fd)
         return QueueError(self.broken)
 
     def pop(self) -> Chain | None:
@@ -181,20 +160,37 @@ class Vring:
 
         Errors: QueueError once when the driver broke the ring; afterwards None until `stop`.
         """
+        head = self.take()
+        return None if head == NOTHING else self.chain(head)
+
+    def chain(self, head: int) -> Chain:
+        """The chain that was taken last, as views of its buffers."""
+        views = []
+        for index in range(self.count):
+            start = self.starts[index]
+            views.append(self.regions[index].view[start : start + self.lengths[index]])
+        split = self.readable_count
+        return Chain(head, views[:split], self.readable_bytes, views[split:], self.writable_bytes)
+
+    def take(self) -> int:
+        """The head of the next available chain, its buffers in the arrays; NOTHING when there is none.
+
+        Errors: as `pop`.
+        """
         while True:
             last = self._last_avail
             if last == self._avail_shadow:
-                if self.broken or not self.attached:
-                    return None
+                if not self.attached or self.broken:
+                    return NOTHING
                 shadow = self._avail[1]
                 waiting = (shadow - last) & 0xFFFF
                 if waiting == 0:
-                    return None
+                    return NOTHING
                 if waiting > self.size:
                     raise self.latch(f"avail index jumped by {waiting}, the queue holds {self.size}")
                 self._avail_shadow = shadow
             elif self.broken:
-                return None
+                return NOTHING
             head = self._avail[2 + (last & self._mask)]
             if head >= self.size:
                 raise self.latch(f"head {head} is outside a table of {self.size} descriptors")
@@ -202,82 +198,109 @@ class Vring:
                 raise self.latch(f"head {head} was offered again while in flight")
             self._last_avail = (last + 1) & 0xFFFF
             self.requests += 1
-            try:
-                chain = self._walk(head)
-            except ChainError:
-                self.chain_errors += 1
-                self._busy[head] = 1
-                self.push(head, 0)
-                continue
+            is_sound = self._walk(head)
             self._busy[head] = 1
-            return chain
+            if is_sound:
+                return head
+            self.chain_errors += 1
+            self.push(head, 0)
 
-    def unpop(self, chain: Chain) -> None:
+    def unpop(self, head: int) -> None:
         """Give the chain that was popped last back to the queue, untouched."""
-        self._busy[chain.head] = 0
+        self._busy[head] = 0
         self._last_avail = (self._last_avail - 1) & 0xFFFF
         self.requests -= 1
 
-    def _walk(self, head: int) -> Chain:
-        unpack = _DESCRIPTOR.unpack_from
-        table = self._descriptors
-        limit = self.size
-        address, length, flags, following = unpack(table, head * DESCRIPTOR_BYTES)
+    def _walk(self, head: int) -> bool:
+        """Fill the arrays; False for a chain fault (class C)."""
+        self.count = 0
+        self.readable_count = 0
+        self.readable_bytes = 0
+        self.writable_bytes = 0
+        address = self._desc64[2 * head]
+        length = self._desc32[4 * head + 2]
+        flags = self._desc16[8 * head + 6]
+        following = self._desc16[8 * head + 7]
         if flags & DESC_F_INDIRECT:
-            if not self._indirect:
-                raise self.latch("an indirect descriptor without the feature")
-            if flags & DESC_F_NEXT:
-                raise self.latch("a descriptor with both INDIRECT and NEXT")
-            count, rest = divmod(length, DESCRIPTOR_BYTES)
-            if rest or not 1 <= count <= MAX_QUEUE_SIZE:
-                raise self.latch(
-                    f"an indirect table of {length} bytes: a multiple of 16 from 16 to {MAX_QUEUE_SIZE * 16} is allowed"
-                )
-            try:
-                # A private copy: the table is short, and a copy cannot change under the walk.
-                table = memoryview(bytes(self._memory.view(address, length)))
-            except ChainError as error:
-                raise self.latch(f"the indirect table is not in guest memory: {error}") from None
-            limit = count
-            address, length, flags, following = unpack(table, 0)
-        view_of = self._memory.view
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        readable_bytes = writable_bytes = 0
+            return self._walk_indirect(address, length, flags)
+        is_sound = True
+        limit = self.size
         seen = 1
-        fault: ChainError | None = None
         while True:
-            if flags & DESC_F_INDIRECT:
-                raise self.latch("a nested indirect descriptor")
-            try:
-                view = view_of(address, length)
-                if flags & DESC_F_WRITE:
-                    if length:
-                        writable.append(view)
-                    writable_bytes += length
-                elif writable_bytes:
-                    raise ChainError("a device-readable buffer behind a device-writable one")
-                else:
-                    if length:
-                        readable.append(view)
-                    readable_bytes += length
-            except ChainError as error:
-                fault = fault or error
+            is_sound &= self._add(address, length, flags)
             if not flags & DESC_F_NEXT:
-                break
+                return is_sound
             seen += 1
             if seen > limit:
                 raise self.latch(f"a descriptor chain longer than {limit}: it loops")
             if following >= limit:
                 raise self.latch(f"next descriptor {following} is outside a table of {limit}")
-            address, length, flags, following = unpack(table, following * DESCRIPTOR_BYTES)
-        if fault is not None:
-            raise fault
-        if readable_bytes + writable_bytes > MAX_CHAIN_BYTES:
-            raise ChainError(
-                f"a chain of {readable_bytes + writable_bytes} bytes: at most {MAX_CHAIN_BYTES} are allowed"
+            address = self._desc64[2 * following]
+            length = self._desc32[4 * following + 2]
+            flags = self._desc16[8 * following + 6]
+            following = self._desc16[8 * following + 7]
+            if flags & DESC_F_INDIRECT:
+                raise self.latch("an indirect descriptor inside a chain")
+
+    def _walk_indirect(self, address: int, length: int, flags: int) -> bool:
+        if not self._indirect:
+            raise self.latch("an indirect descriptor without the feature")
+        if flags & DESC_F_NEXT:
+            raise self.latch("a descriptor with both INDIRECT and NEXT")
+        limit = length // DESCRIPTOR_BYTES
+        if length % DESCRIPTOR_BYTES or limit < 1 or limit > MAX_QUEUE_SIZE:
+            raise self.latch(
+                f"an indirect table of {length} bytes: multiples of 16 up to {MAX_QUEUE_SIZE * 16} are allowed"
             )
-        return Chain(head, readable, readable_bytes, writable, writable_bytes)
+        region = self.memory.find(address, length)
+        if region is None:
+            raise self.latch(f"an indirect table at {address:#x} of {length} bytes outside guest memory")
+        base = address - region.guest_address
+        if base % DESCRIPTOR_BYTES:
+            raise self.latch(f"an indirect table at {address:#x}: it must be aligned to {DESCRIPTOR_BYTES}")
+        base //= DESCRIPTOR_BYTES
+        is_sound = True
+        seen = 1
+        index = 0
+        while True:
+            at = base + index
+            address = region.ram64[2 * at]
+            length = region.ram32[4 * at + 2]
+            flags = region.ram16[8 * at + 6]
+            index = region.ram16[8 * at + 7]
+            if flags & DESC_F_INDIRECT:
+                raise self.latch("a nested indirect descriptor")
+            is_sound &= self._add(address, length, flags)
+            if not flags & DESC_F_NEXT:
+                return is_sound
+            seen += 1
+            if seen > limit:
+                raise self.latch(f"an indirect chain longer than {limit}: it loops")
+            if index >= limit:
+                raise self.latch(f"next descriptor {index} is outside a table of {limit}")
+
+    def _add(self, address: int, length: int, flags: int) -> bool:
+        """Append one buffer; False when it breaks the chain."""
+        region = self.memory.find(address, length)
+        if region is None:
+            return False
+        if flags & DESC_F_WRITE:
+            self.writable_bytes += length
+        elif self.writable_bytes or self.count > self.readable_count:
+            return False  # device-readable behind device-writable
+        else:
+            self.readable_bytes += length
+        if self.readable_bytes + self.writable_bytes > MAX_CHAIN_BYTES:
+            return False
+        if length == 0:
+            return True
+        self.regions[self.count] = region
+        self.starts[self.count] = address - region.guest_address
+        self.lengths[self.count] = length
+        self.count += 1
+        if not flags & DESC_F_WRITE:
+            self.readable_count += 1
+        return True
 
     def push(self, head: int, written: int) -> None:
         """Complete a chain with `written` bytes in its writable buffers; the driver sees it at `publish`."""
@@ -295,24 +318,22 @@ class Vring:
             return
         self._used[1] = new
         self._used_published = new
-        with _fence:
-            pass
+        fence()
         if not self._signalled:
             notify = True
             self._signalled = True
         elif self._event_idx:
             used_event = self._avail[2 + self.size]
-            notify = (new - used_event - 1) & 0xFFFF < (new - old) & 0xFFFF
+            notify = ((new - used_event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
         else:
             notify = not self._avail[0] & AVAIL_F_NO_INTERRUPT
         if notify:
-            self.calls += 1
-            _signal(self.call_fd)
+            self.call()
 
     def call(self) -> None:
-        """Notify the driver unasked: once after a take-over, since a predecessor's call may be lost."""
+        """Notify the driver; also unasked, once after a take-over, since a predecessor's call may be lost."""
         self.calls += 1
-        _signal(self.call_fd)
+        signal(self.call_fd)
 
     def arm(self) -> bool:
         """Ask for a kick at the next available chain; True when one is already there (look again)."""
@@ -320,13 +341,5 @@ class Vring:
             return False
         if self._event_idx:
             self._used[2 + 4 * self.size] = self._last_avail
-            with _fence:
-                pass
-        return bool(self._avail[1] != self._last_avail)
-
-
-def _signal(fd: int) -> None:
-    if fd >= 0:
-        # A full counter means that the other side has a wake-up coming anyway.
-        with suppress(BlockingIOError):
-            os.eventfd_write(fd, 1)
+            fence()
+        return self._avail[1] != self._last_avail

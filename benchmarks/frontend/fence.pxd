@@ -1,0 +1,2 @@
+cdef extern from *:
+    void __sync_synchronize() noexcept nogil

@@ -1,0 +1,12 @@
+# C types of stats.py.
+cimport cython
+
+cdef int LATENCY_BUCKETS, OP_WORDS, DENIAL_BASE
+
+cdef class Stats:
+    cdef readonly tuple ops
+    cdef readonly unsigned long long[::1] words
+    @cython.locals(base=cython.int)
+    cpdef void count(self, int index, unsigned long long size_bytes) noexcept
+    @cython.locals(bucket=cython.int)
+    cpdef void sample(self, int index, unsigned long long nanoseconds) noexcept

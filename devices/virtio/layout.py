@@ -1,0 +1,35 @@
+"""The split virtqueue's layout in numbers (VIRTIO 1.3, 2.7)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DESC_F_NEXT: Final = 1
+DESC_F_WRITE: Final = 2
+DESC_F_INDIRECT: Final = 4
+AVAIL_F_NO_INTERRUPT: Final = 1
+
+DESCRIPTOR_BYTES: Final = 16
+AVAIL_HEADER_BYTES: Final = 4
+USED_HEADER_BYTES: Final = 4
+USED_ELEMENT_BYTES: Final = 8
+
+#: VIRTIO 1.3, 2.7: at most 32768; QEMU never makes a queue longer than 1024 (VIRTQUEUE_MAX_SIZE).
+MAX_QUEUE_SIZE: Final = 1024
+#: Bytes one chain may describe: beyond 4 GiB a u32 used length cannot say what was written.
+MAX_CHAIN_BYTES: Final = 0xFFFFFFFF
+
+#: `take` found nothing.
+NOTHING: Final = -1
+
+
+def descriptor_table_bytes(size: int) -> int:
+    return DESCRIPTOR_BYTES * size
+
+
+def avail_ring_bytes(size: int) -> int:
+    return AVAIL_HEADER_BYTES + 2 * size + 2
+
+
+def used_ring_bytes(size: int) -> int:
+    return USED_HEADER_BYTES + USED_ELEMENT_BYTES * size + 2

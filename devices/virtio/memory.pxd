@@ -1,0 +1,21 @@
+# C types of memory.py.
+cimport cython
+
+cdef class Region:
+    cdef readonly object spec
+    cdef readonly object view
+    cdef unsigned char[::1] ram
+    cdef unsigned short[::1] ram16
+    cdef unsigned int[::1] ram32
+    cdef unsigned long long[::1] ram64
+    cdef readonly unsigned long long size
+    cdef readonly unsigned long long guest_address
+    cdef readonly unsigned long long guest_end
+    cdef readonly unsigned long long user_address
+    cdef readonly unsigned long long user_end
+
+cdef class GuestMemory:
+    cdef readonly list regions
+    cdef Region _last
+    @cython.locals(region=Region, candidate=Region)
+    cpdef Region find(self, unsigned long long guest_address, unsigned long long length)

@@ -1,0 +1,50 @@
+# C types of vring.py.
+cimport cython
+from devices.native cimport fence, signal
+from devices.virtio.memory cimport GuestMemory, Region
+
+cdef int DESC_F_NEXT, DESC_F_WRITE, DESC_F_INDIRECT, AVAIL_F_NO_INTERRUPT
+cdef int DESCRIPTOR_BYTES, MAX_QUEUE_SIZE, NOTHING
+cdef unsigned long long MAX_CHAIN_BYTES
+
+cdef class Vring:
+    cdef readonly int index
+    cdef readonly unsigned int size
+    cdef readonly bint attached
+    cdef public str broken
+    cdef public int call_fd
+    cdef public int error_fd
+    cdef public unsigned long long requests, chain_errors, calls, kicks
+    cdef readonly GuestMemory memory
+    cdef readonly list regions
+    cdef readonly unsigned long long[::1] starts
+    cdef readonly unsigned long long[::1] lengths
+    cdef readonly unsigned int count, readable_count
+    cdef readonly unsigned long long readable_bytes, writable_bytes
+    cdef unsigned long long[::1] _desc64
+    cdef unsigned int[::1] _desc32
+    cdef unsigned short[::1] _desc16
+    cdef unsigned short[::1] _avail
+    cdef unsigned short[::1] _used
+    cdef unsigned int[::1] _used_elements
+    cdef unsigned char[::1] _busy
+    cdef unsigned int _mask, _last_avail, _avail_shadow, _used_idx, _used_published
+    cdef bint _event_idx, _indirect, _signalled
+
+    @cython.locals(last=cython.uint, shadow=cython.uint, waiting=cython.uint, head=cython.uint, is_sound=cython.bint)
+    cpdef int take(self) except -2
+    cpdef unpop(self, unsigned int head)
+    @cython.locals(address=cython.ulonglong, length=cython.uint, flags=cython.uint, following=cython.uint,
+                   seen=cython.uint, limit=cython.uint, is_sound=cython.bint)
+    cdef bint _walk(self, unsigned int head) except *
+    @cython.locals(limit=cython.uint, region=Region, base=cython.ulonglong, at=cython.ulonglong, seen=cython.uint,
+                   index=cython.uint, is_sound=cython.bint)
+    cdef bint _walk_indirect(self, unsigned long long address, unsigned int length, unsigned int flags) except *
+    @cython.locals(region=Region)
+    cdef bint _add(self, unsigned long long address, unsigned int length, unsigned int flags) except *
+    @cython.locals(position=cython.uint)
+    cpdef void push(self, unsigned int head, unsigned int written) noexcept
+    @cython.locals(new=cython.uint, old=cython.uint, used_event=cython.uint, notify=cython.bint)
+    cpdef void publish(self) noexcept
+    cpdef void call(self) noexcept
+    cpdef bint arm(self) noexcept
