@@ -253,24 +253,26 @@ class GpuBackend(Backend):
         handlers = self._handlers if queue == CONTROL else self._cursor_handlers
         budget = self.BUDGET
         self._copied_bytes = 0
-        try:
-            while budget and self._copied_bytes < _TURN_BYTES:
+        while budget and self._copied_bytes < _TURN_BYTES:
+            try:
                 chain = vring.pop()
-                if chain is None:
-                    vring.publish()
-                    if not vring.arm():
-                        return False
-                    continue
-                budget -= 1
-                vring.push(chain.head, self._serve(queue, handlers, chain))
-                if self._is_changed:
-                    self._is_changed = False
-                    self._state.save(self._pack(), queue, vring.next_used_index)
-                    vring.publish()
-                    self._state.commit()
-                    self._table.collect()
-        finally:
-            vring.publish()
+            except QueueError:
+                vring.publish()
+                raise
+            if chain is None:
+                vring.publish()
+                if not vring.arm():
+                    return False
+                continue
+            budget -= 1
+            vring.push(chain.head, self._serve(queue, handlers, chain))
+            if self._is_changed:
+                self._is_changed = False
+                self._state.save(self._pack(), queue, vring.next_used_index)
+                vring.publish()
+                self._state.commit()
+                self._table.collect()
+        vring.publish()
         return True
 
     def _serve(self, queue: int, handlers: dict[int, _Handler], chain: Chain) -> int:
