@@ -183,6 +183,7 @@ class Session:
                 f"queue {index} of {size} entries: a power of 2 up to {MAX_QUEUE_SIZE} is allowed"
             )
         queue.size = size
+        self._update(index)
 
     def _set_address(self, address: VringAddress) -> None:
         queue = self._queue(address.index)
@@ -198,7 +199,7 @@ class Session:
         queue.address = address
         if self._backend.queues[address.index].attached:
             self._stop(address.index)
-            self._update(address.index)
+        self._update(address.index)
 
     def _set_base(self, index: int, base: int) -> None:
         queue = self._queue(index)
