@@ -57,6 +57,11 @@ class Qemu:
         return device_type in self.device_types
 
     @property
+    def path(self) -> str:
+        """The QEMU binary itself."""
+        return next(word for word in reversed(self.argv) if word.endswith(NAME))
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """The device types of ours that it cannot start; empty when it can serve all five."""
         return tuple(kind for kind in (*VHOST_USER_DEVICES, "virtio-net-pci") if not self.has(kind))
@@ -67,7 +72,7 @@ class Qemu:
         return self.has(CONSOLE_TYPE)
 
 
-def find(cache: Cache, *, provision: bool = True) -> Qemu:
+def find(cache: Cache, *, provision: bool = True, refresh: bool = False) -> Qemu:
     """Return the system's QEMU if it can start all five devices, else the private one.
 
     With `provision=False`, or when the private one cannot be had, the system's QEMU is returned with what it
@@ -80,7 +85,7 @@ def find(cache: Cache, *, provision: bool = True) -> Qemu:
     if system is not None and not system.missing:
         return system
     try:
-        private = _private(cache, provision=provision)
+        private = _private(cache, provision=provision, refresh=refresh)
     except ImageError:
         if system is None:
             raise
@@ -108,9 +113,9 @@ def _system(cache: Cache) -> Qemu | None:
     return _qemu((path,), "system", note) if note["version"] else None
 
 
-def _private(cache: Cache, *, provision: bool) -> Qemu | None:
+def _private(cache: Cache, *, provision: bool, refresh: bool) -> Qemu | None:
     note = cache.read_note("qemu-private")
-    if note is not None and note.get("recipe") == RECIPE:
+    if not refresh and note is not None and note.get("recipe") == RECIPE:
         entry = cache.path("qemu", note["inputs"])
         if entry.is_dir():
             return _qemu(_argv(entry), "private", note)

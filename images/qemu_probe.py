@@ -69,30 +69,29 @@ def _start(argv: Sequence[str], kinds: Sequence[str]) -> tuple[str, frozenset[st
         "-nodefaults", "-no-user-config", "-nic", "none", "-display", "none",
     ]  # fmt: skip
     pairs = [socket.socketpair() for _ in kinds]
+    threads = [threading.Thread(target=_answer, args=(ours,)) for _, ours in pairs]
     try:
         for index, (kind, (theirs, _)) in enumerate(zip(kinds, pairs, strict=True)):
             command += ["-chardev", f"socket,id=c{index},fd={theirs.fileno()}"]
-            command += [
-                "-device",
-                ",".join(filter(None, (kind, f"chardev=c{index}", VHOST_USER_DEVICES[kind]))),
-            ]
-        for _, ours in pairs:
-            threading.Thread(target=_answer, args=(ours,), daemon=True).start()
+            options = (kind, f"chardev=c{index}", VHOST_USER_DEVICES[kind])
+            command += ["-device", ",".join(filter(None, options))]
+        for thread in threads:
+            thread.start()
         return _ask(command, [theirs.fileno() for theirs, _ in pairs])
     finally:
-        for theirs, ours in pairs:
+        for thread, (theirs, ours) in zip(threads, pairs, strict=True):
             theirs.close()
-            ours.shutdown(socket.SHUT_RDWR)  # ends its thread, which closes it
+            if thread.ident is not None:
+                ours.shutdown(socket.SHUT_RDWR)  # ends the thread
+                thread.join()
+            ours.close()
 
 
 def _ask(command: Sequence[str], descriptors: Sequence[int]) -> tuple[str, frozenset[str]]:
     commands: list[tuple[str, dict[str, Any]]] = [
         ("qmp_capabilities", {}),
         ("qom-list-types", {"implements": "device", "abstract": False}),
-        (
-            "human-monitor-command",
-            {"command-line": "device_add help"},
-        ),  # QMP proper does not tell user_creatable
+        ("human-monitor-command", {"command-line": "device_add help"}),  # QMP has no user_creatable
         ("quit", {}),
     ]
     lines = "".join(
@@ -118,24 +117,23 @@ def _ask(command: Sequence[str], descriptors: Sequence[int]) -> tuple[str, froze
 
 def _answer(connection: socket.socket) -> None:
     """Be the backend of a device that is realized and never started; close every descriptor that is sent."""
-    with connection:
-        while (header := _receive(connection, _HEADER.size)) is not None:
-            request, flags, size = _HEADER.unpack(header)
-            payload = _receive(connection, size) if size else b""
-            if payload is None:
-                return
-            if request in _ANSWERS:
-                reply = _U64.pack(_ANSWERS[request])
-            elif request == _GET_CONFIG:
-                reply = payload[:12] + bytes(size - 12)  # offset, size, flags, then the configuration: zeroes
-            elif flags & _NEED_REPLY:
-                reply = _U64.pack(0)
-            else:
-                continue
-            try:
-                connection.sendall(_HEADER.pack(request, _VERSION | _REPLY, len(reply)) + reply)
-            except OSError:
-                return
+    while (header := _receive(connection, _HEADER.size)) is not None:
+        request, flags, size = _HEADER.unpack(header)
+        payload = _receive(connection, size) if size else b""
+        if payload is None:
+            return
+        if request in _ANSWERS:
+            reply = _U64.pack(_ANSWERS[request])
+        elif request == _GET_CONFIG:
+            reply = payload[:12] + bytes(size - 12)  # offset, size, flags, then the configuration: zeroes
+        elif flags & _NEED_REPLY:
+            reply = _U64.pack(0)
+        else:
+            continue
+        try:
+            connection.sendall(_HEADER.pack(request, _VERSION | _REPLY, len(reply)) + reply)
+        except OSError:
+            return
 
 
 def _receive(connection: socket.socket, size_bytes: int) -> bytes | None:

@@ -126,7 +126,7 @@ def booted(cache: Cache, *options: str, ports: tuple[str, ...] = ("serial",)) ->
                 argv += ["-netdev", f"stream,id=n,server=off,addr.type=fd,addr.str={theirs.fileno()}"]
                 argv += ["-device", "virtio-net-pci,netdev=n,romfile="]
             elif name == "qmp":
-                argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "qmp,mode=control"]
+                argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-qmp", "chardev:qmp"]
             else:
                 argv += ["-chardev", f"socket,id={name},fd={theirs.fileno()}"]
         started = time.monotonic()
