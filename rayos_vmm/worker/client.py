@@ -23,6 +23,8 @@ from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET
 
 #: Seconds until a successor must answer; a fork takes milliseconds.
 RECONNECT_TIMEOUT: Final = 10.0
+#: Events of one packet.
+MAX_EVENTS: Final = 1024
 
 
 class WorkerError(Exception):
@@ -137,8 +139,17 @@ class WorkerClient:
         return stats
 
     async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None:
-        """Queue evdev events (type, code, value) for "keyboard", "mouse" or "tablet"."""
-        await self._client.call("inject", device=device, events=events, token=_token())
+        """Queue evdev events (type, code, value) for "keyboard", "mouse" or "tablet"; waits while the queue is full."""
+        client = PacketClient(self._path)
+        try:
+            rest = list(events)
+            while rest:
+                head, _, _ = await client.call(
+                    "inject", device=device, events=rest[:MAX_EVENTS], token=_token()
+                )
+                rest = rest[head["accepted"] :]
+        finally:
+            client.close()
 
     async def ports(self) -> list[dict[str, Any]]:
         """The console's ports: port, name, guest_open."""

@@ -1,8 +1,8 @@
 """The worker's control socket: what the service asks of the devices of a running VM.
 
 Each packet is one request ``{"id", "op", ...}`` and gets one answer ``{"id", ...}`` or ``{"id", "error", "message"}``.
-Waiting is a late answer: `console.read` at the end of the output, `console.write` without room and `gpu.wait` answer
-when there is something to say, so nobody polls.
+Waiting is a late answer: `console.read` at the end of the output, `console.write` and `inject` without room and
+`gpu.wait` answer when there is something to say, so nobody polls.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from devices.backend import Backend
 from devices.console.backend import ConsoleBackend
+from devices.errors import RequestError
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
-
-from devices.backend import Backend
 from devices.loop import Loop
 from rayos_vmm.worker import packet
 
@@ -67,6 +67,8 @@ class Control:
                 backend.on_output = backend.on_room = self._something_happened
             elif isinstance(backend, GpuBackend):
                 backend.on_damage = self._something_happened
+            elif isinstance(backend, InputBackend):
+                backend.on_room = self._something_happened
 
     def _accept(self, _events: int) -> None:
         try:
@@ -105,7 +107,9 @@ class Control:
             if operation is None:
                 raise Refused("unknown_operation", f"known: {', '.join(self._operations)}")
             answer = operation(head, payload)
-        except (KeyError, TypeError) as error:
+        except RequestError as error:
+            answer = {"error": "refused", "message": str(error)}, b"", []
+        except (KeyError, TypeError, ValueError) as error:
             answer = {"error": "bad_request", "message": f"missing or wrong field: {error}"}, b"", []
         except Refused as error:
             answer = {"error": error.code, "message": str(error)}, b"", []
@@ -160,12 +164,13 @@ class Control:
 
     def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)
-        device.inject([(int(t), int(c), int(v)) for t, c, v in head["events"]])
-        return {}, b"", []
+        events = [(int(t), int(c), int(v)) for t, c, v in head["events"]]
+        accepted = device.offer(events, token=int(head.get("token", 0)))
+        return ({"accepted": accepted}, b"", []) if accepted or not events else None
 
     def _console_write(self, head: dict[str, Any], data: bytes) -> Answer:
         console, port = self._console(head)
-        accepted = console.write(port, data)
+        accepted = console.write(port, data, token=int(head.get("token", 0)))
         if accepted == 0 and data:
             return None
         return {"accepted": accepted}, b"", []

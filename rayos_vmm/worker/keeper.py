@@ -308,7 +308,11 @@ def _relayed(spec: WorkerSpec) -> list[tuple[int, Device]]:
 def _wakeup(loop: Loop) -> int:
     """A descriptor that ends epoll when a signal comes, so that its handler runs."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    loop.register(read, lambda _events: os.read(read, 64) and None)
+
+    def wake(_events: int) -> None:
+        os.read(read, 64)
+
+    loop.register(read, wake)
     return write
 
 

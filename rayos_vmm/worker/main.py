@@ -11,12 +11,13 @@ import logging
 import socket
 from typing import Any
 
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-
 from devices.backend import Backend
 from devices.blk.backend import BlkBackend
 from devices.blk.store import RawStore
+from devices.console.backend import ConsoleBackend
+from devices.console.port import PortSpec
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
 from devices.loop import Loop
 from devices.net.backend import NetBackend
 from devices.net.port import TapPort
@@ -101,7 +102,13 @@ def build(device: Device, memory: DeviceMemory, loop: Loop) -> Backend:
                 state=state,
             )
         case "console":
-            return build_console(device, memory, loop)
+            return ConsoleBackend(
+                device.name, loop, ports=_ports(device), state=state, history_fd=memory.bulk_fd
+            )
+
+
+def _ports(device: Device) -> list[PortSpec]:
+    return [PortSpec(name, is_console=index == 0) for index, name in enumerate(device.ports)]
 
 
 def run_worker(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from devices.console.backend import ConsoleBackend
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
-
 from devices.state import StateStore
 from rayos_vmm.worker.spec import Device
 
