@@ -50,6 +50,14 @@ def log_path(paths: Paths) -> Path:
     return paths.state / "daemon.log"
 
 
+def _environment(paths: Paths) -> dict[str, str]:
+    return {
+        "RAYOS_STATE_DIR": str(paths.state),
+        "RAYOS_RUNTIME_DIR": str(paths.runtime),
+        "RAYOS_CACHE_DIR": str(paths.cache),
+    }
+
+
 async def _read_report(fd: int) -> bytes:
     report = bytearray()
     async with trio.lowlevel.FdStream(fd) as stream:
@@ -80,6 +88,7 @@ def spawn_daemon(paths: Paths, arguments: list[str], report_fd: int) -> subproce
             pass_fds=(report_fd,),
             start_new_session=True,
             cwd="/",
+            env={**os.environ, **_environment(paths)},
         )
 
 

@@ -1,0 +1,115 @@
+"""A daemon of one's own: private directories and bridge, gone without a trace at the end.
+
+Invariant: nothing of it is shared with the user's daemon but the cache of kernels and QEMU.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from rayos_vmm.api.client import Client
+from rayos_vmm.cli.daemon import log_path, start_daemon
+from rayos_vmm.errors import RayosError
+from rayos_vmm.paths import Paths, default_paths
+
+END_TIMEOUT_S: Final = 20.0
+LOG_TAIL_BYTES: Final = 4000
+
+
+class UncleanEnd(AssertionError):
+    """A private daemon did not end as it should; the text has its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateDaemon:
+    """A daemon that runs."""
+
+    paths: Paths
+    process: subprocess.Popen[bytes]
+    bridge: str
+
+    @property
+    def client(self) -> Client:
+        return Client(self.paths.api_socket)
+
+    def log(self) -> str:
+        """What it logged."""
+        return log_path(self.paths).read_text(errors="replace")
+
+
+async def _remove_machines(client: Client) -> None:
+    for view in await client.machines():
+        if view.pid is not None:
+            await client.act(view.spec.name, "kill")
+        if not view.spec.ephemeral:
+            await client.remove(view.spec.name)
+
+
+def _start(directory: Path) -> PrivateDaemon:
+    paths = replace(default_paths(), state=directory / "state", runtime=directory / "run")
+    bridge = f"rayos-{secrets.token_hex(4)}"
+    config = directory / "rayos.toml"
+    config.write_text(f'[service]\nbridge = "{bridge}"\n')
+    process = trio.run(start_daemon, paths, ["--config", str(config)])
+    return PrivateDaemon(paths, process, bridge)
+
+
+def _end(daemon: PrivateDaemon) -> None:
+    try:
+        trio.run(_remove_machines, daemon.client)
+    except RayosError as error:
+        daemon.process.kill()
+        raise UncleanEnd(f"{error}\n{daemon.log()[-LOG_TAIL_BYTES:]}") from None
+    finally:
+        if daemon.process.poll() is None:
+            daemon.process.send_signal(signal.SIGTERM)
+        try:
+            status = daemon.process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            daemon.process.kill()
+            status = daemon.process.wait()
+    if status != 0:
+        raise UncleanEnd(f"the daemon ended with status {status}\n{daemon.log()[-LOG_TAIL_BYTES:]}")
+
+
+@contextmanager
+def open_private_daemon() -> Iterator[PrivateDaemon]:
+    """A private daemon, for code that does not run under trio (a fixture of a whole session).
+
+    Raises:
+        RayosError: it could not start.
+        UncleanEnd: it ended with an error; the text has its log.
+    """
+    # Not below $TMPDIR: the path of a socket has room for 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="rayos-", dir="/tmp"))
+    try:
+        daemon = _start(directory)
+        try:
+            yield daemon
+        finally:
+            _end(daemon)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@asynccontextmanager
+async def open_daemon() -> AsyncIterator[PrivateDaemon]:
+    """A private daemon, under trio. Raises as `open_private_daemon`."""
+    daemon = open_private_daemon()
+    opened = await trio.to_thread.run_sync(daemon.__enter__)
+    try:
+        yield opened
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lambda: daemon.__exit__(None, None, None))

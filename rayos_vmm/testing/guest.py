@@ -1,0 +1,219 @@
+"""One guest in a test. The verbs are those of the NixOS test driver, where it has one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from rayos_vmm.api.client import Client
+from rayos_vmm.errors import RayosError
+from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
+from rayos_vmm.vm.view import ExecResult, VmView
+from rayos_vmm.worker.client import KeeperClient
+
+COMMAND_TIMEOUT_S: Final = 900.0
+RETRY_S: Final = 0.2
+SHELL_PORT: Final = 0
+LOG_PORT: Final = 2
+SERIAL_PORT: Final = 3
+
+
+class CommandFailed(AssertionError):
+    """A command in the guest did not end as the test demands; `result` has what it said."""
+
+    def __init__(self, command: str, result: ExecResult, wanted: str) -> None:
+        said = (result.stdout + result.stderr).decode(errors="replace")
+        super().__init__(f"{command!r} gave status {result.exit_status}, wanted {wanted}; it said:\n{said}")
+        self.result = result
+
+
+class Guest:
+    """A running guest. Use `open_guest`, or the fixture `guest_factory`."""
+
+    def __init__(self, client: Client, view: VmView, runtime: Path) -> None:
+        self.client = client
+        self.name = view.spec.name
+        self.spec = view.spec
+        self._runtime = runtime
+        self.console = GuestConsole(client, self.name, SHELL_PORT)
+        self.log = GuestConsole(client, self.name, LOG_PORT)
+        self.serial = GuestConsole(client, self.name, SERIAL_PORT)
+
+    async def view(self) -> VmView:
+        """Its state, address and boot times now."""
+        return await self.client.get(self.name)
+
+    # Commands
+
+    async def run(self, command: str | list[str], *, timeout: float = COMMAND_TIMEOUT_S) -> ExecResult:
+        """Runs a shell line, or a program with its arguments; the streams apart, as bytes."""
+        return await self.client.exec(self.name, command, timeout_s=timeout)
+
+    async def execute(self, command: str, *, timeout: float = COMMAND_TIMEOUT_S) -> tuple[int, str]:
+        """(exit status, standard output) of a shell line."""
+        result = await self.run(command, timeout=timeout)
+        return result.exit_status, result.stdout.decode(errors="replace")
+
+    async def succeed(self, *commands: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """The standard output of shell lines that all end with status 0.
+
+        Raises:
+            CommandFailed: one did not.
+        """
+        output = ""
+        for command in commands:
+            result = await self.run(command, timeout=timeout)
+            if result.exit_status != 0:
+                raise CommandFailed(command, result, "0")
+            output += result.stdout.decode(errors="replace")
+        return output
+
+    async def fail(self, *commands: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """The standard output of shell lines that all end with another status than 0.
+
+        Raises:
+            CommandFailed: one ended with 0.
+        """
+        output = ""
+        for command in commands:
+            result = await self.run(command, timeout=timeout)
+            if result.exit_status == 0:
+                raise CommandFailed(command, result, "another")
+            output += result.stdout.decode(errors="replace")
+        return output
+
+    async def _retry(self, command: str, timeout: float, *, is_success_wanted: bool) -> str:
+        deadline = trio.current_time() + timeout
+        while True:
+            result = await self.run(command, timeout=max(1.0, deadline - trio.current_time()))
+            if (result.exit_status == 0) is is_success_wanted:
+                return result.stdout.decode(errors="replace")
+            if trio.current_time() >= deadline:
+                wanted = f"{'0' if is_success_wanted else 'another'} within {timeout:g} s"
+                raise CommandFailed(command, result, wanted)
+            await trio.sleep(RETRY_S)  # what a command finds in the guest comes without an event
+
+    async def wait_until_succeeds(self, command: str, *, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """Runs a shell line again and again until it ends with 0; its standard output then.
+
+        Raises:
+            CommandFailed: it did not within `timeout` seconds.
+        """
+        return await self._retry(command, timeout, is_success_wanted=True)
+
+    async def wait_until_fails(self, command: str, *, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """Runs a shell line again and again until it does not end with 0; its standard output then.
+
+        Raises:
+            CommandFailed: it did not within `timeout` seconds.
+        """
+        return await self._retry(command, timeout, is_success_wanted=False)
+
+    # Files
+
+    async def read_file(self, path: str) -> bytes:
+        """A file's content."""
+        return await self.client.read_file(self.name, path)
+
+    async def write_file(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        """Writes a file."""
+        await self.client.write_file(self.name, path, data, mode=mode)
+
+    # Seat
+
+    async def wait_for_console_text(self, wanted: Pattern, *, timeout: float = 60.0) -> re.Match[str]:
+        """Waits until the serial console has said `wanted` at any time since the start.
+
+        Raises:
+            NotSeen: it did not within `timeout` seconds.
+        """
+        match, _ = await self.serial.search(wanted, since=0, timeout=timeout)
+        return match
+
+    async def send_chars(self, text: str) -> None:
+        """Types on the keyboard."""
+        await self.client.type_text(self.name, text)
+
+    async def send_key(self, combo: str) -> None:
+        """Presses keys together, such as `ctrl-alt-delete`."""
+        await self.client.send_key(self.name, combo)
+
+    async def move_pointer(self, x: float, y: float, *buttons: str) -> None:
+        """Moves the tablet to (x, y) in 0..1 with `buttons` held; none releases all."""
+        await self.client.pointer(self.name, x, y, buttons)
+
+    async def screenshot(self, path: Path | None = None) -> bytes:
+        """What the display shows, as a PNG; also saved at `path`."""
+        picture = await self.client.screenshot(self.name)
+        if path is not None:
+            await trio.Path(path).write_bytes(picture)
+        return picture
+
+    # The machine
+
+    async def qmp(self, command: str, **arguments: Any) -> Any:
+        """A QMP command; `_` in an argument's name stands for `-`."""
+        named = {key.replace("_", "-"): value for key, value in arguments.items()}
+        return await self.client.qmp(self.name, command, named or None)
+
+    async def stats(self) -> dict[str, Any]:
+        """What its devices counted."""
+        return await self.client.stats(self.name)
+
+    async def pause(self) -> None:
+        """Stops its processors."""
+        await self.client.act(self.name, "pause")
+
+    async def resume(self) -> None:
+        """Lets its processors go on."""
+        await self.client.act(self.name, "resume")
+
+    async def reset(self) -> None:
+        """Presses the reset button."""
+        await self.client.act(self.name, "reset")
+
+    async def start(self, *, timeout: float = 120.0) -> None:
+        """Starts it again after it stopped, and waits until it is ready."""
+        await self.client.act(self.name, "start")
+        for console in (self.console, self.log, self.serial):
+            console.position = 0
+        await self.client.wait(self.name, "ready", timeout_s=timeout)
+
+    async def stop(self, *, timeout: float = 20.0) -> VmView:
+        """Has the guest power down."""
+        return await self.client.stop(self.name, timeout_s=timeout)
+
+    async def kill(self) -> VmView:
+        """Ends it at once."""
+        return await self.client.act(self.name, "kill")
+
+    async def kill_worker(self) -> int:
+        """Kills its device worker with SIGKILL, as a test of everything above; returns the pid it had."""
+        keeper = KeeperClient(self._runtime)
+        try:
+            return await keeper.kill_worker()
+        finally:
+            keeper.close()
+
+    # What is left of it
+
+    async def save_artifacts(self, directory: Path) -> None:
+        """Leaves consoles, events, state and the last frame in `directory`; what cannot be had is left out."""
+        folder = trio.Path(directory)
+        await folder.mkdir(parents=True, exist_ok=True)
+        for name, console in (("shell", self.console), ("log", self.log), ("serial", self.serial)):
+            await (folder / f"{name}.txt").write_text(await console.text())
+        for name, get in (("last-frame.png", "screenshot"), ("state.json", ""), ("stats.json", "stats")):
+            path = f"/vms/{self.name}/{get}".rstrip("/")
+            try:
+                data = await self.client.request("GET", path, timeout_s=10)
+            except RayosError as error:
+                data = str(error).encode()
+                name += ".missing"
+            await (folder / name).write_bytes(data)
+
+
+__all__ = ["CommandFailed", "Guest", "NotSeen"]

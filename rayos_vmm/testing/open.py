@@ -1,0 +1,86 @@
+"""From a few words to a ready guest, and from a failed test to what it left to look at."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import trio
+
+from rayos_vmm.api.client import Client
+from rayos_vmm.config.load import resolve_paths, to_spec
+from rayos_vmm.config.units import parse_size
+from rayos_vmm.errors import Conflict, NotFound, RayosError
+from rayos_vmm.testing.daemon import PrivateDaemon
+from rayos_vmm.testing.guest import Guest
+
+READY_TIMEOUT_S: Final = 180.0
+END_TIMEOUT_S: Final = 60.0
+ARTIFACTS_TIMEOUT_S: Final = 30.0
+
+
+def _disk(text: str | Path) -> dict[str, Any]:
+    if isinstance(text, Path):
+        return {"path": str(text)}
+    try:
+        parse_size(text)
+    except ValueError:
+        return {"path": text}
+    return {"size": text}
+
+
+async def _remove(client: Client, name: str) -> None:
+    for act in (lambda: client.act(name, "kill"), lambda: client.remove(name)):
+        with suppress(Conflict, NotFound):  # it had ended, or is gone
+            await act()
+
+
+@asynccontextmanager
+async def open_guest(
+    daemon: PrivateDaemon,
+    *,
+    disk: str | Path | None = None,
+    name: str | None = None,
+    wait: Literal["ready", "running", "defined"] = "ready",
+    timeout: float = READY_TIMEOUT_S,
+    artifacts: Path | None = None,
+    **spec: Any,
+) -> AsyncIterator[Guest]:
+    """A guest, gone with its disks at the end of the block.
+
+    Args:
+        disk: a size (`"64MiB"`) or a raw image; the first disk. `disks=[…]` of the specification gives more.
+        wait: until it is ready (has said so), running (its kernel may not know us), or only defined.
+        timeout: seconds for that.
+        artifacts: where consoles, state and last frame go when the block fails.
+        spec: keys of `VmSpec`: memory="512MiB", kernel=…, tpm=False, gpu={"enabled": False}, …
+
+    Raises:
+        RayosError: it could not be defined or started, or did not get there; artifacts are left then too.
+    """
+    chosen = name or f"test-{secrets.token_hex(3)}"
+    table = dict(spec)
+    if disk is not None:
+        table["disks"] = [_disk(disk), *table.get("disks", [])]
+    client = daemon.client
+    wanted = resolve_paths(to_spec(chosen, table, prefix=chosen), Path.cwd())
+    guest = Guest(client, await client.create(wanted), daemon.paths.vm_runtime(chosen))
+    try:
+        try:
+            if wait != "defined":
+                await client.act(chosen, "start")
+                await client.wait(chosen, wait, timeout_s=timeout)
+            yield guest
+        except BaseException:
+            if artifacts is not None:
+                with trio.move_on_after(ARTIFACTS_TIMEOUT_S) as scope, suppress(RayosError, OSError):
+                    scope.shield = True
+                    await guest.save_artifacts(artifacts / chosen)
+            raise
+    finally:
+        with trio.move_on_after(END_TIMEOUT_S) as scope:
+            scope.shield = True
+            await _remove(client, chosen)
