@@ -42,8 +42,9 @@ class RegionSpec:
             ("user address", self.user_address),
             ("mmap offset", self.mmap_offset),
         ):
-            if start + self.size > 1 << 64:
-                raise ProtocolError(f"memory region wraps: {name} {start:#x} + {self.size:#x} exceeds 2^64")
+            # The end itself must fit 64 bits: so the compiled code can hold it, and nobody's memory ends there.
+            if start + self.size >= 1 << 64:
+                raise ProtocolError(f"memory region wraps: {name} {start:#x} + {self.size:#x} reaches 2^64")
 
 
 class Region:

@@ -86,13 +86,14 @@ def test_the_offset_into_the_file_is_honoured() -> None:
     [
         RegionSpec(0, 0, 0, 0),
         RegionSpec((1 << 64) - PAGE, PAGE + 1, 0, 0),
+        RegionSpec((1 << 64) - PAGE, PAGE, 0, 0),
         RegionSpec(0, PAGE, (1 << 64) - 1, 0),
         RegionSpec(0, PAGE, 0, (1 << 64) - 1),
         RegionSpec(0, 17 * PAGE, 0, 0),
         RegionSpec(0, PAGE, 0, 16 * PAGE),
         RegionSpec(0, 1 << 62, 0, 0),
     ],
-    ids=["empty", "guest wraps", "user wraps", "offset wraps", "file too small", "offset at end", "huge"],
+    ids=["empty", "guest wraps", "guest ends at 2^64", "user wraps", "offset wraps", "file too small", "offset at end", "huge"],
 )
 def test_an_impossible_region_is_refused(ram: GuestRam, spec: RegionSpec) -> None:
     """ProtocolError, the former table stays, no mapping is left."""
