@@ -112,3 +112,6 @@ class Cache:
             yield
         except OSError as error:
             raise ImageError(f"cannot build {name} in {self.root}: {error.strerror or error}") from error
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr or b"")[:300]
+            raise ImageError(f"cannot build {name} in {self.root}: {error} {said!r}") from error

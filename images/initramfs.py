@@ -114,14 +114,18 @@ def find_busybox(cache: Cache) -> Path:
         return entry / "busybox"
     with cache.scratch("busybox") as scratch:
         apt = Apt(scratch / "apt", [(mirror("/debian", ARCHIVE), SUITE)])
-        inputs = {"packages": [[found.file, found.sha256] for found in apt.resolve(["busybox-static"])]}
+        inputs = {"recipe": RECIPE, "packages": [[p.file, p.sha256] for p in apt.resolve(["busybox-static"])]}
 
         def make(directory: Path) -> None:
             unpack(apt.download(["busybox-static"], scratch / "debs"), scratch / "root")
-            found = next((scratch / "root").rglob("busybox"), None)
-            if found is None:
+            found = [
+                path
+                for path in (scratch / "root/bin/busybox", scratch / "root/usr/bin/busybox")
+                if path.exists()
+            ]
+            if not found:
                 raise ImageError("the package busybox-static holds no busybox")
-            shutil.copy(found, directory / "busybox")
+            shutil.copy(found[0], directory / "busybox")
 
         entry = cache.build("busybox", inputs, make)
     cache.write_note("busybox", inputs)

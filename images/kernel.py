@@ -10,6 +10,7 @@ import lzma
 import shutil
 import struct
 import subprocess
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,18 +109,24 @@ def extract_vmlinux(bzimage: bytes) -> bytes:
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD_OFFSET)
     start = ((bzimage[_SETUP_SECTS] or 4) + 1) * _SECTOR + offset
     payload = bzimage[start : start + length - 4]  # the last four bytes are the decompressed size
-    magic = payload[:6]
-    if magic == b"\xfd7zXZ\0":
-        vmlinux = lzma.decompress(payload)
-    elif magic[:2] == b"\x1f\x8b":
-        vmlinux = gzip.decompress(payload)
-    elif magic[:4] == b"\x28\xb5\x2f\xfd":
-        vmlinux = subprocess.run(["zstd", "-dcq"], input=payload, capture_output=True, check=True).stdout
-    else:
-        raise ImageError(f"unknown compression of the kernel: payload begins with {magic.hex()}")
+    try:
+        vmlinux = _decompress(payload)
+    except (lzma.LZMAError, EOFError, zlib.error, gzip.BadGzipFile, subprocess.CalledProcessError) as error:
+        raise ImageError(f"the kernel inside the bzImage is damaged: {error}") from error
     if vmlinux[:4] != b"\x7fELF":
         raise ImageError("the kernel inside the bzImage is not an ELF file")
     return vmlinux
+
+
+def _decompress(payload: bytes) -> bytes:
+    magic = payload[:6]
+    if magic == b"\xfd7zXZ\0":
+        return lzma.decompress(payload)
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.decompress(payload)
+    if magic[:4] == b"\x28\xb5\x2f\xfd":
+        return subprocess.run(["zstd", "-dcq"], input=payload, capture_output=True, check=True).stdout
+    raise ImageError(f"unknown compression of the kernel: payload begins with {magic.hex()}")
 
 
 def _arrange(root: Path, entry: Path) -> None:

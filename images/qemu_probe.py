@@ -105,7 +105,10 @@ def _ask(command: Sequence[str], descriptors: Sequence[int]) -> tuple[str, froze
         raise ImageError(f"cannot start {command[0]}: {error.strerror}") from error
     except subprocess.TimeoutExpired:
         raise ImageError(f"{command[0]} did not answer QMP within {TIMEOUT_S:.0f} s") from None
-    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    try:
+        messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    except ValueError:
+        messages = []
     replies = [message["return"] for message in messages if "return" in message]
     if not messages or "QMP" not in messages[0] or len(replies) < len(commands) - 1:
         raise ImageError(f"{command[0]} did not start: {done.stderr.strip()[-300:] or 'no message'}")

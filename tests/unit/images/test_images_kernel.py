@@ -40,6 +40,9 @@ def test_the_kernel_comes_out(compress: Callable[[bytes], bytes]) -> None:
         (b"\x7fELF" + bytes(4096), "HdrS"),
         (bzimage(b"LZO???"), "unknown compression of the kernel: payload begins with 4c5a4f3f3f3f"),
         (bzimage(gzip.compress(b"no ELF")), "not an ELF file"),
+        (bzimage(lzma.compress(ELF)[:-40]), "damaged"),
+        (bzimage(gzip.compress(ELF)[:-40]), "damaged"),
+        (bzimage(zstd(ELF)[:-40]), "damaged"),
     ],
 )
 def test_anything_else_is_refused(image: bytes, message: str) -> None:
