@@ -122,9 +122,7 @@ class Display:
 
     def change(self, index: int) -> None:
         """A scanout was switched on, off or to another picture."""
-        head = self._heads[index]
-        head.is_changed = True
-        head.sending = head.pending = None
+        self._heads[index].is_changed = True
         self._wake()
 
     def damage(self, index: int, rect: Rect) -> None:

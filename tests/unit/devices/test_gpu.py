@@ -236,6 +236,8 @@ def test_a_slow_display_sees_fewer_frames_and_whole_messages() -> None:
         assert guest.backend.display.sent_bytes < 300 << 10
         monitor.read(1000)
         assert monitor.is_partial
+        for corner in (Rect(0, 0, 9, 5), Rect(240, 250, 16, 6), Rect(100, 0, 3, 3)):
+            guest.draw(1, corner, noise(corner.width * corner.height * 4, 77), backing, 1024)
         monitor.follow(guest)
         assert monitor.picture() == guest.backend.frame().pixels and not monitor.is_partial
         assert guest.backend.display.error == ""

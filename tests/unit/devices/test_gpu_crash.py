@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.gpu.backend import CONTROL, CURSOR
-from devices.gpu.wire import Command, Rect, UpdateCursor
+from devices.gpu.wire import Command, Header, Rect, ResourceId, TransferToHost2d, UpdateCursor
 from devices.state import NO_QUEUE, StateStore
 from tests.framework.gpu import OK, GpuGuest
 
@@ -89,6 +89,46 @@ def test_each_change_is_done_once(moment: str, command: str) -> None:
             assert guest.attach(1, [(backing, 64 * 48 * 4)]) == OK
         guest.draw(1, Rect(0, 0, 64, 48), b"\x77" * 64 * 48 * 4, backing, 256)
         assert set(guest.backend.frame().pixels) == {0x77}
+
+
+def test_what_is_dropped_lives_until_the_drop_is_saved() -> None:
+    """A picture whose UNREF never came to be is still shown."""
+    with GpuGuest() as guest:
+        backing = guest.show(1, 64, 48)
+        guest.draw(1, Rect(0, 0, 64, 48), b"\x5a" * 64 * 48 * 4, backing, 256)
+        arm(guest, "before save")
+        with pytest.raises(Killed):
+            guest.unref(1)
+        guest.crash(())
+        assert set(guest.backend.frame().pixels) == {0x5A}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_batch_is_replayed_from_its_first_unpublished_command(moment: str) -> None:
+    """TRANSFER and DETACH in one batch, killed at the DETACH: the TRANSFER still finds its pages."""
+    with GpuGuest() as guest:
+        backing = guest.show(1, 64, 48)
+        guest.ram.write(backing, b"\x21" * 64 * 48 * 4)
+        commands = [
+            Header(Command.TRANSFER_TO_HOST_2D).pack() + TransferToHost2d(Rect(0, 0, 64, 48), 0, 1).pack(),
+            Header(Command.RESOURCE_DETACH_BACKING).pack() + ResourceId(1).pack(),
+        ]
+        rooms = [guest.ram.allocate(24) for _ in commands]
+        queue = guest.rig.queues[CONTROL]
+        queue.offer(
+            [
+                queue.add([(guest.ram.put(data), len(data))], [(room, 24)])
+                for data, room in zip(commands, rooms, strict=True)
+            ]
+        )
+        arm(guest, moment)
+        queue.kick()
+        with pytest.raises(Killed):
+            guest.rig.settle()
+        guest.crash()
+        assert len(guest.rig.wait_used(count=2)) == 2
+        assert [Header.unpack(guest.ram.read(room, 24)).kind for room in rooms] == [OK, OK]
+        assert set(guest.backend.frame().pixels) == {0x21}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
