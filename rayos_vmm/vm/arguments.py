@@ -196,6 +196,11 @@ def command_line(
     if has_pvpanic:
         arguments += ["-device", "pvpanic-pci"]
     arguments += _boot(boot)
+    if tpm and boot.initrd is not None and boot.firmware is None and not boot.needs_vga:
+        # QEMU puts the initrd 160 KiB below the top of RAM, and SeaBIOS the ACPI tables 192 KiB below it when
+        # there is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI nor
+        # TPM. qboot has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
+        arguments += ["-bios", "qboot.rom"]
     arguments += _devices(spec, boot, sockets, mac)
     arguments += tpm
     return arguments

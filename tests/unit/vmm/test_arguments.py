@@ -127,3 +127,11 @@ def test_the_processor_follows_the_accelerator() -> None:
     assert values(line(accelerator="kvm"), "-cpu") == ["host"]
     assert values(line(), "-cpu") == ["qemu64"]
     assert values(line(), "-smp") == ["2"]
+
+
+def test_an_initrd_beside_a_tpm_is_booted_by_qboot() -> None:
+    """SeaBIOS would have its ACPI tables overwritten by the initrd; other machines keep it."""
+    linux = Boot(kernel=Path("/k"), initrd=Path("/i"))
+    assert values(line(boot=linux), "-bios") == ["qboot.rom"]
+    assert values(line(boot=Boot(kernel=Path("/k"))), "-bios") == []
+    assert values(line(boot=Boot(kernel=Path("/k"), initrd=Path("/i"), needs_vga=True)), "-bios") == []
