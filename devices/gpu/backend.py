@@ -9,18 +9,18 @@ Crash-exact: a command that changes what exists is saved, published and committe
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, NamedTuple
 
 from devices.backend import Backend
 from devices.errors import ConfigurationError, QueueError, RequestError
 from devices.gate import OPEN, Denial, Gate, Op
+from devices.gpu import saved
 from devices.gpu.display import Display
 from devices.gpu.edid import MAX_SIDE
 from devices.gpu.edid import build as build_edid
 from devices.gpu.heap import PAGE_BYTES, Heap
-from devices.gpu.resource import MAX_RESOURCES, RECORD_BYTES, CommandError, ResourceTable
+from devices.gpu.resource import CommandError, ResourceTable
 from devices.gpu.scanout import MAX_SCANOUT_SIDE, Cursor, Frame, Scanout, cursor_picture
 from devices.gpu.wire import (
     CONFIG,
@@ -41,7 +41,6 @@ from devices.gpu.wire import (
     Command,
     GpuFeature,
     Header,
-    Rect,
     ResourceCreate2d,
     ResourceFlush,
     ResourceId,
@@ -63,11 +62,6 @@ DEFAULT_QUOTA_BYTES: Final = 128 << 20
 #: Bytes copied in one turn, before other devices have theirs: about 10 ms.
 _TURN_BYTES: Final = 32 << 20
 
-#: The saved state: version, scanouts, damage serial; an entry for each scanout; then the resource records.
-_STATE: Final = struct.Struct("<IIQ")
-_STATE_VERSION: Final = 1
-#: resource id, rect; cursor resource id, x, y, hot x, hot y, is shown.
-_STATE_SCANOUT: Final = struct.Struct("<IIIIIIIIIIB3x")
 #: A successor's serials begin a generation higher, so none is ever given twice.
 _SERIAL_GENERATION: Final = 32
 
@@ -97,9 +91,7 @@ class GpuBackend(Backend):
     #: The render queue's depth.
     BUDGET: ClassVar[int] = 32
     #: What the StateStore must have room for.
-    STATE_BYTES: ClassVar[int] = (
-        _STATE.size + MAX_SCANOUTS * _STATE_SCANOUT.size + MAX_RESOURCES * RECORD_BYTES
-    )
+    STATE_BYTES: ClassVar[int] = saved.STATE_BYTES
 
     def __init__(
         self,
@@ -532,21 +524,7 @@ class GpuBackend(Backend):
     # -- state ---------------------------------------------------------------------------------------------------
 
     def _pack(self) -> bytes:
-        scanouts = b"".join(
-            _STATE_SCANOUT.pack(
-                scanout.resource.resource_id if scanout.resource is not None else 0,
-                *scanout.rect,
-                scanout.cursor_resource_id,
-                scanout.cursor_x,
-                scanout.cursor_y,
-                scanout.hot_x,
-                scanout.hot_y,
-                scanout.is_cursor_shown,
-            )
-            for scanout in self.scanouts
-        )
-        header = _STATE.pack(_STATE_VERSION, len(self.scanouts), self.damage_serial)
-        return header + scanouts + self._table.pack()
+        return saved.pack(self.scanouts, self._table, self.damage_serial)
 
     def _load(self) -> bool:
         """Take over the state of a predecessor, if there is one; False while a queue's used index is needed for it.
@@ -554,32 +532,16 @@ class GpuBackend(Backend):
         Errors: ConfigurationError when the state is of a device that was made with other arguments.
         """
         try:
-            saved = self._state.load(self._is_published)
+            state = self._state.load(self._is_published)
         except _NotAttachedError:
             return False
-        if saved is None:
+        if state is None:
             return True
-        version, scanouts, serial = _STATE.unpack_from(saved)
-        if version != _STATE_VERSION or scanouts != len(self.scanouts):
-            raise ConfigurationError(
-                f"a saved GPU state of version {version} with {scanouts} scanouts: "
-                f"version {_STATE_VERSION} with {len(self.scanouts)} is allowed"
-            )
-        end = _STATE.size + scanouts * _STATE_SCANOUT.size
         try:
-            self._table.restore(saved[end:])
+            serial = saved.restore(state, self.scanouts, self._table)
         except ValueError as error:
             raise ConfigurationError(f"the saved GPU state does not fit: {error}") from None
-        entries = _STATE_SCANOUT.iter_unpack(saved[_STATE.size : end])
-        for scanout, entry in zip(self.scanouts, entries, strict=True):
-            scanout.resource = self._table.get(entry[0])
-            scanout.rect = Rect(*entry[1:5])
-            scanout.cursor_resource_id, scanout.cursor_x, scanout.cursor_y, scanout.hot_x, scanout.hot_y = (
-                entry[5:10]
-            )
-            scanout.is_cursor_shown = bool(entry[10])
-            shape = self._table.get(scanout.cursor_resource_id)
-            scanout.cursor_pixels = (shape and cursor_picture(shape, self.heap.view)) or b""
+        for scanout in self.scanouts:
             self.display.change(scanout.index)
             self.display.move_cursor(scanout.index, is_new=True)
         self.damage_serial = ((serial >> _SERIAL_GENERATION) + 1) << _SERIAL_GENERATION

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.gpu.backend import CONTROL, CURSOR
+from devices.errors import ConfigurationError
+from devices.gpu.backend import CONTROL, CURSOR, GpuBackend
 from devices.gpu.wire import Command, Header, Rect, ResourceId, TransferToHost2d, UpdateCursor
+from devices.loop import Loop
 from devices.state import NO_QUEUE, StateStore
 from tests.framework.gpu import OK, GpuGuest
 
@@ -194,6 +196,18 @@ def test_the_display_goes_on_under_the_successor() -> None:
         assert monitor.picture() == after.pixels == before.pixels and after.serial > before.serial
         guest.crash()
         assert guest.backend.frame().serial > after.serial
+
+
+@pytest.mark.parametrize("changed", [{"scanouts": 2}, {"quota_bytes": 4096}])
+def test_a_successor_must_be_made_like_its_predecessor(changed: dict[str, int]) -> None:
+    """Other arguments are refused with a sentence, instead of reading another device's memory."""
+    with GpuGuest() as guest:
+        guest.show(1, 64, 48)
+        loop = Loop()
+        state = StateStore(guest.state_fd, GpuBackend.STATE_BYTES)
+        with pytest.raises(ConfigurationError, match="does not fit"):
+            GpuBackend("gpu", loop, heap_fd=guest.heap_fd, state=state, **{**guest.options, **changed})  # type: ignore[arg-type]
+        loop.close()
 
 
 _STEP = st.tuples(st.sampled_from(["create", "unref", "attach", "detach", "scanout"]), st.integers(1, 4))
