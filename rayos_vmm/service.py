@@ -126,6 +126,7 @@ class Service:
             await machine.wait_changed()
         if machine.start_error is not None and not machine.has_run:
             raise machine.start_error
+        await self._parts.store.save(machine.record)  # before anybody is told that it runs
         return machine.view()
 
     async def stop(self, name: str, timeout_s: float = STOP_TIMEOUT_S) -> VmView:
@@ -431,11 +432,13 @@ class Service:
                 nursery.start_soon(self._live, life, machine)
 
     async def adopt_all(self) -> None:
-        """Takes over what a former daemon left; returns when every machine has its task."""
-        for record in await self._parts.store.load():
-            machine = self._add(record)
-            if machine.is_live:
-                await self._jobs.send((adopt_machine, machine))
+        """Takes over what a former daemon left; returns when every machine is looked after, or has ended."""
+        machines = [self._add(record) for record in await self._parts.store.load()]
+        live = [machine for machine in machines if machine.is_live]
+        for machine in live:
+            await self._jobs.send((adopt_machine, machine))
+        for machine in live:
+            await machine.attached.wait()
 
 
 def is_compiled() -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
+from images.accel import Accel
+from images.accel import probe as probe_accelerator
 from images.cache import Cache
 from images.errors import ImageError
 from images.initramfs import build as build_initramfs
@@ -20,9 +22,6 @@ from rayos_vmm.errors import GuestGone
 from rayos_vmm.events import EventLog
 from rayos_vmm.vm.boot import Boot, inspect
 from rayos_vmm.vm.hardware import Launch
-
-if TYPE_CHECKING:
-    from images.accel import Accel
 
 # A kernel that panics restarts at once: with its last words on the serial line that tells a panic from a hang
 # also without pvpanic.
@@ -54,8 +53,6 @@ class Platform:
 
     async def accelerator(self) -> Accel:
         """KVM if it works here, else TCG; with the reason."""
-        from images.accel import probe as probe_accelerator
-
         qemu = await self.qemu()
         async with self._lock:
             if self._accelerator is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -21,7 +22,8 @@ from rayos_vmm.vm.hardware import Worker
 from rayos_vmm.vm.history import BoundedFile, Lines
 from rayos_vmm.vm.lifecycle import REACHABLE, LifeEvent
 from rayos_vmm.vm.machine import Machine
-from rayos_vmm.vm.outcome import LINE_TRIPLE_FAULT, note_reset, parse_panic, parse_ready
+from rayos_vmm.vm.outcome import LINE_TRIPLE_FAULT, Ready, note_reset, parse_panic, parse_ready
+from rayos_vmm.vm.view import ExitReason, VmState
 
 if TYPE_CHECKING:
     from rayos_vmm.vm.process import Process
@@ -45,7 +47,7 @@ class Attendant:
         self._evidence = machine.evidence
         self._end_wanted = trio.Event()
         self._panic_over = trio.Event()
-        self._was_ready = trio.Event()
+        self._ready_send, self._ready_receive = trio.open_memory_channel[tuple[float, Ready]](1)
         self._events_read = trio.Event()
         self._log_read = trio.Event()
 
@@ -89,7 +91,7 @@ class Attendant:
             nursery.start_soon(self._follow_events, qmp)
             nursery.start_soon(self._end_when_wanted, qmp, process)
             nursery.start_soon(self._end_after_panic)
-            nursery.start_soon(self._save_when_ready)
+            nursery.start_soon(self._follow_ready)
             if worker is not None and machine.record.live.ports > AGENT_PORT:
                 machine.agent = Agent(worker, AGENT_PORT)
                 nursery.start_soon(machine.agent.run)
@@ -103,6 +105,10 @@ class Attendant:
             else:
                 status = await qmp.execute("query-status")
                 machine.apply(LifeEvent.RUN if status["running"] else LifeEvent.PAUSE)
+                if machine.state is VmState.STOPPING:  # what a former service had begun
+                    self._evidence.asked = ExitReason.STOPPED
+                    self._end_wanted.set()
+            machine.attached.set()
             await self._house.save(machine)
             self._evidence.exit_status = await process.wait()
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
@@ -173,8 +179,8 @@ class Attendant:
     def _on_console_line(self, line: str) -> None:
         ready = parse_ready(line)
         if ready is not None:
-            self._machine.note_ready(trio.current_time(), ready.boot_s, ready.address)
-            self._was_ready.set()
+            with suppress(trio.WouldBlock):  # the line comes on two consoles
+                self._ready_send.send_nowait((trio.current_time(), ready))
             return
         panic = parse_panic(line)
         if panic is not None and self._evidence.panic is None:
@@ -190,9 +196,13 @@ class Attendant:
             self._evidence.has_panicked = True
             self._end_wanted.set()
 
-    async def _save_when_ready(self) -> None:
-        await self._was_ready.wait()
-        await self._house.save(self._machine)
+    async def _follow_ready(self) -> None:
+        machine = self._machine
+        async for now, ready in self._ready_receive:
+            if not machine.record.is_ready:
+                machine.note_ready(now, ready.boot_s, ready.address)
+                await self._house.save(machine)
+                machine.announce_ready()
 
     async def _follow_log(self) -> None:
         while self._machine.log_fd >= 0 and self._drain_log():

@@ -47,6 +47,7 @@ class Machine:
         self.log: BoundedFile | None = None
         self.log_lines: Lines | None = None
         self.start_error: RayosError | None = None
+        self.attached = trio.Event()  # somebody looks after it, or it has ended
         self.has_run = record.state in REACHABLE
         self.worker: Worker | None = None
         self.agent: Agent | None = None
@@ -119,14 +120,15 @@ class Machine:
         self.events.publish("vm.boot", self.name, stage=stage, ms=elapsed)
 
     def note_ready(self, now: float, boot_s: float, address: str | None) -> None:
-        """Records the guest's ready line; a second one (the other console) changes nothing."""
-        if self.record.is_ready:
-            return
+        """Records the guest's ready line; tell of it by `announce_ready` once that is saved."""
         self.record.is_ready = True
         self.record.address = address or self.record.address
         self.record.boot["guest_ms"] = round(boot_s * 1000, 1)
-        if self._start_clock:
+        if self._start_clock and "ready_ms" not in self.record.boot:
             self.note_stage("ready", now)
+
+    def announce_ready(self) -> None:
+        """Tells everybody that the guest is ready."""
         self.events.publish(
             "vm.ready",
             self.name,

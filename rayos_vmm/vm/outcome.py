@@ -20,10 +20,8 @@ RESET_LOOP_INTERVAL_S: Final = 30.0
 LINE_TRIPLE_FAULT: Final = "Triple fault"
 # Only the printk time stamp may stand before it: a shell that echoes the words is no panic.
 _PANIC: Final = re.compile(r"^(?:\[ *\d+\.\d+\] ?)?Kernel panic - not syncing: (.*)$")
-# What was on the line when the guest was reset may stand before it.
-_READY: Final = re.compile(
-    r"(?:^|[^0-9A-Za-z]|\x1b\[[0-9;]*[A-Za-z])RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)"
-)
+# Anything may stand before it: a reset cuts whatever line the guest was writing.
+_READY: Final = re.compile(r"RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)")
 
 
 @dataclass

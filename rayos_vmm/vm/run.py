@@ -36,16 +36,16 @@ async def run_machine(machine: Machine, house: House) -> None:
             await Attendant(machine, house).run(machine.process, is_new=True)
     except RayosError as error:
         machine.start_error = error
-    except trio.Cancelled:
+    except Exception as error:
+        LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
+        machine.start_error = GuestGone(f"internal error: {type(error).__name__}: {error}")
+    except BaseException:  # cancelled
         if machine.state is VmState.STARTING:
             machine.start_error = GuestGone("the service was stopped while the machine was starting")
             await _finish(machine, house)
         else:
             _let_go(machine)
         raise
-    except Exception as error:
-        LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
-        machine.start_error = GuestGone(f"internal error: {type(error).__name__}: {error}")
     await _finish(machine, house)
 
 
@@ -54,6 +54,13 @@ async def adopt_machine(machine: Machine, house: House) -> None:
 
     Cancelled, the machine goes on.
     """
+    try:
+        await _adopt(machine, house)
+    finally:
+        machine.attached.set()
+
+
+async def _adopt(machine: Machine, house: House) -> None:
     record = machine.record
     process = adopt(record.live.qemu) if record.live.qemu is not None else None
     if process is None or record.state is VmState.STARTING:
@@ -73,11 +80,11 @@ async def adopt_machine(machine: Machine, house: House) -> None:
         await Attendant(machine, house).run(process, is_new=False)
     except RayosError as error:
         LOG.warning("a machine could not be adopted", extra={"vm": machine.name, "why": error.message})
-    except trio.Cancelled:
-        _let_go(machine)
-        raise
     except Exception:
         LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
+    except BaseException:  # cancelled
+        _let_go(machine)
+        raise
     await _finish(machine, house)
 
 

@@ -1,97 +1,18 @@
-"""The life of machines on a real QEMU with our guest, without devices: what runs, how it ends, and why.
-
-`lab` and its helpers are used by the other `test_service_*` files.
-"""
+"""The life of machines on a real QEMU with our guest, without devices: what runs, how it ends, and why."""
 
 from __future__ import annotations
 
-import shutil
-import struct
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
+from contextlib import aclosing
 
 import pytest
 import trio
 
-from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.config.spec import Gpu, Net, VmSpec
 from rayos_vmm.errors import Busy, Conflict, GuestGone, NotFound, Timeout_
-from rayos_vmm.paths import Paths, default_paths
-from rayos_vmm.service import Service, open_service
-from rayos_vmm.vm.hardware import Hardware, NoHardware
 from rayos_vmm.vm.machine import SERIAL_PORT
 from rayos_vmm.vm.view import ExitReason, VmState
+from tests.integration.service_lab import bare, expect, home, lab, multiboot, running, traces
 
 pytestmark = pytest.mark.guest
-
-BRIDGE = "raytest0"
-
-
-def bare(name: str = "a", **fields: object) -> VmSpec:
-    """A machine that wants no device."""
-    return VmSpec(name=name, net=Net(enabled=False), gpu=Gpu(enabled=False), tpm=False, **fields)  # type: ignore[arg-type]
-
-
-@asynccontextmanager
-async def home() -> AsyncIterator[Paths]:
-    """Directories of a service, short enough for sockets, gone afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="rayt", dir="/tmp"))
-    try:
-        yield Paths(directory / "s", directory / "r", default_paths().cache)
-    finally:
-        shutil.rmtree(directory)
-
-
-@asynccontextmanager
-async def lab(
-    paths: Paths, *, hardware: Hardware | None = None, network: bool = False
-) -> AsyncIterator[Service]:
-    """A service whose machines are gone afterwards."""
-    config = ServiceConfig(network=network, bridge=BRIDGE)
-    async with open_service(config, paths, hardware=hardware or NoHardware()) as service:
-        try:
-            yield service
-        finally:
-            with trio.CancelScope(shield=True):
-                for view in await service.list():
-                    if view.state not in (VmState.DEFINED, VmState.STOPPED, VmState.FAILED):
-                        await service.kill(view.spec.name)
-
-
-def traces(paths: Paths) -> set[str]:
-    """What a machine leaves while it lives: sockets and directories, and processes that name them."""
-    found = {str(path) for path in (paths.runtime / "vm").rglob("*")}
-    marks = (bytes(paths.runtime), bytes(paths.state))
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if any(mark in command for mark in marks):
-                found.add(f"{process.name} {command[:200]!r}")
-    return found
-
-
-async def expect(service: Service, text: str, *, name: str = "a", timeout_s: float = 30) -> None:
-    """Waits until the serial line has said `text`."""
-    seen = b""
-    with trio.fail_after(timeout_s):
-        async with service.console_stream(name, SERIAL_PORT, 0) as chunks:
-            async for _, data in chunks:
-                seen += data
-                if text.encode() in seen:
-                    return
-    raise AssertionError(f"the serial line ended without {text!r}: {seen[-500:]!r}")
-
-
-async def running(service: Service, spec: VmSpec) -> None:
-    """Defines, starts, waits for the ready line."""
-    await service.define(spec)
-    await service.start(spec.name)
-    await service.wait(spec.name, "ready", 60)
 
 
 async def test_a_guest_boots_pauses_resets_and_powers_off() -> None:
@@ -148,14 +69,6 @@ async def test_a_panic_is_told_with_the_kernels_words() -> None:
         assert ended.reason == "the guest's kernel panicked: sysrq triggered crash"
         await service.start("a")
         assert (await service.wait("a", "ready", 60)).exit_reason is None
-
-
-def multiboot(code: bytes) -> bytes:
-    """A multiboot kernel (a.out kludge, Multiboot 0.6.96, 3.1.3) that runs `code` at 1 MiB + 32."""
-    magic, flags, base = 0x1BADB002, 1 << 16, 0x100000
-    header = struct.pack("<III", magic, flags, -(magic + flags) & 0xFFFFFFFF)
-    addresses = struct.pack("<IIIII", base, base, base + 32 + len(code), 0, base + 32)
-    return header + addresses + code
 
 
 async def test_a_triple_fault_is_told_from_a_reset() -> None:

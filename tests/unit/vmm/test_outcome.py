@@ -62,7 +62,7 @@ def test_the_ready_line_is_recognised_with_and_without_an_address() -> None:
     assert without is not None and without.address is None
     assert parse_ready("root@rayos:/# \x1b[6nRAYOS-READY boot=2.00 ip=-") is not None
     assert parse_ready("RAYOS-READY boot=x ip=-") is None
-    assert parse_ready("echo XRAYOS-READY boot=1.00 ip=-") is None
+    assert parse_ready("cut offRAYOS-READY boot=1.00 ip=-") is not None
 
 
 def test_a_panic_line_is_the_kernels_own() -> None:

@@ -1,0 +1,141 @@
+"""Killing the service kills no guest, and the next service takes over whatever it finds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.errors import GuestGone
+from rayos_vmm.paths import Paths
+from rayos_vmm.vm.machine import SERIAL_PORT
+from rayos_vmm.vm.process import start_time
+from rayos_vmm.vm.view import ExitReason, VmState
+from tests.integration.service_lab import bare, expect, home, lab, multiboot, traces
+
+pytestmark = pytest.mark.guest
+
+# A service of its own that starts one machine, says so, and stays.
+SERVICE = """
+import sys, msgspec, trio
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.paths import Paths
+from tests.integration.service_lab import lab
+
+async def main():
+    spec = msgspec.json.decode(sys.argv[2], type=VmSpec)
+    async with lab(Paths(*map(Path, sys.argv[1].split(":")))) as service:
+        await service.define(spec)
+        print("defined", flush=True)
+        await service.start(spec.name)
+        if sys.argv[4] == "ready":
+            await service.wait(spec.name, "ready", 60)
+        print("started", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def killed_service(
+    paths: Paths, spec: VmSpec, *, after: str, ready: bool = False
+) -> AsyncIterator[None]:
+    """Runs a service until it says `after`, then kills it with SIGKILL."""
+    places = f"{paths.state}:{paths.runtime}:{paths.cache}"
+    arguments = [places, msgspec.json.encode(spec).decode(), str(Path(__file__).parents[2])]
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", SERVICE, *arguments, "ready" if ready else "running"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with process.stdout:
+        said = b""
+        with trio.fail_after(60):
+            while after.encode() not in said:
+                chunk = await process.stdout.receive_some()
+                assert chunk, f"the service ended after saying {said!r}"
+                said += chunk
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    yield
+
+
+async def test_a_guest_outlives_its_service_and_is_adopted() -> None:
+    """The same QEMU, running on, paused, asked, typed at and ended by the second service."""
+    async with home() as paths:
+        before = traces(paths)
+        async with killed_service(paths, bare(), after="started", ready=True), lab(paths) as service:
+            await service.wait("a", "running", 10)
+            view = await service.get("a")
+            assert view.pid is not None and start_time(view.pid) is not None
+            assert view.is_ready and view.boot["ready_ms"] > 0
+            await service.console_write("a", SERIAL_PORT, b"\necho six$((3+3))\n")
+            await expect(service, "six6")
+            await service.pause("a")
+            assert (await service.resume("a")).state is VmState.RUNNING
+            await service.console_write("a", SERIAL_PORT, b"\npoweroff -f\n")
+            ended = await service.wait("a", "stopped", 20)
+            assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.POWERED_OFF)
+        assert traces(paths) == before
+
+
+async def test_leaving_a_service_leaves_its_guests_running() -> None:
+    """An orderly end is no different: the guest goes on, paused or not, and is found again."""
+    async with home() as paths:
+        kernel = paths.state.parent / "kernel"
+        kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
+        async with lab(paths, keep=True) as service:
+            await service.define(bare(kernel=str(kernel)))
+            pid = (await service.start("a")).pid
+            await service.pause("a")
+        async with lab(paths) as service:
+            with trio.fail_after(10):
+                async with aclosing(service.events(0)) as events:
+                    async for event in events:
+                        if event.data.get("state") == "paused":
+                            break
+            assert (await service.get("a")).pid == pid
+
+
+async def test_a_machine_that_ended_meanwhile_is_told_as_lost() -> None:
+    """Nobody saw how; what it left behind is cleared up."""
+    async with home() as paths:
+        before = traces(paths)
+        kernel = paths.state.parent / "kernel"
+        kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
+        async with killed_service(paths, bare(kernel=str(kernel)), after="started"):
+            (pid,) = {trace.split()[0] for trace in traces(paths) if "rayos-qemu" in trace}
+            os.kill(int(pid), signal.SIGKILL)
+            async with lab(paths) as service:
+                ended = await service.wait("a", "stopped", 10)
+                assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.LOST)
+                with pytest.raises(GuestGone, match="nobody saw how"):
+                    await service.wait("a", "running", 1)
+                await service.start("a")
+        assert traces(paths) == before
+
+
+async def test_a_machine_caught_while_starting_is_cleared_up() -> None:
+    """Killed between the first process and the last, the service leaves nothing that the next does not find."""
+    async with home() as paths:
+        before = traces(paths)
+        spec = VmSpec(name="a", net=bare().net, gpu=bare().gpu, tpm=True)
+        async with killed_service(paths, spec, after="defined"), lab(paths) as service:
+            view = await service.wait("a", "stopped", 20)
+            assert view.state in (VmState.DEFINED, VmState.FAILED)
+            assert traces(paths) == before
+            await service.start("a")
+            await service.wait("a", "ready", 60)
+        assert traces(paths) == before
