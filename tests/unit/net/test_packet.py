@@ -25,7 +25,7 @@ def flow(frame: bytes) -> tuple[int, str, str, int, int]:
     """Protocol, addresses and ports."""
     packet = parse(frame)
     assert isinstance(packet, Packet), packet
-    address = lambda value: str(ip_address(value.to_bytes(16 if packet.version == 6 else 4, "big")))
+    size = 16 if packet.version == 6 else 4
     return (
         packet.protocol,
         str(ip_address(packet.source.to_bytes(size))),

@@ -1,0 +1,197 @@
+"""How long a verdict takes, and that it does not grow with the rules: `python -m benchmarks.firewall`.
+
+For 16 to 2,048 rules: a verdict from the flow cache, one from the compiled table, one from a linear scan of
+the same rules, a whole frame through a port (parse, guard, cache), and how long the table takes to compile
+and to swap. Nanoseconds; the median of several runs, so that a stall of a shared machine does not count.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from net.firewall.flow import FlowKey, FlowTable
+from net.firewall.rule import Action, Rule
+from net.firewall.table import NO_RULE, Table
+from net.firewall.verdict import Port
+from net.guard import Guard
+
+SIZES = (16, 64, 256, 1024, 2048)
+PACKETS = 512
+RUNS = 9
+GUEST = int(IPv4Address("10.5.0.10"))
+MAC = b"\x52\x59\0\0\0\1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Nanoseconds for each verdict; milliseconds for the table."""
+
+    rules: int
+    cached_ns: float
+    uncached_ns: float
+    frame_ns: float
+    scan_ns: float
+    compile_ms: float
+    swap_us: float
+
+
+def rules(count: int) -> list[Rule]:
+    """A mix: a tenth refused hosts, half exact services, the rest networks with port ranges."""
+    chance = random.Random(count)
+    made = []
+    for number in range(count):
+        host = IPv4Network(f"10.{chance.randrange(16)}.{chance.randrange(256)}.{chance.randrange(256)}/32")
+        action = chance.choice((Action.ALLOW, Action.DENY))
+        port = chance.randrange(1, 65536)
+        if number < count // 10:
+            made.append(Rule(f"deny-{number}", Action.DENY, None, destination=(host,), priority=1))
+        elif number % 2:
+            made.append(Rule(f"exact-{number}", action, None, 6, (), (host,), (), ((port, port),)))
+        else:
+            network = host.supernet(new_prefix=chance.randrange(14, 28))
+            first = port // 2
+            made.append(Rule(f"range-{number}", action, None, 6, (), (network,), (), ((first, port),)))
+    return made
+
+
+def packets(count: int) -> list[FlowKey]:
+    """Flows of the guest, spread over the networks of the rules."""
+    chance = random.Random(1)
+    found: list[FlowKey] = []
+    for _ in range(count):
+        address = f"10.{chance.randrange(16)}.{chance.randrange(256)}.{chance.randrange(256)}"
+        found.append(
+            (0x406, GUEST, int(IPv4Address(address)), chance.randrange(1024, 65536), chance.randrange(65536))
+        )
+    return found
+
+
+def frame(key: FlowKey) -> bytes:
+    """A TCP frame of that flow, 64 bytes."""
+    _, source, destination, source_port, port = key
+    ip = b"\x45\0\0\x32\0\0\x40\0\x40\x06\0\0" + source.to_bytes(4, "big") + destination.to_bytes(4, "big")
+    segment = source_port.to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(8) + b"\x50\x10" + bytes(16)
+    return b"\x52\x59\0\0\0\2" + MAC + b"\x08\0" + ip + segment
+
+
+def scan(table: Table, key: FlowKey) -> int:
+    """What a firewall without a compiled table does."""
+    kind, source, destination, source_port, port = key
+    protocol = kind & 0xFF
+    for number, rule in enumerate(table.rules):
+        if rule.protocol is not None and rule.protocol != protocol:
+            continue
+        if rule.destination and not any(
+            int(one.network_address) <= destination <= int(one.broadcast_address) for one in rule.destination
+        ):
+            continue
+        if rule.source and not any(
+            int(one.network_address) <= source <= int(one.broadcast_address) for one in rule.source
+        ):
+            continue
+        if rule.source_ports and not any(first <= source_port <= last for first, last in rule.source_ports):
+            continue
+        if rule.destination_ports and not any(
+            first <= port <= last for first, last in rule.destination_ports
+        ):
+            continue
+        return number
+    return NO_RULE
+
+
+def per_call(run: Callable[[], object], calls: int, runs: int = RUNS) -> float:
+    """The median time of one call in nanoseconds, when `run` makes `calls` of them."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter_ns()
+        run()
+        times.append((time.perf_counter_ns() - start) / calls)
+    return statistics.median(times)
+
+
+def measure(count: int) -> Row:
+    """One row of the table."""
+    some = rules(count)
+    start = time.perf_counter_ns()
+    table = Table(some)
+    compiled = time.perf_counter_ns() - start
+    keys = packets(PACKETS)
+    flows = FlowTable(table)
+    port = Port(Guard(MAC, addresses=[GUEST]), flows)
+    frames = [frame(key) for key in keys]
+    for key in keys:
+        flows.judge(True, key, 0.0)
+
+    def cached() -> None:
+        judge = flows.judge
+        for key in keys:
+            judge(True, key, 1.0)
+
+    def uncached() -> None:
+        find = table.out4.find
+        for _, source, destination, source_port, target in keys:
+            find(6, source, destination, source_port, target)
+
+    def whole() -> None:
+        check = port.check
+        for one in frames:
+            check(one, True, 1.0)
+
+    def linear() -> None:
+        for key in keys[:32]:
+            scan(table, key)
+
+    mismatches = sum(scan(table, key) != flows.classify(True, key)[0] for key in keys[:64])
+    if mismatches:
+        raise SystemExit(f"the table and the scan disagree on {mismatches} of 64 packets")
+    start = time.perf_counter_ns()
+    flows.replace(table)
+    swapped = time.perf_counter_ns() - start
+    return Row(
+        count,
+        per_call(cached, PACKETS),
+        per_call(uncached, PACKETS),
+        per_call(whole, PACKETS),
+        per_call(linear, 32, 3),
+        compiled / 1e6,
+        swapped / 1e3,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table (with --json one object) and say whether the goals hold; status 1 if not."""
+    parser = argparse.ArgumentParser(prog="benchmarks.firewall", description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    rows = [measure(count) for count in SIZES]
+    growth = rows[-1].uncached_ns / rows[0].uncached_ns
+    goals = {
+        "cached verdict at most 1000 ns": max(row.cached_ns for row in rows) <= 1000,
+        "uncached verdict at most 5000 ns": max(row.uncached_ns for row in rows) <= 5000,
+        "2,048 rules at most 2x the time of 16": growth <= 2,
+    }
+    if options.json:
+        print(json.dumps({"rows": [asdict(row) for row in rows], "goals": goals}))
+    else:
+        print(
+            f"{'rules':>6} {'cached':>9} {'uncached':>9} {'frame':>9} {'linear scan':>12} {'compile':>10} {'swap':>9}"
+        )
+        for row in rows:
+            print(
+                f"{row.rules:>6} {row.cached_ns:>6.0f} ns {row.uncached_ns:>6.0f} ns {row.frame_ns:>6.0f} ns"
+                f" {row.scan_ns:>9.0f} ns {row.compile_ms:>7.1f} ms {row.swap_us:>6.1f} us"
+            )
+        print(f"growth of an uncached verdict from {SIZES[0]} to {SIZES[-1]} rules: {growth:.2f}x")
+        for goal, holds in goals.items():
+            print(f"{'holds' if holds else 'MISSED':>6}  {goal}")
+    return 0 if all(goals.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
