@@ -175,7 +175,8 @@ class DriverQueue:
     def kick(self, *, always: bool = False) -> None:
         """Notify the device if it wants that; `always` whatever it wants."""
         if always or self.needs_kick():
-            os.eventfd_write(self.kick_fd, 1)
+            with suppress(BlockingIOError):  # full: the device has a wake-up coming
+                os.eventfd_write(self.kick_fd, 1)
         self._kicked_index = self._avail_index
 
     def arm(self, ahead: int = 0) -> bool:

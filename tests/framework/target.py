@@ -22,6 +22,7 @@ from typing import Generic, Protocol, Self, TypeVar
 from devices.backend import Backend
 from devices.loop import Loop
 from devices.vhost_user.connection import Connection
+from devices.vhost_user.message import Request
 from devices.virtio.memory import GuestMemory
 from devices.virtio.vring import Vring
 from tests.framework.driver import DriverQueue, avail_ring_bytes, descriptor_table_bytes, used_ring_bytes
@@ -178,10 +179,15 @@ class Served:
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.path = socket_path
+        self.idle_fds = 0
         if command is None:
             command = [sys.executable, "-P", "-m", "devices.serve", *arguments, "--socket", socket_path]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=pass_fds
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=pass_fds,
         )
 
     def connect(self) -> Frontend:
@@ -193,7 +199,15 @@ class Served:
             raise
 
     def settle(self) -> None:
-        time.sleep(0.02)
+        time.sleep(0.002)
+
+    def count_idle_fds(self) -> int:
+        """Descriptors open without a session. One frontend is served at a time: an answer means the former is gone."""
+        self.connect().close()
+        with self.connect() as frontend:
+            frontend.ask_u64(Request.GET_QUEUE_NUM)
+            self.idle_fds = self.fd_count - 1
+        return self.idle_fds
 
     @property
     def fd_count(self) -> int:

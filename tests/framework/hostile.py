@@ -1,0 +1,178 @@
+"""Every device as a hostile guest sees it: how to run it, which queue it takes requests on, what an honest request is.
+
+A case is an attack and the error class it must end in; `judge` runs it and checks what every case has in common:
+the device is alive, serves honest requests afterwards (class Q: after a reset), and has as many descriptors as before.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from devices.backend import Backend
+from devices.blk.backend import BlkBackend
+from devices.blk.store import RawStore
+from devices.console.backend import ConsoleBackend
+from devices.console.port import PortSpec
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
+from devices.loop import Loop
+from devices.net.backend import NetBackend
+from devices.net.port import EchoPort
+from tests.framework.driver import DriverQueue
+from tests.framework.echo import EchoBackend
+from tests.framework.frontend import ANSWER_TIMEOUT
+from tests.framework.target import Rig, Served, Stepped, open_fds
+
+IMAGE_BYTES: Final = 1 << 20
+SECTOR: Final = bytes(range(256)) * 2
+PROCESS_RSS_LIMIT: Final = 256 << 20
+
+
+class Class(Enum):
+    """What an attack must end in (devices.errors)."""
+
+    FINE = "served"
+    REQUEST = "R"
+    CHAIN = "C"
+    QUEUE = "Q"
+
+
+@dataclass(frozen=True)
+class Device:
+    """`queue` is where the driver sends requests; `honest` does one and checks the answer."""
+
+    name: str
+    queues: int
+    queue: int
+    make: Callable[[Loop, Path], Backend]
+    honest: Callable[[Rig], None]
+    arguments: tuple[str, ...] = ()
+
+    @contextmanager
+    def stepped(self, directory: Path) -> Iterator[Stepped[Backend]]:
+        with Stepped(lambda loop: self.make(loop, directory)) as target:
+            yield target
+
+    @contextmanager
+    def served(self, directory: Path) -> Iterator[Served]:
+        """A real process, `python -P -m devices.serve`."""
+        arguments: list[str | Path] = [self.name, *self.arguments]
+        if self.name == "blk":
+            arguments += ["--image", image(directory)]
+        with Served(directory / f"{self.name}.sock", arguments) as target:
+            yield target
+
+
+def image(directory: Path) -> Path:
+    """A disk whose every sector says SECTOR."""
+    path = directory / "image"
+    if not path.exists():
+        path.write_bytes(SECTOR * (IMAGE_BYTES // len(SECTOR)))
+    return path
+
+
+def make_blk(loop: Loop, directory: Path) -> Backend:
+    return BlkBackend("blk", loop, RawStore(os.open(image(directory), os.O_RDWR)), serial="hostile")
+
+
+def honest_echo(rig: Rig) -> None:
+    assert rig.request(b"ping", 4) == b"ping"
+
+
+def honest_blk(rig: Rig) -> None:
+    answer = rig.request(struct.pack("<IIQ", 0, 0, 3), 513)
+    assert answer == SECTOR + b"\0"
+
+
+def honest_net(rig: Rig) -> None:
+    assert rig.request(bytes(12) + b"\xff" * 12 + b"\x08\x00" + bytes(46), index=1) == b""
+
+
+def honest_gpu(rig: Rig) -> None:
+    answer = rig.request(struct.pack("<IIQII", 0x100, 0, 0, 0, 0), 408)
+    assert struct.unpack_from("<I", answer)[0] == 0x1101
+
+
+def honest_input(rig: Rig) -> None:
+    assert rig.request(struct.pack("<HHI", 0x11, 0, 1), index=1) == b""
+
+
+def honest_console(rig: Rig) -> None:
+    assert rig.request(b"hello", index=1) == b""
+
+
+DEVICES: Final = {
+    device.name: device
+    for device in (
+        Device("echo", 2, 0, lambda loop, _: EchoBackend(loop), honest_echo),
+        Device("blk", 1, 0, make_blk, honest_blk),
+        Device("net", 2, 1, lambda loop, _: NetBackend("net", loop, EchoPort()), honest_net, ("--echo",)),
+        Device("gpu", 2, 0, lambda loop, _: GpuBackend("gpu", loop), honest_gpu),
+        Device("input", 2, 1, lambda loop, _: InputBackend("input", loop, "keyboard"), honest_input),
+        Device(
+            "console",
+            4,
+            1,
+            lambda loop, _: ConsoleBackend("console", loop, ports=[PortSpec("console", is_console=True)]),
+            honest_console,
+        ),
+    )
+}
+
+Attack = Callable[[Rig, DriverQueue], list[int] | None]
+
+
+def fd_count(target: Stepped[Backend] | Served) -> int:
+    return target.fd_count if isinstance(target, Served) else open_fds()
+
+
+def wait_for(rig: Rig, condition: Callable[[], bool], timeout: float = ANSWER_TIMEOUT) -> bool:
+    """Let the device act until `condition` holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        rig.settle()
+    return True
+
+
+def judge(device: Device, target: Stepped[Backend] | Served, expected: Class, attack: Attack) -> None:
+    """Run one attack. It offers and kicks, and returns the heads whose used entries are judged (none: nothing is)."""
+    before = target.idle_fds if isinstance(target, Served) else fd_count(target)
+    with Rig(target, device.queues) as rig:
+        queue = rig.queues[device.queue]
+        device.honest(rig)
+        heads = attack(rig, queue)
+        if expected is Class.QUEUE:
+            assert wait_for(rig, queue.has_error), "the error eventfd was not raised"
+            seen = queue.used_index
+            queue.set_avail_index(seen)
+            queue.kick(always=True)
+            rig.settle()
+            assert queue.used_index == seen, "a broken queue was parsed again"
+            assert not queue.has_error(), "told more than once"
+            rig.restart(device.queue)
+        elif heads is not None:
+            used = dict(rig.wait_used(device.queue, len(heads)))
+            assert sorted(used) == sorted(heads)
+            if expected is Class.CHAIN:
+                assert set(used.values()) == {0}, "a chain fault comes back with nothing written"
+            assert not queue.has_error()
+        device.honest(rig)
+    with Rig(target, device.queues) as rig:
+        device.honest(rig)
+    if isinstance(target, Served):
+        assert target.process.poll() is None, "the worker died"
+        assert target.rss_bytes < PROCESS_RSS_LIMIT
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while fd_count(target) != before and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert fd_count(target) == before, "descriptors were left open"
