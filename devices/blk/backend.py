@@ -125,6 +125,10 @@ class BlkBackend(Backend):
         vring.publish()
         return True
 
+    def stop_queue(self, queue: int) -> None:
+        # The last request's buffers are views: they would keep the guest's memory mapped.
+        self._rings[queue].buffers.clear()
+
     def _serve(self, chain: Chain) -> int:
         """Do one request and write its status; returns the bytes written, 0 for a chain without a place for it."""
         if chain.writable_bytes == 0 or chain.readable_bytes < HEADER.size:
