@@ -87,6 +87,8 @@ def spawn(
     argv: Sequence[str],
     *,
     output_fd: int,
+    error_fd: int | None = None,
+    input_fd: int | None = None,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Process:
@@ -94,16 +96,19 @@ def spawn(
 
     Args:
         argv: absolute path and arguments.
-        output_fd: becomes its standard output and error.
+        output_fd: becomes its standard output, and error unless there is an `error_fd`.
+        input_fd: becomes its standard input, else that is empty.
         pass_fds: kept under the same numbers (above 2).
 
     Raises:
         OSError: it cannot be executed.
     """
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
+        if input_fd is None
+        else (os.POSIX_SPAWN_DUP2, input_fd, 0),
         (os.POSIX_SPAWN_DUP2, output_fd, 1),
-        (os.POSIX_SPAWN_DUP2, output_fd, 2),
+        (os.POSIX_SPAWN_DUP2, output_fd if error_fd is None else error_fd, 2),
     ]
     # A duplicate onto itself clears close-on-exec (glibc 2.29 and later).
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds]

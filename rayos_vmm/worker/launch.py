@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Final
 import msgspec
 import trio
 
+from rayos_vmm.vm.process import spawn
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.spec import Device, WorkerSpec, device_socket
 
@@ -56,34 +56,43 @@ async def start_keeper(vm: str, run_dir: Path, devices: Sequence[Device], log: P
     """
     spec = WorkerSpec(vm=vm, run_dir=str(run_dir), devices=tuple(devices))
     fds = [device.fd for device in devices if device.fd >= 0]
-    with log.open("ab") as log_file:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-P", "-m", "rayos_vmm.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            pass_fds=fds,
-            start_new_session=True,
-        )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        with trio.fail_after(START_TIMEOUT):
-            async with process.stdin, process.stdout:
-                await process.stdin.send_all(msgspec.json.encode(spec))
-                await process.stdin.aclose()
+    keeper_in, spec_out = os.pipe2(os.O_CLOEXEC)
+    word_in, keeper_out = os.pipe2(os.O_CLOEXEC)
+    async with trio.lowlevel.FdStream(spec_out) as to_keeper, trio.lowlevel.FdStream(word_in) as from_keeper:
+        try:
+            with log.open("ab") as log_file:
+                process = spawn(
+                    [sys.executable, "-P", "-m", "rayos_vmm.worker"],
+                    input_fd=keeper_in,
+                    output_fd=keeper_out,
+                    error_fd=log_file.fileno(),
+                    pass_fds=fds,
+                )
+        finally:
+            os.close(keeper_in)
+            os.close(keeper_out)
+        try:
+            with trio.fail_after(START_TIMEOUT):
+                await to_keeper.send_all(msgspec.json.encode(spec))
+                await to_keeper.aclose()
                 line = b""
                 while not line.endswith(b"\n"):
-                    chunk = await process.stdout.receive_some()
+                    chunk = await from_keeper.receive_some()
                     if not chunk:
                         raise KeeperFailed(_last_words(log))
                     line += chunk
-        json.loads(line)
-    except trio.TooSlowError:
-        process.kill()
-        raise KeeperFailed(f"the keeper of {vm} was not ready in {START_TIMEOUT:.0f} s") from None
-    except BaseException:
-        process.kill()
-        raise
+            json.loads(line)
+        except trio.TooSlowError:
+            await process.end(grace_s=0.0)
+            raise KeeperFailed(f"the keeper of {vm} was not ready in {START_TIMEOUT:.0f} s") from None
+        except trio.BrokenResourceError:
+            await process.end(grace_s=0.0)
+            raise KeeperFailed(_last_words(log)) from None
+        except BaseException:
+            await process.end(grace_s=0.0)
+            raise
+        finally:
+            process.close()
     return Keeper(process.pid, run_dir)
 
 
