@@ -71,6 +71,7 @@ class Code(IntEnum):
     ReadPublic = 0x173
     StartAuthSession = 0x176
     GetCapability = 0x17A
+    GetRandom = 0x17B
     PCR_Read = 0x17E
     PolicyPCR = 0x17F
     PCR_Extend = 0x182

@@ -104,6 +104,8 @@ class Guard:
         if self.config.sealed is not None:
             chosen = {index: values[index] for index in self.config.sealed.pcrs}
             await host.seal_secret(self.emulator, self.config.sealed.secret, chosen)
+        if self.config.locks_platform:
+            await host.lock_platform(self.emulator)
         self.baseline = await host.take_quote(
             self.emulator, self.record, os.urandom(pcr.DIGEST_SIZE), self.profile.exposed, values=values
         )

@@ -133,6 +133,14 @@ async def measure(emulator: Emulator, journal: Journal, measurements: Sequence[M
             await emulator.order(control.set_locality(0))
 
 
+async def lock_platform(emulator: Emulator) -> None:
+    """Give the platform a random authorization that nobody keeps, until the next Startup(CLEAR).
+
+    SeaBIOS and OVMF do it themselves, and need it empty; firmware without a TPM driver (qboot) does not.
+    """
+    await emulator.run(Code.HierarchyChangeAuth, key.change_auth(RH_PLATFORM, os.urandom(pcr.DIGEST_SIZE)))
+
+
 async def extend(emulator: Emulator, journal: Journal, measurement: Measurement, locality: int) -> int:
     """Extend a running TPM by one more host event; returns the register. locality: the guest's, restored after.
 

@@ -94,6 +94,16 @@ def read_public(handle: int) -> bytes:
     return command.command(Code.ReadPublic, handles=[handle])
 
 
+def change_auth(hierarchy: int, auth: bytes) -> bytes:
+    """TPM2_HierarchyChangeAuth of a hierarchy whose authorization is empty, 24.8."""
+    return command.command(
+        Code.HierarchyChangeAuth,
+        handles=[hierarchy],
+        auths=[command.password()],
+        parameters=command.sized(auth),
+    )
+
+
 def name_of(public: bytes) -> bytes:
     """An object's name: the hash algorithm and SHA-256 of its TPMT_PUBLIC (Part 1, 16)."""
     return struct.pack(">H", ALG_SHA256) + hashlib.sha256(public).digest()

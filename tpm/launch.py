@@ -56,14 +56,17 @@ class Tpm:
         return self.process.is_alive() and (self.run_dir / CONTROL_SOCKET).is_socket()
 
     async def stop(self) -> None:
-        """End it, its state stored. Safe to call again; a QEMU that is attached loses its TPM."""
+        """End it, its state stored. Safe to call again; a QEMU that is attached loses its TPM.
+
+        What it last said of itself stays for client.last_status() until the next start.
+        """
         await self.process.stop(grace_s=5)
         remove_sockets(self.run_dir)
 
 
 def remove_sockets(run_dir: Path) -> None:
     """Remove what a TPM process may have left in its directory when it was killed."""
-    for name in (QEMU_SOCKET, CONTROL_SOCKET, STATUS):
+    for name in (QEMU_SOCKET, CONTROL_SOCKET):
         (run_dir / name).unlink(missing_ok=True)
 
 
@@ -92,6 +95,7 @@ async def start_tpm(
     allowed: Mapping[Phase, Sequence[bytes]] | None = None,
     nv_policy: bytes | None = None,
     sealed: Sealed | None = None,
+    locks_platform: bool = False,
     quote_interval_s: float = 0.0,
     connect_limit_s: float = 60.0,
 ) -> Tpm:
@@ -103,6 +107,7 @@ async def start_tpm(
     allowed: digests that may be measured, by phase; anything else makes QEMU end before its first instruction.
     nv_policy: up to 256 bytes that the guest can read; None leaves what is there.
     sealed: a secret for the registers' values after the host's events.
+    locks_platform: true for firmware without a TPM driver (qboot), which leaves the platform hierarchy open.
     quote_interval_s: seconds between periodic quotes, 0 for none.
     connect_limit_s: the TPM ends when QEMU has not connected by then.
     After an error or cancellation nothing is left running. TpmError: why the VM must not start.
@@ -119,10 +124,12 @@ async def start_tpm(
         allowed={phase: list(digests) for phase, digests in (allowed or {}).items()},
         nv_policy=nv_policy,
         sealed=sealed,
+        locks_platform=locks_platform,
         quote_interval_s=quote_interval_s,
         connect_limit_s=connect_limit_s,
     )
     remove_sockets(run_dir)
+    (run_dir / STATUS).unlink(missing_ok=True)
     with _listen(run_dir / QEMU_SOCKET) as qemu, _listen(run_dir / CONTROL_SOCKET) as control:
         tpm = Tpm(await spawner.spawn(config, authority.state_key(vm_uuid), qemu, control), run_dir)
     try:

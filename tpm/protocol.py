@@ -235,6 +235,7 @@ class Config(msgspec.Struct, frozen=True):
 
     allowed: the digests that may be measured, by phase; a phase that is absent allows all.
     nv_policy, sealed: stored at each INIT when not null.
+    locks_platform: give the platform hierarchy a random authorization before the guest runs.
     quote_interval_s: 0 for no periodic quotes. connect_limit_s: how long to wait for QEMU.
     """
 
@@ -246,5 +247,6 @@ class Config(msgspec.Struct, frozen=True):
     allowed: dict[str, list[bytes]] = {}
     nv_policy: bytes | None = None
     sealed: Sealed | None = None
+    locks_platform: bool = False
     quote_interval_s: float = 0.0
     connect_limit_s: float = 60.0
