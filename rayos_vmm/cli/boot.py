@@ -10,8 +10,10 @@ from rayos_vmm.vm.view import Event, VmView
 
 # A stage that is done, in the service's words: (what it was, what comes next).
 STAGES: Final[Mapping[str, tuple[str, str]]] = {
-    "devices": ("devices, tap and TPM up", "starting QEMU"),
-    "qemu": ("QEMU started", "connecting the devices"),
+    "images": ("kernel, initramfs, QEMU", "plugging the devices"),
+    "devices": ("device worker and tap", "starting the TPM"),
+    "tpm": ("TPM", "starting QEMU"),
+    "qemu": ("QEMU", "connecting the devices"),
     "running": ("devices connected", "booting the guest"),
     "ready": ("guest booted, address leased", ""),
 }
@@ -37,13 +39,13 @@ async def show_boot(events: AsyncIterator[Event], name: str, progress: Progress)
 
 def boot_table(view: VmView) -> str:
     """Each stage with the time it took and the time since the start; the guest's own figure at the end."""
-    lines = ["where the time went (s)     stage   total"]
+    lines = [f"{'where the time went (s)':<30}   stage   total"]
     before = 0.0
     done = sorted((ms, key.removesuffix("_ms")) for key, ms in view.boot.items() if key != "guest_ms")
     for ms, stage in done:
         what, _ = STAGES.get(stage, (stage, ""))
-        lines.append(f"  {what:<24} {(ms - before) / 1000:>7.2f} {ms / 1000:>7.2f}")
+        lines.append(f"  {what:<28} {(ms - before) / 1000:>7.2f} {ms / 1000:>7.2f}")
         before = ms
     if "guest_ms" in view.boot:
-        lines.append(f"  of which the guest's kernel counts {view.boot['guest_ms'] / 1000:.2f}")
+        lines.append(f"  the guest's own clock at its ready line: {view.boot['guest_ms'] / 1000:.2f}")
     return "\n".join(lines)
