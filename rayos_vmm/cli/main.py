@@ -54,11 +54,14 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
         description="Virtual machines whose devices are ours.",
         epilog="`rayos COMMAND --help` says more. Every command takes --json.",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON, also for errors")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        sub.add_argument("--json", action="store_true", help="print JSON, also for errors")
+        sub.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, also for errors"
+        )
         if wanted in (None, name):
             getattr(import_module(f"rayos_vmm.cli.{module}"), f"add_{name}")(sub)
     return parser

@@ -42,13 +42,13 @@ def add_stats(parser: argparse.ArgumentParser) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, dict):
-        return [
-            row
-            for key, inner in value.items()
-            for row in _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [(prefix, str(value))]
+    if isinstance(value, dict) and value:
+        pairs: list[tuple[str, Any]] = [(str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list) and value:
+        pairs = [(str(index), inner) for index, inner in enumerate(value)]
+    else:
+        return [(prefix, "-" if value in ("", None, [], {}) else str(value))]
+    return [row for key, inner in pairs for row in _flat(inner, f"{prefix}.{key}" if prefix else key)]
 
 
 async def run_stats(args: argparse.Namespace, out: Output) -> None:
@@ -62,9 +62,17 @@ def add_leases(parser: argparse.ArgumentParser) -> None:
 
 async def run_leases(args: argparse.Namespace, out: Output) -> None:
     leases = await the_daemon().leases()
-    keys = list(leases[0]) if leases else ["address"]
-    rows = [[str(lease.get(key, "-")) for key in keys] for lease in leases]
-    out.table(leases, [key.upper() for key in keys], rows)
+    rows = [
+        (
+            lease["address"],
+            lease["mac"],
+            lease["state"],
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease["expires"])),
+            lease["host_name"] or "-",
+        )
+        for lease in leases
+    ]
+    out.table(leases, ("ADDRESS", "MAC", "STATE", "EXPIRES", "HOST NAME"), rows)
 
 
 def add_qmp(parser: argparse.ArgumentParser) -> None:
