@@ -41,6 +41,7 @@ ECC_P256: Final = 0x0003
 RH_OWNER: Final = 0x40000001
 RH_PASSWORD: Final = 0x40000009
 RH_NULL: Final = 0x40000007
+RH_LOCKOUT: Final = 0x4000000A
 RH_ENDORSEMENT: Final = 0x4000000B
 RH_PLATFORM: Final = 0x4000000C
 
@@ -52,6 +53,7 @@ class Code(IntEnum):
     NV_UndefineSpace = 0x122
     ChangeEPS = 0x124
     ChangePPS = 0x125
+    Clear = 0x126
     HierarchyChangeAuth = 0x129
     NV_DefineSpace = 0x12A
     PCR_Allocate = 0x12B
