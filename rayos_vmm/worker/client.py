@@ -10,8 +10,8 @@ import array
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -185,7 +185,8 @@ class WorkerClient:
             if start is None:
                 head, _, _ = await client.call("console.read", port=port, offset=None)
                 start = head["total"]
-            yield _chunks(client, port, start)
+            async with aclosing(_chunks(client, port, start)) as chunks:
+                yield chunks
         finally:
             client.close()
 
@@ -210,7 +211,7 @@ class WorkerClient:
         self._client.close()
 
 
-async def _chunks(client: PacketClient, port: int, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+async def _chunks(client: PacketClient, port: int, offset: int) -> AsyncGenerator[tuple[int, bytes], None]:
     while True:
         head, data, _ = await client.call("console.read", port=port, offset=offset)
         yield head["offset"], data

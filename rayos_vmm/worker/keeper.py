@@ -3,8 +3,8 @@
 It owns the sockets QEMU is connected to (through relays), the image and tap descriptors, and the memfds in which
 devices keep their state. It parses nothing a guest wrote. A worker is a fork of it: the code is loaded, the descriptors
 are there, so a successor serves within milliseconds. A worker that dies again and again within MIN_LIFE seconds is
-restarted with growing pauses; after DEGRADED_AFTER such deaths the VM is reported degraded, and restarts go on at the
-longest pause.
+restarted with growing pauses; more than DEGRADED_DEATHS in DEGRADED_SECONDS and the VM is reported degraded.
+A death that was asked for counts as neither.
 
 When QEMU has left and no service is connected for LINGER seconds, the keeper ends: nobody will come back.
 """
@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -34,9 +35,10 @@ from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET, Device, WorkerS
 log = logging.getLogger(__name__)
 
 #: A worker that lived shorter died of something a restart does not cure.
-MIN_LIFE: Final = 1.0
+MIN_LIFE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
-DEGRADED_AFTER: Final = 5
+DEGRADED_DEATHS: Final = 5
+DEGRADED_SECONDS: Final = 60.0
 LINGER: Final = 15.0
 #: Connections of services at a time.
 MAX_CLIENTS: Final = 8
@@ -62,6 +64,8 @@ class Keeper:
         self._pidfd = -1
         self._started_at = 0.0
         self._short_lives = 0
+        self._deaths: deque[float] = deque(maxlen=DEGRADED_DEATHS + 1)
+        self._is_asked_for = False
         self.restarts = -1
         self._linger = 0
         self._was_connected = False
@@ -190,7 +194,12 @@ class Keeper:
 
     def _pause(self) -> float:
         """Seconds until the next start: none after a long life, doubling from 10 ms after short ones."""
-        if self._loop.now() - self._started_at >= MIN_LIFE:
+        now = self._loop.now()
+        asked_for, self._is_asked_for = self._is_asked_for, False
+        if asked_for:
+            return 0.0
+        self._deaths.append(now)
+        if now - self._started_at >= MIN_LIFE:
             self._short_lives = 0
             return 0.0
         self._short_lives += 1
@@ -198,7 +207,8 @@ class Keeper:
 
     @property
     def is_degraded(self) -> bool:
-        return self._short_lives > DEGRADED_AFTER
+        recent = self._loop.now() - DEGRADED_SECONDS
+        return sum(death > recent for death in self._deaths) > DEGRADED_DEATHS
 
     # -- services ------------------------------------------------------------------------------------------------
 
@@ -247,6 +257,7 @@ class Keeper:
 
     def _kill_worker(self) -> dict[str, Any]:
         if self._pidfd >= 0:
+            self._is_asked_for = True
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         return {"worker_pid": self._worker_pid}
 
