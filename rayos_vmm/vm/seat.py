@@ -31,7 +31,7 @@ def worker_errors(machine: Machine) -> Iterator[None]:
     try:
         yield
     except WorkerError as error:
-        if error.code in ("no_port", "no_device"):
+        if error.code in ("no_such_port", "no_such_device"):
             raise NotFound(f"{machine.name}: {error}", code=error.code) from None
         raise Invalid(f"{machine.name}: {error}", code=error.code) from None
     except WorkerGone as error:

@@ -39,10 +39,15 @@ async def home() -> AsyncIterator[Paths]:
 
 @asynccontextmanager
 async def lab(
-    paths: Paths, *, hardware: Hardware | None = None, network: bool = False, keep: bool = False
+    paths: Paths,
+    *,
+    hardware: Hardware | None = None,
+    network: bool = False,
+    keep: bool = False,
+    bridge: str = BRIDGE,
 ) -> AsyncIterator[Service]:
     """A service whose machines are gone afterwards, unless they are to be kept."""
-    config = ServiceConfig(network=network, bridge=BRIDGE)
+    config = ServiceConfig(network=network, bridge=bridge)
     async with open_service(config, paths, hardware=hardware or NoHardware()) as service:
         try:
             yield service

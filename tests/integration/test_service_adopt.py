@@ -31,11 +31,15 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.paths import Paths
+from rayos_vmm.service_hardware import WorkerHardware
 from tests.integration.service_lab import lab
 
 async def main():
     spec = msgspec.json.decode(sys.argv[2], type=VmSpec)
-    async with lab(Paths(*map(Path, sys.argv[1].split(":")))) as service:
+    full = sys.argv[5] == "full"
+    hardware = WorkerHardware() if full else None
+    paths = Paths(*map(Path, sys.argv[1].split(":")))
+    async with lab(paths, hardware=hardware, network=full) as service:
         await service.define(spec)
         print("defined", flush=True)
         await service.start(spec.name)
@@ -50,13 +54,13 @@ trio.run(main)
 
 @asynccontextmanager
 async def killed_service(
-    paths: Paths, spec: VmSpec, *, after: str, ready: bool = False
+    paths: Paths, spec: VmSpec, *, after: str, ready: bool = False, full: bool = False
 ) -> AsyncIterator[None]:
     """Runs a service until it says `after`, then kills it with SIGKILL."""
     places = f"{paths.state}:{paths.runtime}:{paths.cache}"
     arguments = [places, msgspec.json.encode(spec).decode(), str(Path(__file__).parents[2])]
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", SERVICE, *arguments, "ready" if ready else "running"],
+        [sys.executable, "-c", SERVICE, *arguments, "ready" if ready else "running", "full" if full else ""],
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None

@@ -1,0 +1,207 @@
+"""A guest with everything: five devices of ours, an address from our DHCP, a TPM, an agent; and its adoption."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import trio
+
+from rayos_vmm.config.spec import Disk, Net, VmSpec
+from rayos_vmm.errors import Busy, GuestGone, Invalid, NotFound, Timeout_
+from rayos_vmm.service import Service
+from rayos_vmm.service_hardware import WorkerHardware
+from rayos_vmm.vm.view import ExitReason, VmState
+from rayos_vmm.worker.client import KeeperClient
+from tests.integration.service_lab import home, lab, running, traces
+from tests.integration.test_service_adopt import killed_service
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+FULL = VmSpec(name="a", disks=[Disk(size="16MiB", serial="sixteen")])
+
+
+async def succeed(service: Service, command: str) -> str:
+    """What a command in the guest says; it must end with status 0."""
+    result = await service.exec("a", command, 30)
+    assert result.exit_status == 0, result
+    return result.stdout.decode()
+
+
+def pixels_of(png: bytes) -> tuple[int, int, bytes]:
+    """Width, height and RGB rows (each behind its filter byte) of one of our PNGs."""
+    width, height = struct.unpack_from(">II", png, 16)
+    start = png.index(b"IDAT") + 4
+    (size,) = struct.unpack_from(">I", png, start - 8)
+    return width, height, zlib.decompress(png[start : start + size])
+
+
+async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
+    """Seen from inside by the agent, from outside by the service, and gone without a trace."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
+        before = traces(paths)
+        await running(service, FULL)
+        view = await service.get("a")
+        assert view.address is not None and view.address.startswith("10.86.")
+        assert (await succeed(service, "cat /sys/class/net/eth0/address")).strip() == view.mac
+        leases = await service.leases()
+        assert [(one["address"], one["mac"]) for one in leases if one["state"] == "bound"] == [
+            (view.address, view.mac)
+        ]
+        await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
+
+        assert (await succeed(service, "blockdev --getsize64 /dev/vda")).strip() == str(16 << 20)
+        assert (await succeed(service, "cat /sys/block/vda/serial")).strip() == "sixteen"
+        await succeed(service, "echo on disk | dd of=/dev/vda conv=fsync 2>/dev/null")
+        image = paths.vm_state("a") / "disk-0.img"
+        assert image.read_bytes().startswith(b"on disk\n")
+
+        assert (await succeed(service, "ls /dev/tpm0")).strip() == "/dev/tpm0"
+        devices = await succeed(service, "cat /proc/bus/input/devices")
+        assert devices.count("virtio") >= 3
+
+        stats = await service.stats("a")
+        assert {"disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console"} <= set(stats)
+
+        await service.write_file("a", "/tmp/file", bytes(range(256)) * 1000, 0o640)
+        assert await service.read_file("a", "/tmp/file") == bytes(range(256)) * 1000
+        assert (await succeed(service, "stat -c %a /tmp/file")).strip() == "640"
+        with pytest.raises(NotFound, match="/none: No such file"):
+            await service.read_file("a", "/none")
+        failed = await service.exec("a", ["sh", "-c", "echo out; echo err >&2; exit 7"], 10)
+        assert (failed.exit_status, failed.stdout, failed.stderr) == (7, b"out\n", b"err\n")
+        with pytest.raises(Timeout_, match=r"did not answer within 0\.5 s"):
+            await service.exec("a", "sleep 100", 0.5)
+        with pytest.raises(Invalid, match="NUL"):
+            await service.exec("a", "echo \0", 5)
+        assert "sleep 100" not in await succeed(service, "ps")
+
+        ended = await service.stop("a", 20)
+        assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.STOPPED)
+        assert traces(paths) == before
+
+
+async def test_a_disk_keeps_its_data_and_the_tpm_its_identity_over_a_restart() -> None:
+    """A stopped machine starts with the disk and the TPM that it had, and the same address."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
+        await running(service, FULL)
+        address = (await service.get("a")).address
+        await succeed(service, "echo kept | dd of=/dev/vda conv=fsync 2>/dev/null")
+        await service.stop("a", 20)
+        await service.start("a")
+        await service.wait("a", "ready", 60)
+        assert await succeed(service, "head -c 5 /dev/vda") == "kept\n"
+        assert (await service.get("a")).address == address
+        await service.reset("a")
+        await service.wait("a", "ready", 60)
+        assert await succeed(service, "echo after reset") == "after reset\n"
+
+
+async def test_what_the_guest_draws_is_in_the_picture() -> None:
+    """A framebuffer filled with one colour is that colour in our PNG."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        await succeed(service, "echo 0 > /sys/class/vtconsole/vtcon1/bind || true")
+        # In one write: Linux 6.1 reports no damage for a write that ends with its line.
+        blue_green_red = r"\x30\x20\x10\x00"
+        fill = f"printf '{blue_green_red}' > /tmp/p; for i in 1 2 3 4 5 6 7 8 9 10; do cat /tmp/p /tmp/p > /tmp/q;"
+        fill += " mv /tmp/q /tmp/p; done; for i in $(seq 1000); do cat /tmp/p; done"
+        await succeed(service, f"({fill}) | dd of=/dev/fb0 bs=4096000 iflag=fullblock")
+        with trio.fail_after(20):
+            while True:
+                width, height, rows = pixels_of(await service.screenshot("a"))
+                if rows == (b"\0" + b"\x10\x20\x30" * width) * height:
+                    break
+                await trio.sleep(0.1)
+        assert (width, height) == (1280, 800)
+
+
+async def test_the_console_answers_and_survives_its_worker() -> None:
+    """The shell on port 0 types back, also after the worker was killed under the guest."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        keeper = KeeperClient(paths.vm_runtime("a"))
+        for word in ("one", "two"):
+            with trio.fail_after(20):
+                async with service.console_stream("a", 0, 0) as chunks:
+                    await service.console_write("a", 0, f"echo {word}$((1+1))\n".encode())
+                    seen = b""
+                    async for _, data in chunks:
+                        seen += data
+                        if f"{word}2".encode() in seen:
+                            break
+            assert await succeed(service, f"echo {word}") == f"{word}\n"
+            await keeper.kill_worker()
+        keeper.close()
+        with pytest.raises(NotFound):
+            await service.console_write("a", 7, b"x")
+
+
+async def test_a_guest_with_everything_is_adopted() -> None:
+    """Devices, TPM, tap and lease go on while nobody serves; the next service has them all at hand."""
+    async with home() as paths:
+        before = traces(paths)
+        spec = FULL
+        async with (
+            killed_service(paths, spec, after="started", ready=True, full=True),
+            lab(paths, hardware=WorkerHardware(), network=True) as service,
+        ):
+            view = await service.get("a")
+            assert view.is_ready and view.address is not None
+            assert await succeed(service, "echo still here") == "still here\n"
+            assert (await service.screenshot("a")).startswith(b"\x89PNG")
+            await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
+            assert (await service.stop("a", 20)).exit_reason is ExitReason.STOPPED
+        assert traces(paths) == before
+
+
+async def test_failed_starts_leave_nothing_and_say_why() -> None:
+    """One sentence each; no process, socket, tap or directory of a run is left."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
+        before = traces(paths) | links()
+        text = paths.state / "text"
+        text.write_text("no kernel")
+        cases: list[tuple[VmSpec, type[Exception], str]] = [
+            (VmSpec(name="a", kernel="/none/vmlinuz"), Invalid, "kernel /none/vmlinuz cannot be read"),
+            (VmSpec(name="a", kernel=str(text)), Invalid, "starts with 6e 6f 20 6b"),
+            (VmSpec(name="a", memory="4096GiB"), Invalid, "exceeds the"),
+            (VmSpec(name="a", disks=[Disk(path="/none/disk")]), Invalid, "/none/disk does not exist"),
+        ]
+        for spec, kind, message in cases:
+            with pytest.raises(kind, match=message):
+                await service.define(spec)
+                await service.start("a")
+            assert traces(paths) | links() == before
+            if await service.list():
+                view = await service.get("a")
+                assert (view.state, view.exit_reason) == (VmState.FAILED, ExitReason.START_FAILED)
+                await service.remove("a")
+
+        await service.define(VmSpec(name="a"))
+        tpm = paths.vm_state("a") / "tpm"
+        tpm.mkdir(parents=True)
+        (tpm / "tpm2-00.permall").write_bytes(b"damaged")
+        with pytest.raises(GuestGone, match="TPM"):
+            await service.start("a")
+        assert traces(paths) | links() == before
+        await service.remove("a")
+
+
+async def test_a_busy_tap_is_told_with_its_holder() -> None:
+    """Somebody else's machine has the name: who, and nothing is left of ours."""
+    async with home() as paths, home() as others:
+        async with lab(paths, hardware=WorkerHardware(), network=True) as service:
+            await running(service, VmSpec(name="a", tpm=False))
+            async with lab(others, hardware=WorkerHardware(), network=True, bridge="raytest1") as other:
+                before = traces(others)
+                await other.define(VmSpec(name="a", tpm=False))
+                with pytest.raises(Busy, match=r"tap ray-a-0 is in use by process \d+"):
+                    await other.start("a")
+                assert traces(others) == before
+
+
+def links() -> set[str]:
+    """The names of our taps."""
+    return {link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith("ray-")}
