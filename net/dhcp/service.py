@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 64  # datagrams handled before other tasks get a turn
 PENDING_MAX: Final = 4096  # ACKs that may wait for the disk; beyond, requests are dropped and come again
+COMMIT_MAX: Final = 32  # leases in one sync: a longer burst of ACKs overflows the receive buffers of clients
 _LOG_EVERY_SECONDS: Final = 10.0
 
 
@@ -192,7 +193,9 @@ class DhcpService:
         while True:
             await self._has_pending.wait()
             self._has_pending = trio.Event()
-            batch, self._pending = self._pending, []
+            batch, self._pending = self._pending[:COMMIT_MAX], self._pending[COMMIT_MAX:]
+            if self._pending:
+                self._has_pending.set()
             try:
                 await trio.to_thread.run_sync(self._store.write, [one.binding for one in batch])
             except StoreError as error:
