@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from rayos_vmm.cli.completion import add_name
@@ -42,9 +41,7 @@ def add_console(parser: argparse.ArgumentParser) -> None:
 
 async def run_console(args: argparse.Namespace, out: Output) -> None:
     async with the_daemon().console(args.name, args.port, since=None if args.no_replay else 0) as console:
-        if os.isatty(0):
-            out.note(f"the console of {args.name}; Ctrl-] detaches")
-        ending = await attach(console)
+        ending = await attach(console, f"the console of {args.name}; Ctrl-] detaches")
     say_goodbye(args.name, ending, out)
 
 

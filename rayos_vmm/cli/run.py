@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import count
@@ -187,12 +186,10 @@ def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
 async def _at_console(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output) -> int:
     default = "shell" if spec.is_our_guest else "serial"
     chosen = PORTS[default] if args.console is None else args.console
-    if os.isatty(0):
-        out.note("Ctrl-] detaches\n")
     async with client.events() as events:
         view = await client.get(spec.name)
         async with client.console(spec.name, chosen, since=0) as console:
-            ending = await attach(console)
+            ending = await attach(console, "Ctrl-] detaches")
         if ending is not Ending.CONSOLE_ENDED:
             say_goodbye(spec.name, ending, out)
             if ending is Ending.INPUT_ENDED and spec.ephemeral:

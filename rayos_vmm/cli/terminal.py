@@ -112,9 +112,14 @@ class _Attachment:
                 await anext(changes)
 
 
-async def attach(console: Console) -> Ending:
-    """This process's standard input and output are the console's, until one of them ends or Ctrl-]."""
+async def attach(console: Console, greeting: str) -> Ending:
+    """This process's standard input and output are the console's, until one of them ends or Ctrl-].
+
+    `greeting` is shown on a terminal once keys go to the guest.
+    """
     with raw_terminal(0):
+        if os.isatty(0) and os.isatty(2):
+            os.write(2, f"{greeting}\r\n".encode())
         async with trio.open_nursery() as nursery:
             attachment = _Attachment(console, nursery.cancel_scope)
             nursery.start_soon(attachment.keys)

@@ -1,0 +1,138 @@
+"""The terminal: keys reach the guest as they are, Ctrl-] leaves, and nothing of it stays changed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from rayos_vmm.cli.terminal import raw_terminal
+from rayos_vmm.config.spec import VmSpec
+from tests.unit.api.memory_service import MemoryService
+from tests.unit.api.serving import open_api
+
+LIMIT_S = 20
+
+
+def test_the_settings_come_back_whatever_happens() -> None:
+    leader, follower = os.openpty()
+    try:
+        before = termios.tcgetattr(follower)
+        with pytest.raises(RuntimeError), raw_terminal(follower):
+            assert termios.tcgetattr(follower) != before
+            raise RuntimeError
+        assert termios.tcgetattr(follower) == before
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def resize(fd: int, columns: int, rows: int) -> None:
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+class Screen:
+    """What a person at the terminal does and sees."""
+
+    def __init__(self, leader: int, follower: int, process: trio.Process) -> None:
+        self.leader = leader
+        self.follower = follower
+        self.process = process
+        self.seen = b""
+
+    async def until(self, wanted: bytes) -> None:
+        with trio.fail_after(LIMIT_S):
+            while wanted not in self.seen:
+                await trio.lowlevel.wait_readable(self.leader)
+                self.seen += os.read(self.leader, 4096)
+
+    async def until_size(self, service: MemoryService, columns: int, rows: int) -> None:
+        with trio.fail_after(LIMIT_S):
+            while ("dev", 0, columns, rows) not in service.sizes:  # noqa: ASYNC110 (there is no event for it)
+                await trio.sleep(0.02)
+
+    def press(self, keys: bytes) -> None:
+        os.write(self.leader, keys)
+
+
+@asynccontextmanager
+async def at_the_console(directory: Path) -> AsyncIterator[tuple[Screen, MemoryService]]:
+    """`rayos console dev` on a terminal of 100x30, with a guest that says back what it is told."""
+    async with open_api(directory) as (client, service):
+        await client.create(VmSpec(name="dev"))
+        leader, follower = os.openpty()
+        resize(follower, 100, 30)
+        command = [sys.executable, "-P", "-m", "rayos_vmm.cli", "console", "dev"]
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+            env={**os.environ, "RAYOS_RUNTIME_DIR": str(directory)},
+        )
+        try:
+            yield Screen(leader, follower, process), service
+        finally:
+            if process.poll() is None:
+                process.kill()
+            await process.wait()
+            os.close(leader)
+            os.close(follower)
+
+
+async def test_keys_go_in_raw_and_ctrl_bracket_leaves(tmp_path: Path) -> None:
+    """Ctrl-C and Ctrl-Z are the guest's; the terminal is as before once we left."""
+    async with at_the_console(tmp_path) as (screen, service):
+        before = termios.tcgetattr(screen.follower)
+        await screen.until(b"Ctrl-] detaches")
+        screen.press(b"a\x03\x1a\rb")
+        await screen.until(b"a\x03\x1a\rb")
+        assert termios.tcgetattr(screen.follower) != before
+        screen.press(b"last\x1d")
+        await screen.until(b"detached")
+        with trio.fail_after(LIMIT_S):
+            assert await screen.process.wait() == 0
+        assert termios.tcgetattr(screen.follower) == before
+        assert service.consoles["dev", 0].tail() == b"a\x03\x1a\rblast"
+
+
+async def test_the_guest_learns_the_size_and_its_changes(tmp_path: Path) -> None:
+    async with at_the_console(tmp_path) as (screen, service):
+        await screen.until_size(service, 100, 30)
+        resize(screen.follower, 132, 43)
+        screen.process.send_signal(signal.SIGWINCH)
+        await screen.until_size(service, 132, 43)
+
+
+async def test_the_end_of_the_guest_ends_the_command(tmp_path: Path) -> None:
+    async with at_the_console(tmp_path) as (screen, service):
+        screen.press(b"x")
+        await screen.until(b"x")
+        await service.stop("dev")
+        with trio.fail_after(LIMIT_S):
+            assert await screen.process.wait() == 0
+
+
+async def test_input_from_a_pipe_ends_the_command_after_the_answer(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as (client, _):
+        await client.create(VmSpec(name="dev"))
+        with trio.fail_after(LIMIT_S):
+            done = await trio.run_process(
+                [sys.executable, "-P", "-m", "rayos_vmm.cli", "console", "dev"],
+                stdin=b"uname\n",
+                capture_stdout=True,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "RAYOS_RUNTIME_DIR": str(tmp_path)},
+            )
+        assert done.stdout == b"uname\n"
