@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from devices.input import keymap
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.vm.picture import encode_png
@@ -84,8 +85,6 @@ async def type_text(machine: Machine, text: str) -> None:
     worker = machine.need_worker()
     if len(text) > TEXT_MAXIMUM:
         raise Invalid(f"{len(text)} characters to type; at most {TEXT_MAXIMUM} are allowed at a time")
-    from devices.input import keymap
-
     try:
         events = keymap.text_to_events(text, layout="us")
     except ValueError as error:
@@ -97,8 +96,6 @@ async def type_text(machine: Machine, text: str) -> None:
 async def send_key(machine: Machine, combo: str) -> None:
     """Presses the keys of `ctrl-alt-delete` in order and releases them in reverse."""
     worker = machine.need_worker()
-    from devices.input import keymap
-
     try:
         events = keymap.combo_to_events(combo)
     except ValueError as error:
