@@ -184,6 +184,7 @@ class NetBackend(Backend):
         denial = Denial.INVALID if size < _MIN_BYTES else self.gate.check(Op.NET_RX, size - HEADER_BYTES)
         spilled = size - chain.writable_bytes
         more: list[Chain] = []
+        chain_errors = vring.chain_errors
         if denial is None and spilled > 0:
             room = 0
             while self.acked_features & NetFeature.MRG_RXBUF and room < spilled:
@@ -195,9 +196,14 @@ class NetBackend(Backend):
             if room < spilled:
                 denial = Denial.QUEUE_FULL
         if denial is not None or chain.write(b"\0\0", NUM_BUFFERS_OFFSET) != 2:
-            for extra in reversed(more):
-                vring.unpop(extra.head)
-            vring.unpop(chain.head)
+            if vring.chain_errors == chain_errors:
+                for extra in reversed(more):
+                    vring.unpop(extra.head)
+                vring.unpop(chain.head)
+            else:
+                # A bad chain between these was answered, so they cannot go back before it: they come back empty.
+                for taken in (chain, *more):
+                    vring.push(taken.head, 0)
             self.stats.deny(Op.NET_RX, denial or Denial.INVALID)
             return
         chain.write((1 + len(more)).to_bytes(2, "little"), NUM_BUFFERS_OFFSET)
