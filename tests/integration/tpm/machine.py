@@ -146,8 +146,8 @@ class Machine:
 class Bench:
     """Where machines are built: directories, the spawner, an authority and the images.
 
-    firmware: "qboot", or "seabios": then the initrd is put into RAM by a loader device, away from the ACPI tables
-    that QEMU's -initrd would overwrite (see rayos_vmm.vm.arguments).
+    firmware: "qboot"; "ovmf", which the test describes; or "seabios": then the initrd is put into RAM by a loader
+        device, away from the ACPI tables that QEMU's -initrd would overwrite (see rayos_vmm.vm.arguments).
     """
 
     directory: Path
@@ -167,7 +167,7 @@ class Bench:
         """What the default machine is made of."""
         chosen = [
             of_bytes(Phase.FIRMWARE, "firmware of QEMU", b"bios-256k"),
-            of_command_line(self.boot_arguments()[-1]),
+            of_command_line(APPEND if self.firmware == "ovmf" else self.boot_arguments()[-1]),
             of_bytes(Phase.POLICY, "policy: allow all", b"policy"),
             of_bytes(Phase.LAUNCH, f"VM {UUID}", UUID.encode()),
         ]
