@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from tests.integration.service_lab import home, lab, running, traces
 from tests.integration.test_service_adopt import killed_service
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+Event = tuple[int, int, int]
 
 FULL = VmSpec(name="a", disks=[Disk(size="16MiB", serial="sixteen")])
 
@@ -116,6 +120,47 @@ async def test_what_the_guest_draws_is_in_the_picture() -> None:
                     break
                 await trio.sleep(0.1)
         assert (width, height) == (1280, 800)
+
+
+async def seen_by_guest(
+    service: Service, device: str, count: int, act: Callable[[], Awaitable[None]]
+) -> list[Event]:
+    """The first `count` events (type, code, value) of an input device while `act` happens."""
+    names = await succeed(service, "grep -H . /sys/class/input/event*/device/name")
+    (line,) = [line for line in names.splitlines() if f"rayos {device}" in line.lower()]
+    node = "/dev/input/" + line.split("/")[4]
+    output: list[str] = []
+
+    async def read() -> None:
+        output.append(await succeed(service, f"head -c {24 * count} {node} | base64"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.sleep(1)  # the agent carries one command at a time, so nobody can say when `head` reads
+        await act()
+    data = base64.b64decode(output[0])
+    return [struct.unpack_from("<HHi", data, 24 * index + 16) for index in range(count)]
+
+
+async def test_keys_and_pointer_arrive_in_the_guest() -> None:
+    """What is typed, pressed and pointed at is what evdev reports."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        a, left_shift, ctrl, c = 30, 42, 29, 46
+        typed = await seen_by_guest(service, "keyboard", 12, lambda: service.type_text("a", "aA"))
+        pressed = [(code, value) for kind, code, value in typed if kind == 1]
+        assert pressed == [(a, 1), (a, 0), (left_shift, 1), (a, 1), (a, 0), (left_shift, 0)]
+        combo = await seen_by_guest(service, "keyboard", 8, lambda: service.send_key("a", "ctrl-c"))
+        pressed = [(code, value) for kind, code, value in combo if kind == 1]
+        assert pressed == [(ctrl, 1), (c, 1), (c, 0), (ctrl, 0)]
+        moved = await seen_by_guest(service, "tablet", 4, lambda: service.pointer("a", 0.5, 1.0, ["left"]))
+        assert moved == [(3, 0, 16384), (3, 1, 32767), (1, 0x110, 1), (0, 0, 0)]
+        with pytest.raises(Invalid, match="has no key"):
+            await service.type_text("a", "\N{SNOWMAN}")
+        with pytest.raises(Invalid, match="there is no key 'nokey'"):
+            await service.send_key("a", "ctrl-nokey")
+        with pytest.raises(Invalid, match=r"pointer at \(2, 0\)"):
+            await service.pointer("a", 2, 0)
 
 
 async def test_the_console_answers_and_survives_its_worker() -> None:
