@@ -85,10 +85,11 @@ def _from_file(args: argparse.Namespace) -> dict[str, Any]:
     if args.config is None:
         return {}
     vms = load(args.config).vms
+    if not vms:
+        return {}  # it is about the service alone
     name = args.name or (next(iter(vms)) if len(vms) == 1 else None)
     if name is None or name not in vms:
-        known = ", ".join(vms) or "none"
-        raise Invalid(f"{args.config}: which machine? --name is {name}, the file has: {known}")
+        raise Invalid(f"{args.config}: which machine? --name is {name}, the file has: {', '.join(vms)}")
     table: dict[str, Any] = msgspec.to_builtins(vms[name])
     return table
 

@@ -1,0 +1,81 @@
+"""`guest_factory`, as a project that uses it has it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rayos_vmm.errors import Invalid, NotFound
+from rayos_vmm.pytest_plugin import GuestFactory
+from rayos_vmm.testing import CommandFailed, PrivateDaemon, open_guest
+from rayos_vmm.testing.console import NotSeen
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+
+async def test_disk(guest_factory: GuestFactory) -> None:
+    """The example of the README."""
+    async with guest_factory(disk="64MiB") as guest:
+        await guest.succeed("dd if=/dev/urandom of=/dev/vda bs=1M count=8 conv=fsync")
+        await guest.console.send("echo done-$((6*7))\n")
+        await guest.console.expect("done-42")
+
+
+async def test_the_verbs_of_a_tester(guest_factory: GuestFactory) -> None:
+    """Each does what it says, and a failure shows what the guest said."""
+    async with guest_factory(memory="192MiB") as guest:
+        assert await guest.succeed("echo one", "echo two") == "one\ntwo\n"
+        with pytest.raises(CommandFailed, match="gave status 3, wanted 0; it said:\nwhy"):
+            await guest.succeed("echo why; exit 3")
+        assert await guest.fail("false") == ""
+        with pytest.raises(CommandFailed, match="wanted another"):
+            await guest.fail("true")
+        assert await guest.execute("echo x; exit 4") == (4, "x\n")
+        await guest.succeed("{ usleep 300000; touch /tmp/there; } >/dev/null 2>&1 &")
+        await guest.wait_until_succeeds("test -e /tmp/there", timeout=20)
+        await guest.write_file("/tmp/data", b"\0\xff")
+        assert await guest.read_file("/tmp/data") == b"\0\xff"
+        match = await guest.wait_for_console_text(re.compile(r"RAYOS-READY boot=([0-9.]+)"))
+        assert float(match[1]) > 0
+        with pytest.raises(NotSeen, match="not within"):
+            await guest.console.expect("what nobody says", timeout=0.5)
+        await guest.pause()
+        assert (await guest.qmp("query-status"))["status"] == "paused"
+        await guest.resume()
+        await guest.stop()
+        await guest.start()
+        assert (await guest.view()).is_ready
+
+
+async def test_a_worker_dies_under_a_test(guest_factory: GuestFactory) -> None:
+    async with guest_factory(disk="64MiB") as guest:
+        await guest.kill_worker()
+        await guest.succeed("dd if=/dev/urandom of=/dev/vda bs=1M count=4 conv=fsync", timeout=30)
+
+
+async def test_two_guests_reach_each_other(guest_factory: GuestFactory) -> None:
+    async with guest_factory() as one, guest_factory() as two:
+        address = (await two.view()).address
+        await one.succeed(f"ping -c 1 -W 5 {address}")
+
+
+async def test_a_failure_leaves_its_artifacts(rayos_daemon: PrivateDaemon, tmp_path: Path) -> None:
+    """Consoles, state and the last frame; and the guest is gone all the same."""
+    with pytest.raises(RuntimeError, match="the test failed"):
+        async with open_guest(rayos_daemon, name="broken", artifacts=tmp_path) as guest:
+            await guest.console.send("echo last words\n")
+            await guest.console.expect("last words")
+            raise RuntimeError("the test failed")
+    left = {path.name for path in (tmp_path / "broken").iterdir()}
+    assert left == {"shell.txt", "log.txt", "serial.txt", "last-frame.png", "state.json", "stats.json"}
+    assert "last words" in (tmp_path / "broken" / "shell.txt").read_text()
+    with pytest.raises(NotFound):
+        await rayos_daemon.client.get("broken")
+
+
+async def test_a_wrong_key_is_refused_before_anything_starts(guest_factory: GuestFactory) -> None:
+    with pytest.raises(Invalid, match="memroy: there is no such key"):
+        async with guest_factory(memroy="1GiB"):
+            pass
