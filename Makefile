@@ -1,19 +1,23 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke test check format images setup setup-dev lock clean
+.PHONY: help run smoke build test check format images setup setup-dev lock clean
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: setup  ## boot a Linux guest on our devices and take its console (Ctrl-] detaches)
+run: build  ## boot a Linux guest on our devices and take its console (Ctrl-] detaches)
 	@.venv/bin/rayos run --rm
 
-smoke: setup  ## boot a guest, check every device from inside, print one JSON object
+smoke: build  ## boot a guest, check every device from inside, print one JSON object
 	@.venv/bin/rayos smoke
 
-test: check  ## the checks, then every test; a skipped test fails
+build: setup  ## compile the data path; without a C compiler it runs interpreted, and says so
+	@$(PYTHON) -m devices.build || test $$? = 1
+
+test: check build  ## the checks, then every test, those of the devices also interpreted; a skipped test fails
 	CI=true $(PYTHON) -m pytest
+	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices
 
 check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff check .
@@ -38,5 +42,5 @@ lock: setup-dev  ## resolve the dependencies anew (scripts/lock --upgrade for ne
 	scripts/lock
 
 clean:  ## remove the virtual environment and what tools and tests left in this folder
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist artifacts
+	rm -rf .venv devices/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,7 +32,7 @@ cdef class Buffers:
     cdef public list views
     cdef iovec[160] vectors
     cpdef void clear(self) noexcept
-    cpdef bint add(self, unsigned char[::1] ram, unsigned long long start, unsigned long long length) noexcept
+    cpdef bint add(self, volatile unsigned char[::1] ram, unsigned long long start, unsigned long long length) noexcept
     @cython.locals(done=ssize_t)
     cpdef ssize_t read(self, int fd, unsigned long long offset, int flags) noexcept
     @cython.locals(done=ssize_t)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import pytest
 import trio
 
+from devices.compiled import describe, is_compiled
 from rayos_vmm.testing.leftovers import Leftovers
 
 ASYNC_TEST_LIMIT_S: Final = 600.0
@@ -32,6 +33,18 @@ def _under_trio(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         trio.run(partial(limited, **arguments))
 
     return run
+
+
+def pytest_report_header() -> str:
+    return f"data path: {describe()}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that kill at Python instructions find none in compiled code; `make test` runs them interpreted."""
+    if is_compiled():
+        away = {item for item in items if item.get_closest_marker("interpreted")}
+        config.hook.pytest_deselected(items=list(away))
+        items[:] = [item for item in items if item not in away]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -32,13 +32,13 @@ from devices.vhost_user.message import (
     unpack_memory_table,
 )
 from devices.virtio.features import Feature
-from devices.virtio.memory import MAX_REGIONS, GuestMemory
 from devices.virtio.layout import (
     MAX_QUEUE_SIZE,
     avail_ring_bytes,
     descriptor_table_bytes,
     used_ring_bytes,
 )
+from devices.virtio.memory import MAX_REGIONS, GuestMemory
 
 _ACK: Final = U64.pack(0)
 

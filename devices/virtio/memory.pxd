@@ -4,10 +4,10 @@ cimport cython
 cdef class Region:
     cdef readonly object spec
     cdef readonly object view
-    cdef unsigned char[::1] ram
-    cdef unsigned short[::1] ram16
-    cdef unsigned int[::1] ram32
-    cdef unsigned long long[::1] ram64
+    cdef volatile unsigned char[::1] ram
+    cdef volatile unsigned short[::1] ram16
+    cdef volatile unsigned int[::1] ram32
+    cdef volatile unsigned long long[::1] ram64
     cdef readonly unsigned long long size
     cdef readonly unsigned long long guest_address
     cdef readonly unsigned long long guest_end

@@ -21,12 +21,12 @@ cdef class Vring:
     cdef readonly unsigned long long[::1] lengths
     cdef readonly unsigned int count, readable_count
     cdef readonly unsigned long long readable_bytes, writable_bytes
-    cdef unsigned long long[::1] _desc64
-    cdef unsigned int[::1] _desc32
-    cdef unsigned short[::1] _desc16
-    cdef unsigned short[::1] _avail
-    cdef unsigned short[::1] _used
-    cdef unsigned int[::1] _used_elements
+    cdef volatile unsigned long long[::1] _desc64
+    cdef volatile unsigned int[::1] _desc32
+    cdef volatile unsigned short[::1] _desc16
+    cdef volatile unsigned short[::1] _avail
+    cdef volatile unsigned short[::1] _used
+    cdef volatile unsigned int[::1] _used_elements
     cdef unsigned char[::1] _busy
     cdef unsigned int _mask, _last_avail, _avail_shadow, _used_idx, _used_published
     cdef bint _event_idx, _indirect, _signalled

@@ -17,6 +17,8 @@ from devices.state import StateStore
 from devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.kill import Bench, Killer, every_kill, pairs
 
+pytestmark = pytest.mark.interpreted
+
 FEATURES = TRANSPORT_FEATURES | ConsoleFeature.MULTIPORT | ConsoleFeature.SIZE
 ROOM = 64
 

@@ -17,6 +17,8 @@ from devices.state import StateStore
 from devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.kill import Bench, Killer, every_kill, pairs
 
+pytestmark = pytest.mark.interpreted
+
 Event = tuple[int, int, int]
 SYN = (0, 0, 0)
 
