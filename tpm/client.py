@@ -12,7 +12,7 @@ from tpm import errors, protocol
 from tpm.errors import TpmError, Unavailable
 from tpm.event_log import Log
 from tpm.guard import STATUS
-from tpm.protocol import Answer, DeviceInfo, Identity, QuoteBundle, State, Status
+from tpm.protocol import Answer, Attestation, DeviceInfo, Identity, QuoteBundle, State, Status
 
 T = TypeVar("T")
 _ANSWER_LIMIT_S = 150.0  # a guest's RSA key generation may hold the TPM's turn
@@ -92,9 +92,13 @@ class TpmClient:
         """A quote over registers (the profile's by default) with up to 64 bytes of nonce."""
         return await self._ask(protocol.GetQuote(nonce, pcrs), QuoteBundle)
 
-    async def baseline(self) -> QuoteBundle:
-        """The quote taken before the guest's first instruction."""
-        return await self._ask(protocol.GetBaseline(), QuoteBundle)
+    async def attest(self, nonce: bytes, pcrs: list[int] | None = None) -> Attestation:
+        """A quote and the log of the same moment, which explains it."""
+        return await self._ask(protocol.Attest(nonce, pcrs), Attestation)
+
+    async def baseline(self) -> Attestation:
+        """The quote taken before the guest's first instruction, and its log."""
+        return await self._ask(protocol.GetBaseline(), Attestation)
 
     async def pcrs(self, pcrs: list[int] | None = None) -> dict[int, bytes]:
         """The registers as they are now."""

@@ -16,17 +16,16 @@ from typing import Final
 from tpm import pcr, quote, signature
 from tpm.command import ALG_SHA256
 from tpm.errors import MalformedMessage, TpmError
-from tpm.event_log import Log
-from tpm.protocol import QuoteBundle
+from tpm.protocol import Attestation
 
 _SELECTION_SIZE: Final = 8  # sizeof(TPMS_PCR_SELECTION)
 READ_LIMIT: Final = 16 << 20  # a log of all entries has 2 MiB
 
 
-def write_quote(directory: Path, bundle: QuoteBundle, log: Log) -> list[Path]:
-    """Write a quote and the log of the same moment; returns the files."""
-    directory.mkdir(parents=True, exist_ok=True)
-    contents = {
+def quote_files(taken: Attestation) -> dict[str, bytes]:
+    """A quote and its log as the contents of files, by name."""
+    bundle, log = taken.bundle, taken.log
+    return {
         "quote.msg": bundle.message,
         "quote.sig": bundle.signature,
         "pcrs.bin": b"".join(bundle.values.values()),
@@ -36,6 +35,12 @@ def write_quote(directory: Path, bundle: QuoteBundle, log: Log) -> list[Path]:
         "log.json": log.to_json(),
         "log.bin": log.to_tcg(),
     }
+
+
+def write_quote(directory: Path, taken: Attestation) -> list[Path]:
+    """Write quote_files into a directory, which is made when missing; returns the files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = quote_files(taken)
     for name, data in contents.items():
         (directory / name).write_bytes(data)
     return [directory / name for name in contents]

@@ -20,12 +20,12 @@ from tpm import control, host, pcr
 from tpm.control import Request
 from tpm.emulator import Emulator
 from tpm.errors import CommandFailed, MalformedMessage, TpmError, Unavailable
-from tpm.event_log import Log, Source
+from tpm.event_log import Log, Source, replay
 from tpm.journal import Journal
 from tpm.measurement import Measurement
 from tpm.phase import Phase, profile_named
 from tpm.process import Process
-from tpm.protocol import Config, QuoteBundle, State, Status
+from tpm.protocol import Attestation, Config, State, Status
 from tpm.state import Record
 
 JOURNAL: Final = "journal.json"  # beside the state, written when QEMU saves the TPM for a migration
@@ -52,7 +52,7 @@ class Guard:
         self.reason = ""
         self.inits = 0
         self.locality = 0
-        self.baseline: QuoteBundle | None = None
+        self.baseline: Attestation | None = None
         self.baseline_at = self.last_quote_at = 0.0
         self.quote_error = ""
         self._changed = trio.Event()
@@ -70,8 +70,9 @@ class Guard:
         self._changed = trio.Event()
         path = Path(self.config.run_dir) / STATUS
         temporary = path.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(self.status()))
-        temporary.rename(path)
+        with contextlib.suppress(OSError):  # a directory that is gone must not end the TPM
+            temporary.write_bytes(msgspec.json.encode(self.status()))
+            temporary.rename(path)
 
     async def wait_change(self, seen: State) -> None:
         """Return when the state differs from the one seen."""
@@ -106,9 +107,10 @@ class Guard:
             await host.seal_secret(self.emulator, self.config.sealed.secret, chosen)
         if self.config.locks_platform:
             await host.lock_platform(self.emulator)
-        self.baseline = await host.take_quote(
+        bundle = await host.take_quote(
             self.emulator, self.record, os.urandom(pcr.DIGEST_SIZE), self.profile.exposed, values=values
         )
+        self.baseline = Attestation(bundle, self.log())
         self.baseline_at = time.time()
         self.enter(State.MEASURED)
 
@@ -163,8 +165,8 @@ class Guard:
         """The journal in a form to keep."""
         return Log(self.config.vm_uuid, self.profile.name, list(self.journal.entries), self.journal.missing)
 
-    async def quote(self, nonce: bytes, chosen: list[int] | None) -> QuoteBundle:
-        """A quote over the chosen registers, by default the profile's.
+    async def attest(self, nonce: bytes, chosen: list[int] | None) -> Attestation:
+        """A quote over the chosen registers, by default the profile's, and the log of the same moment.
 
         Unavailable: not measured, failed, or the guest damaged the TPM.
         """
@@ -172,8 +174,9 @@ class Guard:
         indices = self.indices(chosen)
         async with self.turn:
             bundle = await host.take_quote(self.emulator, self.record, nonce, indices)
+            log = self.log()
         self.last_quote_at = time.time()
-        return bundle
+        return Attestation(bundle, log)
 
     def indices(self, chosen: list[int] | None) -> tuple[int, ...]:
         """Registers that a request names, checked; the profile's when it names none."""
@@ -190,12 +193,17 @@ class Guard:
             if self.state not in (State.MEASURED, State.RESTORED):
                 continue
             try:
-                bundle = await self.quote(os.urandom(pcr.DIGEST_SIZE), None)
-                known = self.journal.bank.values
-                changed = [str(index) for index, value in bundle.values.items() if value != known[index]]
-                self.quote_error = f"PCR {', '.join(changed)} differ from the event log" if changed else ""
+                taken = await self.attest(os.urandom(pcr.DIGEST_SIZE), None)
+                self.quote_error = "" if taken.log.missing else self._unexplained(taken)
             except TpmError as error:
                 self.quote_error = str(error)
+
+    @staticmethod
+    def _unexplained(taken: Attestation) -> str:
+        """Which registers the log does not lead to, as a sentence, else ""."""
+        replayed = replay(taken.log.entries)
+        changed = [str(index) for index, value in taken.bundle.values.items() if value != replayed[index]]
+        return f"PCR {', '.join(changed)} differ from the event log" if changed else ""
 
     async def watch_swtpm(self) -> None:
         """Notice the death of swtpm. Returns then, the state is FAILED unless it had ENDED."""

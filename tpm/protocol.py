@@ -50,6 +50,13 @@ class QuoteBundle(msgspec.Struct, frozen=True):
         return {int(index): self.pcrs[index] for index in sorted(self.pcrs, key=int)}
 
 
+class Attestation(msgspec.Struct, frozen=True):
+    """A quote and the log of the same moment: no guest command came in between."""
+
+    bundle: QuoteBundle
+    log: Log
+
+
 class DeviceInfo(msgspec.Struct, frozen=True):
     """What the TPM says about itself; revision is the library specification's."""
 
@@ -124,8 +131,15 @@ class GetQuote(msgspec.Struct, frozen=True, tag="quote"):
     pcrs: list[int] | None = None
 
 
+class Attest(msgspec.Struct, frozen=True, tag="attest"):
+    """-> Attestation. pcrs: null for the profile's."""
+
+    nonce: bytes
+    pcrs: list[int] | None = None
+
+
 class GetBaseline(msgspec.Struct, frozen=True, tag="baseline"):
-    """The quote taken in the last INIT, before the guest's first instruction -> QuoteBundle."""
+    """The quote taken in the last INIT, before the guest's first instruction, and its log -> Attestation."""
 
 
 class GetPcrs(msgspec.Struct, frozen=True, tag="pcrs"):
@@ -186,6 +200,7 @@ Request = (
     | Watch
     | Certify
     | GetQuote
+    | Attest
     | GetBaseline
     | GetPcrs
     | GetLog
@@ -198,7 +213,6 @@ Request = (
     | GetDevice
     | Stop
 )
-Result = Identity | Status | QuoteBundle | Log | DeviceInfo | dict[str, bytes] | bytes | int | None
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -99,10 +99,14 @@ async def _certify(_desk: Desk, guard: Guard, request: protocol.Certify) -> None
 
 
 async def _quote(_desk: Desk, guard: Guard, request: protocol.GetQuote) -> protocol.QuoteBundle:
-    return await guard.quote(request.nonce, request.pcrs)
+    return (await guard.attest(request.nonce, request.pcrs)).bundle
 
 
-async def _baseline(_desk: Desk, guard: Guard, _request: protocol.GetBaseline) -> protocol.QuoteBundle:
+async def _attest(_desk: Desk, guard: Guard, request: protocol.Attest) -> protocol.Attestation:
+    return await guard.attest(request.nonce, request.pcrs)
+
+
+async def _baseline(_desk: Desk, guard: Guard, _request: protocol.GetBaseline) -> protocol.Attestation:
     if guard.baseline is None:
         raise Unavailable(f"there is no baseline quote: the TPM is {guard.state}")
     return guard.baseline
@@ -167,6 +171,7 @@ _HANDLERS: Final[dict[type, Callable[[Desk, Guard, Any], Awaitable[Any]]]] = {
     protocol.Watch: _watch,
     protocol.Certify: _certify,
     protocol.GetQuote: _quote,
+    protocol.Attest: _attest,
     protocol.GetBaseline: _baseline,
     protocol.GetPcrs: _pcrs,
     protocol.GetLog: _log,

@@ -60,9 +60,9 @@ async def test_foreign_judges_agree(open_bench: OpenBench, capsys: pytest.Captur
         tpm = await bench.start_tpm()
         async with bench.boot(tpm) as machine:
             await machine.ready()
-            bundle, log = await tpm.client.quote(NONCE), await tpm.client.log()
+            taken = await tpm.client.attest(NONCE)
         out = bench.directory / "out"
-        files.write_quote(out, bundle, log)
+        files.write_quote(out, taken)
         (out / "policy.json").write_bytes(Policy.from_measurements(bench.measurements()).to_json())
 
         assert await check_quote(out) == 0
@@ -89,7 +89,7 @@ async def test_foreign_judges_agree(open_bench: OpenBench, capsys: pytest.Captur
         parsed = await tool("tpm2_eventlog", out / "log.bin")
         assert parsed.returncode == 0, parsed.stderr.decode()
         text = parsed.stdout.decode()
-        for index, value in bundle.values.items():
+        for index, value in taken.bundle.values.items():
             assert f"{index:<2} : 0x{value.hex().upper()}".lower() in text.lower() or value == pcr.ZERO
         assert "kernel vmlinux" in text and APPEND[:20] in text
 
@@ -101,7 +101,8 @@ async def test_changed_artefacts_are_named(open_bench: OpenBench) -> None:
         tpm = await bench.start_tpm()
         async with bench.boot(tpm):
             await tpm.client.wait_change(State.WAITING)
-            bundle, log = await tpm.client.baseline(), await tpm.client.log()
+            taken = await tpm.client.baseline()
+        bundle, log = taken.bundle, taken.log
         signer = signature.public_key(bundle.ak_public)
 
         def judge(policy: Policy) -> list[str]:
@@ -202,8 +203,8 @@ async def test_hostile_guest_cannot_take_attestation_away(open_bench: OpenBench,
                 assert codes[name] != 0, name
             assert codes["extend the kernel's register"] == codes["own the endorsement"] == 0
 
-            bundle = await client.quote(NONCE)
-            log = await client.log()
+            taken = await client.attest(NONCE)
+            bundle, log = taken.bundle, taken.log
             findings = appraisal.appraise(
                 log, Policy.from_measurements(bench.measurements()), bundle.message, bundle.signature,
                 signature.public_key(bundle.ak_public), nonce=NONCE, values=bundle.values,
