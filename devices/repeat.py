@@ -27,8 +27,8 @@ class Repeats:
         return self._results.get(token) if token else None
 
     def remember(self, token: int, result: int) -> None:
-        """`token` and `result` are unsigned, of 64 and 32 bits."""
-        if token == 0:
+        """`result` is unsigned, of 32 bits. A token that is no unsigned number of 64 bits is not remembered."""
+        if not 0 < token < 1 << 64:
             return
         if len(self._results) >= REMEMBERED:
             del self._results[next(iter(self._results))]

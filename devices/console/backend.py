@@ -5,7 +5,7 @@ viewer reads them back by offset. A viewer's: `write` -> gate -> `Port.give` -> 
 buffers -> `settle` -> `on_room`.
 
 Invariants: what was published to the guest and what `total`, `taken` and `todo` say changes in one step
-(`devices.durable`); what the guest must be told is a set of bits per port, never a queue, so no guest can make it grow.
+(`devices.durable`); control messages are `control.py`'s, which keeps no queue of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
+from devices.console.control import hear, next_message
 from devices.console.history import BATCH_BYTES
 from devices.console.port import PORT_BYTES, Port, PortSpec, Todo
 from devices.console.wire import (
@@ -23,9 +24,7 @@ from devices.console.wire import (
     CONTROL_RX,
     CONTROL_TX,
     EMERG_WR_OFFSET,
-    RESIZE,
     ConsoleFeature,
-    Event,
     queue_count,
     rx_queue,
     tx_queue,
@@ -37,19 +36,10 @@ from devices.loop import Loop
 from devices.repeat import Repeats
 from devices.state import StateStore
 from devices.stats import Stats
-from devices.virtio.chain import Chain
 from devices.virtio.features import DeviceId
 
 #: QEMU's own limit for virtio-serial.
 MAX_PORTS: Final = 31
-
-_MESSAGE_EVENT: Final = {
-    Todo.ADD: (Event.PORT_ADD, 1),
-    Todo.CONSOLE: (Event.CONSOLE_PORT, 1),
-    Todo.NAME: (Event.PORT_NAME, 1),
-    Todo.OPEN: (Event.PORT_OPEN, 1),
-    Todo.RESIZE: (Event.RESIZE, 0),
-}
 
 
 def _nothing(_port: int) -> None:
@@ -92,6 +82,7 @@ class ConsoleBackend(DurableBackend):
             Port(index, spec, memory[index * PORT_BYTES : (index + 1) * PORT_BYTES])
             for index, spec in enumerate(ports)
         ]
+        self._sinks: dict[int, Callable[[], None]] = {}
         self._by_queue: dict[int, tuple[Port, bool]] = {}
         for port in self._ports:
             self._by_queue[rx_queue(port.index)] = port, True
@@ -159,8 +150,15 @@ class ConsoleBackend(DurableBackend):
             self.stats.allow(Op.CONSOLE_READ, size)
             self._repeats.remember(token, size)
             self.save()
-            self.run_soon(rx_queue(port))
+            self._deliver_soon(port)
         return size
+
+    def _deliver_soon(self, port: int) -> None:
+        sink = self._sinks.get(port)
+        if sink is None:
+            self.run_soon(rx_queue(port))
+        else:
+            self.loop.call_soon(sink)
 
     def resize(self, port: int, columns: int, rows: int) -> None:
         """Tell the guest the size of a port's terminal. Errors: RequestError for a size or a gate that says no."""
@@ -197,6 +195,36 @@ class ConsoleBackend(DurableBackend):
     def ports(self) -> list[dict[str, Any]]:
         """port, name, is_console, guest_open of each."""
         return [port.describe() for port in self._ports]
+
+    # -- another way to the guest (chardev.py) -------------------------------------------------------------------
+
+    def connect(self, port: int, sink: Callable[[], None] | None) -> None:
+        """Have a port's bytes go another way than queues: `sink()` is called when some wait; None ends that."""
+        self._ports[port].restart(Todo.NOTHING)
+        self._sinks.pop(port, None)
+        if sink is not None:
+            self._sinks[port] = sink
+            self._ports[port].guest_open = True
+            self.loop.call_soon(sink)
+        self.save()
+
+    def feed(self, port: int, data: bytes) -> None:
+        """At most BATCH_BYTES came the other way; the gate is asked as for those of a queue."""
+        if self._take_output(self._ports[port], [memoryview(data)], len(data)):
+            self.save()
+            self._got_output.clear()
+            self.on_output(port)
+
+    def waiting(self, port: int) -> list[memoryview]:
+        """The bytes for the guest, in one piece or two."""
+        target = self._ports[port]
+        return target.pending.pieces(target.taken, target.waiting)
+
+    def took(self, port: int, size: int) -> None:
+        """The guest's side took so many of them."""
+        self._ports[port].taken += size
+        self.save()
+        self.on_room(port)
 
     # -- the guest's side ----------------------------------------------------------------------------------------
 
@@ -237,20 +265,19 @@ class ConsoleBackend(DurableBackend):
             if room < chain.readable_bytes <= BATCH_BYTES:
                 vring.unpop(chain.head)
                 break
-            room -= self._take_output(port, chain)
+            room -= self._take_output(port, chain.readable, chain.readable_bytes)
             vring.push(chain.head, 0)
         self.settle(queue)
         return True
 
-    def _take_output(self, port: Port, chain: Chain) -> int:
-        size = chain.readable_bytes
+    def _take_output(self, port: Port, buffers: list[memoryview], size: int) -> int:
         denial = Denial.INVALID if size > BATCH_BYTES else self.gate.check(Op.CONSOLE_WRITE, size)
         if denial is not None:
             self.stats.deny(Op.CONSOLE_WRITE, denial)
             return 0
         self.stats.allow(Op.CONSOLE_WRITE, size)
         if size:
-            port.take_output(chain.readable)
+            port.take_output(buffers)
             self._got_output.add(port.index)
             self.is_dirty = True
         return size
@@ -291,47 +318,23 @@ class ConsoleBackend(DurableBackend):
                 continue
             if chain.readable_bytes < CONTROL.size:
                 vring.chain_errors += 1
-            elif not self._heard(*CONTROL.unpack(chain.read(CONTROL.size))):
+            elif hear(self._ports, *CONTROL.unpack(chain.read(CONTROL.size))):
+                self.is_dirty = True
+                self.run_soon(CONTROL_RX)
+                for port in self._ports:
+                    if port.guest_open and port.waiting:
+                        self.run_soon(rx_queue(port.index))
+            else:
                 self.stats.deny(Op.CONSOLE_WRITE, Denial.INVALID)
             vring.push(chain.head, 0)
         self.settle(CONTROL_TX)
         return True
 
-    def _heard(self, index: int, event: int, value: int) -> bool:
-        """Act on a driver's message; False for one that is none of its to send."""
-        if event == Event.DEVICE_READY:
-            # A driver's first word: whatever an earlier one said is void.
-            for port in self._ports:
-                port.restart(Todo.ADD if value else Todo.NOTHING)
-            self.is_dirty = True
-            self.run_soon(CONTROL_RX)
-            return True
-        if index >= len(self._ports):
-            return False
-        port = self._ports[index]
-        if event == Event.PORT_READY:
-            port.restart(Todo.NOTHING)
-            port.is_ready = bool(value)
-            if port.is_ready:
-                port.todo |= Todo.OPEN
-                port.todo |= Todo.CONSOLE if port.spec.is_console else Todo.NOTHING
-                port.todo |= Todo.NAME if port.spec.name else Todo.NOTHING
-                port.todo |= Todo.RESIZE if port.spec.is_console and port.columns else Todo.NOTHING
-                self.run_soon(CONTROL_RX)
-        elif event == Event.PORT_OPEN:
-            port.guest_open = bool(value)
-            if port.guest_open:
-                self.run_soon(rx_queue(index))
-        else:
-            return False
-        self.is_dirty = True
-        return True
-
     def _tell_driver(self) -> bool:
         vring = self.queues[CONTROL_RX]
         for _ in range(self.BUDGET):
-            port = next((port for port in self._ports if port.todo), None)
-            if port is None:
+            news = next_message(self._ports)
+            if news is None:
                 self.settle(CONTROL_RX)
                 return False
             chain = self.pop(CONTROL_RX)
@@ -340,8 +343,7 @@ class ConsoleBackend(DurableBackend):
                 if not vring.arm():
                     return False
                 continue
-            todo = next(bit for bit in _MESSAGE_EVENT if bit & port.todo)
-            message = self._message(port, todo)
+            port, todo, message = news
             if chain.writable_bytes < len(message):
                 vring.chain_errors += 1
                 vring.push(chain.head, 0)
@@ -351,16 +353,6 @@ class ConsoleBackend(DurableBackend):
             self.is_dirty = True
         self.settle(CONTROL_RX)
         return True
-
-    @staticmethod
-    def _message(port: Port, todo: Todo) -> bytes:
-        event, value = _MESSAGE_EVENT[todo]
-        message = CONTROL.pack(port.index, event, value)
-        if todo is Todo.NAME:
-            message += port.spec.name.encode()
-        elif todo is Todo.RESIZE:
-            message += RESIZE.pack(port.columns, port.rows)
-        return message
 
     # -- EMERG_WRITE ---------------------------------------------------------------------------------------------
 
