@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tpm import pcr, quote, signature
 from tpm.errors import MalformedMessage
 from tpm.event_log import Entry, Log, Source, replay
-from tpm.phase import PROFILES
+from tpm.phase import ORDER, PROFILES, Phase
 from tpm.policy import Expected, Policy
 
 
@@ -128,6 +128,8 @@ def _first_difference(seen: Sequence[Entry], expected: Sequence[Expected]) -> li
             continue
         if want.is_optional and (got is None or got.phase != want.phase):
             continue
+        if got is not None and ORDER.index(Phase(got.phase)) < ORDER.index(Phase(want.phase)):
+            break
         if got is None or got.phase != want.phase:
             return [Finding(Code.EVENT, f"{want.description} ({want.phase}) was not measured")]
         accepted = " or ".join(want.digests) or "nothing"
