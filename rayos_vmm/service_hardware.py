@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
 from rayos_vmm.vm.hardware import DiskImage, Plugged, Worker
 from rayos_vmm.vm.process import ProcessId, start_time
-from rayos_vmm.worker.client import WorkerClient
+from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
 from rayos_vmm.worker.spec import Device
 
@@ -122,6 +122,16 @@ class WorkerHardware:
         client = WorkerClient(runtime)
         try:
             yield client
+        finally:
+            client.close()
+
+    async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """See `Hardware.follow`."""
+        client = KeeperClient(runtime)
+        try:
+            await client.follow(on_event)
+        except WorkerGone:
+            return
         finally:
             client.close()
 

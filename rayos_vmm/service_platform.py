@@ -99,6 +99,7 @@ class Platform:
             accelerator=accelerator.name,
             has_pvpanic=True,
             has_console=qemu.has_console,
+            has_reconnect_ms=_version(qemu.version) >= (9, 2),
             boot=boot,
         )
 
@@ -116,3 +117,8 @@ class Platform:
             raise GuestGone(str(error), hint="run `rayos doctor`", code="images_failed") from None
         self._events.publish("images.built", what=what)
         return result
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """(11, 1) of "11.1.3". Devices are probed; an option of a chardev cannot be asked for over QMP."""
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
 from rayos_vmm.api.types import EventsQuery
-from rayos_vmm.vm.view import Event
 
 
 async def _events(call: Call) -> StreamingResponse:
-    events = cast("AsyncGenerator[Event, None]", call.service.events(call.query.since))
+    events = call.service.events(call.query.since)
 
     async def lines() -> AsyncGenerator[bytes, None]:
         async with aclosing(events):

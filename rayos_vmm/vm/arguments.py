@@ -113,7 +113,7 @@ def _boot(boot: Boot) -> list[str]:
     return arguments
 
 
-def _console(sockets: Sockets) -> list[str]:
+def _console(sockets: Sockets, *, has_reconnect_ms: bool) -> list[str]:
     if sockets.console is not None:
         device = (
             f"{CONSOLE_DEVICE},chardev=console,virtio-id={_CONSOLE_VIRTIO_ID},"
@@ -125,12 +125,14 @@ def _console(sockets: Sockets) -> list[str]:
     arguments = ["-device", f"virtio-serial-pci,id=console,max_ports={CONSOLE_PORTS}"]
     for port, path in enumerate(sockets.console_ports):
         kind = "virtconsole" if port == 0 else "virtserialport"
-        arguments += _vhost_user(f"port{port}", path)
+        # QEMU is the client: it comes back when the worker was replaced.
+        again = "reconnect-ms=100" if has_reconnect_ms else "reconnect=1"
+        arguments += ["-chardev", f"socket,id=port{port},path={_quote(path)},{again}"]
         arguments += ["-device", f"{kind},chardev=port{port},nr={port},name={CONSOLE_PORT_NAMES[port]}"]
     return arguments
 
 
-def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str) -> list[str]:
+def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
     arguments: list[str] = []
     for index, path in enumerate(sockets.disks):
         arguments += _vhost_user(f"disk{index}", path)
@@ -154,7 +156,7 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str) -> list[str]:
     ):
         if path_ is not None:
             arguments += [*_vhost_user(name, path_), "-device", f"vhost-user-input-pci,chardev={name}"]
-    return arguments + _console(sockets)
+    return arguments + _console(sockets, has_reconnect_ms=has_reconnect_ms)
 
 
 def command_line(
@@ -167,6 +169,7 @@ def command_line(
     mac: str = "",
     tpm: Sequence[str] = (),
     has_pvpanic: bool = True,
+    has_reconnect_ms: bool = True,
 ) -> list[str]:
     """The whole command line.
 
@@ -177,6 +180,7 @@ def command_line(
         mac: of the network card; needed when `sockets.net` is there.
         tpm: the arguments that connect the TPM, from `tpm.swtpm`.
         has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
+        has_reconnect_ms: whether a socket chardev takes `reconnect-ms` (QEMU 9.2) or only `reconnect`.
 
     Raises:
         Invalid: the memory is not a whole number of MiB.
@@ -201,6 +205,6 @@ def command_line(
         # there is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI nor
         # TPM. qboot has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
         arguments += ["-bios", "qboot.rom"]
-    arguments += _devices(spec, boot, sockets, mac)
+    arguments += _devices(spec, boot, sockets, mac, has_reconnect_ms=has_reconnect_ms)
     arguments += tpm
     return arguments

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -92,6 +92,7 @@ class Attendant:
             nursery.start_soon(self._end_when_wanted, qmp, process)
             nursery.start_soon(self._end_after_panic)
             nursery.start_soon(self._follow_ready)
+            nursery.start_soon(self._house.hardware.follow, machine.runtime, self._on_device_event)
             if worker is not None and machine.record.live.ports > AGENT_PORT:
                 machine.agent = Agent(worker, AGENT_PORT)
                 nursery.start_soon(machine.agent.run)
@@ -138,6 +139,11 @@ class Attendant:
                 self._end_wanted.set()
         if event.name not in ("STOP", "RESUME"):
             machine.events.publish("vm.qemu", machine.name, event=event.name, data=dict(event.data))
+
+    def _on_device_event(self, event: dict[str, Any]) -> None:
+        name = str(event.pop("event", ""))
+        if name:
+            self._machine.events.publish(f"devices.{name}", self._machine.name, **event)
 
     def _on_reset(self, *, is_guest: bool) -> None:
         machine, evidence = self._machine, self._evidence

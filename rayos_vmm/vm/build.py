@@ -164,6 +164,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: list[st
             mac=machine.record.mac or "",
             tpm=tpm,
             has_pvpanic=launch.has_pvpanic,
+            has_reconnect_ms=launch.has_reconnect_ms,
         )
         # Both ends are QEMU's: it neither gets SIGPIPE nor blocks when no daemon reads (a full pipe drops).
         output = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -198,6 +199,7 @@ async def build(machine: Machine, house: House) -> None:
         accelerator=launch.accelerator,
         has_pvpanic=launch.has_pvpanic,
         has_console=launch.has_console,
+        has_reconnect_ms=launch.has_reconnect_ms,
         boot=boot,
     )
     plugged = await _plug(machine, house, launch, disks)

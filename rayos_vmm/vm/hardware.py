@@ -5,7 +5,7 @@ The service gives the real ones; a test of the life cycle alone gives `NoHardwar
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ class Launch:
     accelerator: str
     has_pvpanic: bool
     has_console: bool
+    has_reconnect_ms: bool
     boot: Boot
 
 
@@ -102,6 +103,10 @@ class Hardware(Protocol):
         """A connection to the backends of a running machine."""
         ...
 
+    async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """Calls back with what happens to the backends ({"event": …}) until they end."""
+        ...
+
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
         """Ends the backends. Safe to call again."""
         ...
@@ -140,6 +145,9 @@ class NoHardware:
     @asynccontextmanager
     async def connect(self, runtime: Path) -> AsyncIterator[Worker | None]:
         yield None
+
+    async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+        return None
 
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
         return None

@@ -10,8 +10,8 @@ import array
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +54,7 @@ class PacketClient:
     """One connection, one request at a time; made again when the other end was replaced."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._sock: trio.socket.SocketType | None = None
         self._lock = trio.Lock()
         self._next_id = 0
@@ -102,18 +102,25 @@ class PacketClient:
             for fd in fds:
                 os.close(fd)
 
+    async def follow(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """Hand over what comes unasked until the other end is gone. Errors: WorkerGone when nobody was there."""
+        sock = self._sock = await self._connect()
+        with suppress(OSError):
+            while data := await sock.recv(packet.MAX_PACKET_BYTES):
+                on_event(packet.decode(data)[0])
+
     async def _connect(self) -> trio.socket.SocketType:
         """Connect; while no worker listens yet the kernel queues us, so only a missing socket is a reason to wait."""
         deadline = trio.current_time() + RECONNECT_TIMEOUT
         while True:
             sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
-                await sock.connect(str(self._path))
+                await sock.connect(str(self.path))
                 return sock
             except OSError as error:
                 sock.close()
-                if trio.current_time() > deadline or not self._path.exists():
-                    raise WorkerGone(f"no worker answers on {self._path}: {error}") from error
+                if trio.current_time() > deadline or not self.path.exists():
+                    raise WorkerGone(f"no worker answers on {self.path}: {error}") from error
                 await trio.sleep(0.02)
             except BaseException:
                 sock.close()
@@ -238,6 +245,14 @@ class KeeperClient:
         """Kill the worker with SIGKILL, as a test of everything above; returns the pid it had."""
         head, _, _ = await self._client.call("kill_worker")
         return int(head["worker_pid"])
+
+    async def follow(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        """Calls `on_event` with each event ({"event": "worker_started" | "worker_exited", …}) until the keeper ends."""
+        client = PacketClient(self._client.path)
+        try:
+            await client.follow(on_event)
+        finally:
+            client.close()
 
     async def quit(self) -> None:
         """End worker and keeper."""

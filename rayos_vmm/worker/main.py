@@ -15,6 +15,7 @@ from devices.backend import Backend
 from devices.blk.backend import BlkBackend
 from devices.blk.store import RawStore
 from devices.console.backend import ConsoleBackend
+from devices.console.chardev import ChardevPort
 from devices.console.port import PortSpec
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
@@ -46,6 +47,10 @@ class Worker:
         self.backends = [
             build(device, held, self.loop) for device, held in zip(spec.devices, memory, strict=True)
         ]
+        for backend, listening in zip(self.backends, chardevs, strict=True):
+            if isinstance(backend, ConsoleBackend):
+                for port, sock in enumerate(listening):
+                    ChardevPort(backend, port, sock, self.loop)
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
         self._control = Control(self.loop, control, self.backends)
