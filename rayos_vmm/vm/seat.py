@@ -129,7 +129,7 @@ async def screenshot(machine: Machine) -> bytes:
         except (WorkerError, WorkerGone):
             pass  # no GPU, or nothing on it yet
         else:
-            if frame.width and frame.height:
+            if frame.serial:  # the guest's driver has shown something
                 return await trio.to_thread.run_sync(
                     encode_png, frame.width, frame.height, frame.stride, frame.pixels
                 )

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,9 +16,10 @@ from rayos_vmm.config.spec import Disk, Net, VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid, NotFound, Timeout_
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
+from rayos_vmm.vm.hardware import Plugged
 from rayos_vmm.vm.view import ExitReason, VmState
 from rayos_vmm.worker.client import KeeperClient
-from tests.integration.service_lab import home, lab, running, traces
+from tests.integration.service_lab import home, lab, multiboot, running, traces
 from tests.integration.test_service_adopt import killed_service
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -120,6 +122,38 @@ async def test_what_the_guest_draws_is_in_the_picture() -> None:
                     break
                 await trio.sleep(0.1)
         assert (width, height) == (1280, 800)
+
+
+async def test_a_kernel_without_a_gpu_driver_has_a_vga_screen() -> None:
+    """A hobby kernel that writes to text memory is seen, by QEMU's own picture."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        kernel = paths.state / "kernel"
+        kernel.write_bytes(multiboot(bytes.fromhex("66c705 00800b00 db1f f4 ebfd")))  # a block, white on blue
+        await service.define(VmSpec(name="a", kernel=str(kernel), net=Net(enabled=False), tpm=False))
+        await service.start("a")
+        with trio.fail_after(20):
+            while True:
+                width, height, rows = pixels_of(await service.screenshot("a"))
+                if (width, height) == (720, 400) and rows[1:4] == b"\xff\xff\xff":
+                    break
+                await trio.sleep(0.1)
+
+
+async def test_a_qemu_without_the_console_device_has_the_same_ports() -> None:
+    """The shell, the agent and the log behind QEMU's own virtconsole, also after the worker was replaced."""
+
+    class Fallback(WorkerHardware):
+        async def plug(self, spec: VmSpec, **arguments: Any) -> Plugged:
+            return await super().plug(spec, **{**arguments, "has_console": False})
+
+    async with home() as paths, lab(paths, hardware=Fallback()) as service:
+        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        assert "org.rayos.agent" in await succeed(service, "ls /dev/virtio-ports")
+        await service.write_file("a", "/tmp/file", bytes(range(256)) * 1000)
+        keeper = KeeperClient(paths.vm_runtime("a"))
+        await keeper.kill_worker()
+        keeper.close()
+        assert await service.read_file("a", "/tmp/file") == bytes(range(256)) * 1000
 
 
 async def seen_by_guest(
