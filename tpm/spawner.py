@@ -33,9 +33,13 @@ _CONFIG_LIMIT: Final = 1 << 20
 
 
 class Spawner:
-    """The service's end. Start it with open_spawner."""
+    """The service's end. Start it with open_spawner.
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    process: the parent of the TPM processes; a service that cares waits for its end.
+    """
+
+    def __init__(self, sock: trio.socket.SocketType, parent: process.Process) -> None:
+        self.process = parent
         self._socket = sock
         self._lock = trio.Lock()
 
@@ -86,7 +90,7 @@ async def open_spawner() -> AsyncIterator[Spawner]:
         os.close(null)
     sock = trio.socket.from_stdlib_socket(ours)
     try:
-        yield Spawner(sock)
+        yield Spawner(sock, parent)
     finally:
         sock.close()
         with trio.CancelScope(shield=True):
