@@ -12,12 +12,15 @@ from typing import Final
 
 SO_ATTACH_FILTER: Final = 26
 SO_RCVBUFFORCE: Final = 33
+SOL_PACKET: Final = 263
+PACKET_ADD_MEMBERSHIP: Final = 1
+PACKET_MR_PROMISC: Final = 1
 ETH_P_IP: Final = 0x0800
 ETH_P_ARP: Final = 0x0806
 RECEIVE_BUFFER_SIZE: Final = 4 << 20  # a burst of 1000 clients exceeds the default
 
 _ANCILLARY: Final = 0xFFFFF000  # SKF_AD_OFF: what the kernel knows beside the bytes
-_PACKET_TYPE: Final = _ANCILLARY + 4  # 0 to us, 1 broadcast, above: multicast, others', outgoing
+_PACKET_TYPE: Final = _ANCILLARY + 4  # 0 to us, 1 to all, 2 to a group, 3 to another host, 4 outgoing
 _VLAN_PRESENT: Final = _ANCILLARY + 48
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
@@ -35,15 +38,15 @@ class LinkGone(OSError):
     """The link does not exist (any more)."""
 
 
-def open_dhcp(link: str, port: int) -> socket.socket:
-    """A non-blocking socket that receives UDP datagrams to `port` on `link` as whole frames, and sends
-    frames.
+def open_dhcp(link: str, port: int, *, is_for_any_host: bool = False) -> socket.socket:
+    """A non-blocking socket that receives UDP datagrams to `port` on `link` as whole frames, and sends frames.
 
+    With `is_for_any_host` also those to other hosts' hardware addresses (the link is promiscuous meanwhile).
     Raises LinkGone when there is no such link, OSError (EPERM) without CAP_NET_RAW.
     """
     program: list[_Instruction] = [
         (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
-        (_GREATER, 10, 0, 1),
+        (_GREATER, 10, 0, 3 if is_for_any_host else 1),
         (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
         (_EQUAL, 0, 8, 0),
         (_LOAD_HALF, 0, 0, 20),
@@ -56,22 +59,22 @@ def open_dhcp(link: str, port: int) -> socket.socket:
         (_RETURN, 0, 0, 0xFFFF),
         (_RETURN, 0, 0, 0),
     ]
-    return _open(link, ETH_P_IP, program)
+    return _open(link, ETH_P_IP, program, is_for_any_host)
 
 
-def open_arp(link: str) -> socket.socket:
+def open_arp(link: str, *, is_for_any_host: bool = False) -> socket.socket:
     """A non-blocking socket that receives ARP on `link` as whole frames, and sends frames. Raises as
     open_dhcp.
     """
     program: list[_Instruction] = [
         (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
-        (_GREATER, 3, 0, 1),
+        (_GREATER, 3, 0, 3 if is_for_any_host else 1),
         (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
         (_EQUAL, 0, 1, 0),
         (_RETURN, 0, 0, 0xFFFF),
         (_RETURN, 0, 0, 0),
     ]
-    return _open(link, ETH_P_ARP, program)
+    return _open(link, ETH_P_ARP, program, is_for_any_host)
 
 
 def hardware_address(sock: socket.socket) -> bytes:
@@ -92,12 +95,16 @@ def refuse_input(sock: socket.socket) -> None:
     _attach(sock, [(_RETURN, 0, 0, 0)])
 
 
-def _open(link: str, protocol: int, program: list[_Instruction]) -> socket.socket:
+def _open(link: str, protocol: int, program: list[_Instruction], is_for_any_host: bool) -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
     try:
         _attach(sock, program)
         enlarge(sock)
         sock.bind((link, protocol))
+        if is_for_any_host:
+            index = socket.if_nametoindex(link)
+            request = struct.pack("iHH8s", index, PACKET_MR_PROMISC, 0, b"")  # struct packet_mreq
+            sock.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, request)
     except OSError as error:
         sock.close()
         if error.errno in (errno.ENODEV, errno.ENXIO):

@@ -33,6 +33,19 @@ class Lab:
         unshare = ["unshare", "-m"] if mount_namespace else []
         return ["nsenter", f"--net=/run/netns/{self.client}", *unshare, *argv]
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread in the client's namespace, to open sockets there."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        there = os.open(f"/run/netns/{self.client}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(there, CLONE_NEWNET))
+            yield
+        finally:
+            _check(_libc.setns(home, CLONE_NEWNET))
+            os.close(there)
+            os.close(home)
+
     def client_mac(self) -> str:
         """The hardware address of the client's link."""
         return self.run(["ip", "-br", "link", "show", self.client_link]).split()[2]
@@ -59,6 +72,10 @@ class Lab:
             yield
         finally:
             _ip("netns", "delete", third)
+
+    def in_server(self, argv: Sequence[str]) -> list[str]:
+        """The command line that runs `argv` in the server's namespace, whichever thread starts it."""
+        return ["nsenter", f"--net=/proc/{os.getpid()}/ns/net", *argv]
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 30.0) -> str:
         """Run a command in the client's namespace; return what it printed, fail on a status other than 0."""

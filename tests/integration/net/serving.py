@@ -46,7 +46,7 @@ def subnet(lab: Lab, **changes: Any) -> SubnetConfig:
         "ntp": (address.ip,),
         "mtu": 1400,
     }
-    return SubnetConfig(address.network, address.ip, **{**usual, **changes})
+    return SubnetConfig(address.network, changes.pop("server", address.ip), **{**usual, **changes})
 
 
 @asynccontextmanager
