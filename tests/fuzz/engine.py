@@ -53,14 +53,16 @@ def mutations(name: str, seed: int) -> Iterator[bytes]:
 
 
 def main(name: str, run: Callable[[bytes], None]) -> None:
-    """Fuzz until something raises; its input is left in the current folder."""
+    """Fuzz until something raises; its input, and with atheris whatever reached more, is left in the current folder."""
     try:
         import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         _mutate(name, run, seconds=60.0)
         return
     atheris.instrument_all()
-    atheris.Setup([*sys.argv, str(CORPUS / name), f"-max_len={MAX_BYTES}"], run)
+    fresh = Path(f"fuzz-{name}")
+    fresh.mkdir(exist_ok=True)
+    atheris.Setup([*sys.argv, str(fresh), str(CORPUS / name), f"-max_len={MAX_BYTES}"], run)
     atheris.Fuzz()
 
 
