@@ -97,6 +97,10 @@ class DurableBackend(Backend):
         for queue in self.queues:
             if queue.attached:
                 self.run_soon(queue.index)
+        self.ready_again()
+
+    def ready_again(self) -> None:
+        """What the host's side was refused while the state was undecided may be asked for again."""
 
     def defer(self, operation: Callable[[], object]) -> None:
         """Do a host's operation as soon as the state is decided: a handful of messages later."""

@@ -96,9 +96,16 @@ class InputBackend(DurableBackend):
         self._repeats.unpack(payload[1:end])
         self._waiting.unpack(payload[end:])
 
+    def ready_again(self) -> None:
+        self.on_room()
+
     def forget_driver(self) -> None:
         self.leds = 0
         self._waiting.clear()
+        self._has_room_news = True
+
+    def decided(self) -> None:
+        self.on_room()
 
     # -- the host's side -----------------------------------------------------------------------------------------
 
@@ -132,8 +139,9 @@ class InputBackend(DurableBackend):
                 break
             self._admit(report)
             taken += len(report)
-        taken = min(taken, len(events))
-        self._finish(token, taken)
+        taken = min(taken, len(events))  # without the SYN_REPORT that was added
+        if taken:
+            self._finish(token, taken)
         return taken
 
     def _check(self, events: Sequence[Sequence[int]]) -> list[list[Event]]:
@@ -171,8 +179,7 @@ class InputBackend(DurableBackend):
         return dropped
 
     def _finish(self, token: int, result: int) -> None:
-        if result or token:
-            self._repeats.remember(token, result)
+        self._repeats.remember(token, result)
         if self.run_queue(EVENT_QUEUE):
             self.run_soon(EVENT_QUEUE)
         if self.is_dirty:
@@ -217,6 +224,9 @@ class InputBackend(DurableBackend):
 
     def settle(self, queue: int) -> None:
         super().settle(queue)
+        self._tell_room()
+
+    def _tell_room(self) -> None:
         if self._has_room_news:
             self._has_room_news = False
             self.on_room()
@@ -265,6 +275,7 @@ class InputBackend(DurableBackend):
     def reset(self) -> None:
         super().reset()
         self._select, self._subsel = Select.UNSET, 0
+        self._tell_room()
 
     def snapshot(self) -> dict[str, Any]:
         return {

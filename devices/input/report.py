@@ -124,8 +124,10 @@ class ReportQueue:
 
     def fits(self, report: Sequence[Event]) -> bool:
         """Whether `admit` would take it whole and drop nothing."""
-        keys, fingers = self._after(report)
-        return self.size + len(self._complete(report)) + _reserve(keys, fingers) <= self.limit
+        report = self._complete(report)
+        if len(report) == 1 or self._merged(report):
+            return True
+        return self.size + len(report) + _reserve(*self._after(report)) <= self.limit
 
     def admit(self, report: Sequence[Event]) -> int:
         """Take a report in; returns how many reports were dropped or cut for want of room."""
@@ -135,10 +137,12 @@ class ReportQueue:
         )
         if len(report) == 1:
             return 0
-        if self._merge(report):
+        merged = self._merged(report)
+        if merged:
+            self.size += len(merged) - len(self._reports[-1])
+            self._reports[-1] = merged
             return 0
-        keys, fingers = self._after(report)
-        wanted = len(report) + _reserve(keys, fingers)
+        wanted = len(report) + _reserve(*self._after(report))
         dropped = 0
         while self.size + wanted > self.limit:
             if not self._drop_oldest_motion():
@@ -149,32 +153,40 @@ class ReportQueue:
         return dropped
 
     def _complete(self, report: Sequence[Event]) -> list[Event]:
-        """The report with its slot said before the first event that means one."""
-        for kind, code, _ in report:
-            if kind == EventType.ABS and code == Abs.MT_SLOT:
-                break
-            if kind == EventType.ABS and code in _MT:
-                return [(EventType.ABS, Abs.MT_SLOT, self._slot), *report]
-        return list(report)
+        """The report without releases of keys that are up (who names all buttons with every motion still moves only),
+        and with its slot said before the first event that means one."""
+        down = set(self.keys)
+        complete: list[Event] = []
+        has_slot = False
+        for event in report:
+            kind, code, value = event
+            if kind == EventType.KEY:
+                if value == 0 and code not in down:
+                    continue
+                (down.add if value else down.discard)(code)
+            elif kind == EventType.ABS and code == Abs.MT_SLOT:
+                has_slot = True
+            elif kind == EventType.ABS and code in _MT and not has_slot:
+                has_slot = True
+                complete.append((EventType.ABS, Abs.MT_SLOT, self._slot))
+            complete.append(event)
+        return complete
 
-    def _merge(self, report: list[Event]) -> bool:
+    def _merged(self, report: list[Event]) -> list[Event]:
+        """The last waiting report with this one in it; empty when they cannot be one."""
         if not self._reports or (self._is_begun and len(self._reports) == 1):
-            return False
+            return []
         last = self._reports[-1]
         if not is_motion(report) or not is_motion(last):
-            return False
+            return []
         merged = merge(last, report)
         size = self.size + len(merged) - len(last)
-        if size + _reserve(self.keys, self.fingers) > self.limit:
-            return False
-        self._reports[-1] = merged
-        self.size = size
-        return True
+        return merged if size + _reserve(self.keys, self.fingers) <= self.limit else []
 
     def _after(self, report: Sequence[Event]) -> tuple[set[int], set[int]]:
         """Keys and fingers that are down after the report."""
         keys, fingers = set(self.keys), set(self.fingers)
-        for slot, (kind, code, value) in _by_slot(self._complete(report)):
+        for slot, (kind, code, value) in _by_slot(report):
             if kind == EventType.KEY and value != 2:
                 (keys.add if value else keys.discard)(code)
             elif kind == EventType.ABS and code == Abs.MT_TRACKING_ID:

@@ -71,6 +71,23 @@ def test_merged_relative_motion_stays_in_range() -> None:
     assert merge([(REL, Rel.X, 2**31 - 1), SYN], [(REL, Rel.X, 5), SYN]) == [(REL, Rel.X, 2**31 - 1), SYN]
 
 
+def test_naming_buttons_that_are_up_is_still_motion() -> None:
+    """Who says the whole state with every step does not fill the queue."""
+    queue = ReportQueue(64)
+    for x in range(100):
+        assert queue.fits([(ABS, Abs.X, x), (KEY, Button.BTN_LEFT, 0), (KEY, Button.BTN_RIGHT, 0), SYN])
+        assert queue.admit([(ABS, Abs.X, x), (KEY, Button.BTN_LEFT, 0), (KEY, Button.BTN_RIGHT, 0), SYN]) == 0
+    assert drain(queue) == [(ABS, Abs.X, 99), SYN]
+
+
+def test_a_release_of_nothing_says_nothing() -> None:
+    queue = ReportQueue(64)
+    assert queue.admit(up(30)) == 0
+    assert drain(queue) == []
+    assert queue.admit([(KEY, 30, 1), (KEY, 30, 0), SYN]) == 0
+    assert drain(queue) == [(KEY, 30, 1), (KEY, 30, 0), SYN]
+
+
 def test_fingers_are_merged_each_alone() -> None:
     """Two slots in one report keep their positions apart, and a report names its slot itself."""
     queue = ReportQueue(64)
