@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 from pathlib import Path
@@ -38,6 +39,7 @@ class Frontend(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        gc.collect()  # what a test before us left in cycles may hold guest memory
         self.before = open_fds()
         self.ram = GuestRam(1 << 16)
         self.more = GuestRam(1 << 12, guest_address=0x4000_0000)
