@@ -206,6 +206,7 @@ class Bench:
         model: str = "tpm-crb",
         extra: Sequence[str] = (),
         boot: Sequence[str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> AsyncIterator[Machine]:
         """A QEMU on this TPM; leaves neither."""
         sockets = {name: tpm.run_dir / name for name in ("serial", "qmp")}
@@ -220,6 +221,7 @@ class Bench:
              "-no-user-config", "-serial", listeners[0], "-qmp", listeners[1], *qemu_arguments(tpm.qemu_socket, model),
              *boot, *extra],
             stderr=log.fileno(),
+            pass_fds=pass_fds,
         )  # fmt: skip
         log.close()
         try:

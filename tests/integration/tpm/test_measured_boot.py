@@ -9,8 +9,9 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 import trio
 
-from tests.integration.tpm.machine import Bench
+from tests.integration.tpm.machine import APPEND, Bench
 from tpm import command, event_log, pcr
+from tpm.artefact import ArtefactStore
 from tpm.command import Code
 from tpm.event_log import Source
 from tpm.phase import Phase
@@ -112,6 +113,25 @@ async def test_flipped_byte_is_refused_by_name(open_bench: OpenBench) -> None:
         status = tpm.client.last_status()
         assert "kernel flipped (kernel) has SHA-256" in status.reason
         assert "TPM result for CMD_INIT: 0x9" in (tpm.run_dir / "qemu.log").read_text()
+
+
+async def test_qemu_boots_the_sealed_bytes(open_bench: OpenBench) -> None:
+    """A file exchanged between measurement and boot changes nothing: QEMU reads the sealed copy."""
+    async with open_bench() as bench:
+        store = ArtefactStore()
+        path = bench.directory / "kernel"
+        path.write_bytes(bench.kernel.read_bytes())
+        with store.open(path) as kernel, store.open(bench.initrd) as initrd:
+            path.write_bytes(b"exchanged")
+            tpm = await bench.start_tpm(
+                measurements=[kernel.measurement(Phase.KERNEL), initrd.measurement(Phase.INITRD)]
+            )
+            boot = ["-bios", "qboot.rom", "-kernel", f"/proc/self/fd/{kernel.descriptor}",
+                    "-initrd", f"/proc/self/fd/{initrd.descriptor}", "-append", APPEND]  # fmt: skip
+            async with bench.boot(tpm, boot=boot, pass_fds=[kernel.descriptor, initrd.descriptor]) as machine:
+                await machine.ready()
+                assert (await machine.pcrs())[8] == pcr.extend(pcr.ZERO, kernel.digest)
+        store.close()
 
 
 async def test_log_overflow_refuses_the_launch(open_bench: OpenBench) -> None:
