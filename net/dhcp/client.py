@@ -171,6 +171,11 @@ class Client:
     def heard(self, arp: Arp, now: float) -> list[Output]:
         """An ARP packet on the link."""
         self._detected(self._detector.heard(arp, now), now)
+        lease = self.lease
+        if self.config.is_answering_arp and lease is not None and arp.operation == 1:
+            own = int(lease.address.ip)
+            if arp.target == own and arp.sender != own and arp.sender_hardware != self.config.hardware:
+                self._out.append(SendArp(own, is_probe=False, answer_to=arp))
         return self._take(now)
 
     def deadline(self) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 
 from net.dhcp.conflict import Times
+from net.dhcp.frame import Arp
 from net.dhcp.lease import Lease
 from net.dhcp.message import MessageType
 
@@ -26,6 +27,7 @@ class ClientConfig:
     fallback: IPv4Interface | None = None  # used in ERROR
     times: Times = field(default_factory=Times)
     is_probing: bool = True  # RFC 5227 before an address is used
+    is_answering_arp: bool = False  # nobody else does for this address: no guest, no stack of the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,11 @@ class Transmit:
 
 @dataclass(frozen=True, slots=True)
 class SendArp:
-    """Send ARP for `address`: a probe has sender 0, an announcement sender = address."""
+    """Send ARP for `address`: a probe has sender 0, an announcement sender = address; or answer a request."""
 
     address: int
     is_probe: bool
+    answer_to: Arp | None = None
 
 
 @dataclass(frozen=True, slots=True)

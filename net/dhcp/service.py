@@ -228,7 +228,9 @@ class DhcpService:
                         self._events(event)
 
     def _send(self, reply: Reply) -> None:
-        if reply.route is Route.RELAY or reply.route is Route.UNICAST:
+        # To a client on this link a frame needs no ARP, which its system may not answer yet.
+        is_remote = reply.route is Route.UNICAST and not self._server.pools[0].contains(reply.ip)
+        if reply.route is Route.RELAY or is_remote:
             port = frame.SERVER_PORT if reply.route is Route.RELAY else frame.CLIENT_PORT
             try:
                 self._udp.sendto(reply.data, (str(IPv4Address(reply.ip)), port))

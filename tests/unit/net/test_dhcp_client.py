@@ -226,6 +226,19 @@ def test_our_own_arp_is_no_conflict() -> None:
     assert world.client.state is State.BOUND
 
 
+def test_arp_for_its_address_is_answered_only_where_nobody_else_does() -> None:
+    """A client that speaks for a guest leaves the answer to the guest; one without a stack behind it answers."""
+    for is_answering in (True, False):
+        world = World(Driver(), is_answering_arp=is_answering)
+        own = int(world.bind().address.ip)
+        world.run(5)
+        world.arps.clear()
+        for sender in (int(SERVER), 0):
+            world.do(world.client.heard(Arp(1, OTHER, sender, bytes(6), own), world.now))
+        world.do(world.client.heard(Arp(1, OTHER, int(SERVER), bytes(6), own + 1), world.now))
+        assert len([one for one in world.arps if one.answer_to]) == (2 if is_answering else 0)
+
+
 def test_discover_is_repeated_with_doubling_waits() -> None:
     """4, 8, 16, 32 and 64 seconds, each give or take one (RFC 2131, 4.1); then ERROR, and again after a
     pause.
