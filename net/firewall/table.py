@@ -66,6 +66,11 @@ class Plane:
         self.source_port_bounds, self.source_port_masks = _intervals(columns[3], limits[3])
         self.destination_port_bounds, self.destination_port_masks = _intervals(columns[4], limits[4])
 
+        self.has_sources = len(self.source_bounds) > 1
+        self.has_destinations = len(self.destination_bounds) > 1
+        self.has_source_ports = len(self.source_port_bounds) > 1
+        self.has_destination_ports = len(self.destination_port_bounds) > 1
+
     def find(
         self, protocol: int, source: int, destination: int, source_port: int, destination_port: int
     ) -> tuple[int, Layer]:
@@ -90,15 +95,17 @@ class Plane:
             if position >= 0 and (best < 0 or position < best):
                 best = position
         if best < 0 or best > self.rest_first:
-            mask = (
-                self.protocol_masks[protocol]
-                & self.source_masks[bisect_right(self.source_bounds, source) - 1]
-                & self.destination_masks[bisect_right(self.destination_bounds, destination) - 1]
-                & self.source_port_masks[bisect_right(self.source_port_bounds, source_port) - 1]
-                & self.destination_port_masks[
+            mask = self.protocol_masks[protocol]
+            if self.has_sources:  # else one interval that holds every rule
+                mask &= self.source_masks[bisect_right(self.source_bounds, source) - 1]
+            if self.has_destinations:
+                mask &= self.destination_masks[bisect_right(self.destination_bounds, destination) - 1]
+            if self.has_source_ports:
+                mask &= self.source_port_masks[bisect_right(self.source_port_bounds, source_port) - 1]
+            if self.has_destination_ports:
+                mask &= self.destination_port_masks[
                     bisect_right(self.destination_port_bounds, destination_port) - 1
                 ]
-            )
             if mask:
                 position = self.rest[(mask & -mask).bit_length() - 1]
                 if best < 0 or position < best:

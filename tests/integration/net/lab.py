@@ -55,8 +55,10 @@ class Lab:
         _ip("address", "add", address, "dev", self.server_link)
 
     @contextmanager
-    def host_with_address(self, address: str) -> Iterator[None]:
-        """A bridge br0 instead of the server's link, with a third host on it that has `address`."""
+    def host_with_address(self, address: str) -> Iterator[str]:
+        """A bridge br0 instead of the server's link, with a third host on it that has `address`; its
+        namespace.
+        """
         third = f"labh{uuid.uuid4().hex[:8]}"
         _ip("netns", "add", third)
         try:
@@ -69,7 +71,7 @@ class Lab:
             _ip("link", "set", "h0", "up")
             _ip("address", "add", str(self.address), "dev", "br0")
             _ip("link", "set", "br0", "up")
-            yield
+            yield third
         finally:
             _ip("netns", "delete", third)
 

@@ -62,8 +62,10 @@ def _receive(
 def _send(
     sock: "packet_socket.socket.socket", client: int, kind: MessageType, options: dict[int, bytes]
 ) -> None:
-    mac = b"\x02\x4c" + client.to_bytes(4, "big")
-    request = Message(1, 0, client, 0, 0x8000, 0, 0, 0, 0, mac, b"", b"", {53: bytes((kind,)), **options})
+    mac = b"\x02\x4c" + (client & 0xFFFFFFFF).to_bytes(4, "big")
+    request = Message(
+        1, 0, client & 0xFFFFFFFF, 0, 0x8000, 0, 0, 0, 0, mac, b"", b"", {53: bytes((kind,)), **options}
+    )
     data = frame.udp_frame(mac, frame.BROADCAST_MAC, 0, 0xFFFFFFFF, 68, 67, request.encode())
     try:
         sock.send(data)
