@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Final, Self
 
 from tpm.errors import TpmError
-from tpm.measurement import Measurement, pieces
+from tpm.measurement import Measurement, in_order, of_bytes, of_command_line, pieces
 from tpm.phase import Phase
 
 KEPT_BYTES: Final = 512 << 20
@@ -114,4 +114,71 @@ def _seal(path: Path, source: int) -> Artefact:
         return Artefact(path.name, target, total.digest(), size)
     except BaseException:
         os.close(target)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredBoot:
+    """What a VM boots: the events for start_tpm, and the sealed files for QEMU. Close it once QEMU runs."""
+
+    measurements: list[Measurement]
+    kernel: Artefact | None
+    initrd: Artefact | None
+    firmware: Artefact | None
+
+    def close(self) -> None:
+        """Give the descriptors back. Call once."""
+        for artefact in (self.kernel, self.initrd, self.firmware):
+            if artefact is not None:
+                artefact.close()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What QEMU has to inherit."""
+        found = (self.kernel, self.initrd, self.firmware)
+        return tuple(artefact.descriptor for artefact in found if artefact is not None)
+
+
+def measure_boot(
+    store: ArtefactStore,
+    *,
+    launch: str,
+    policy: str = "",
+    append: str = "",
+    kernel: Path | None = None,
+    initrd: Path | None = None,
+    firmware: Path | None = None,
+    built_in_firmware: str = "",
+) -> MeasuredBoot:
+    """Copy and measure everything a VM boots, one event for each phase that has something. Blocks: use a thread.
+
+    launch: which VM this is, canonical text: UUID, memory, CPUs. Equal over boots, or PCR 11 differs.
+    policy: the security policy in force, as text. append: the kernel command line.
+    firmware: a file; else built_in_firmware says which QEMU brings it: "qboot.rom of QEMU 11.1.3".
+    TpmError: a file cannot be read; no descriptor is left open then.
+    """
+    opened: list[Artefact] = []
+    try:
+        for path in (firmware, kernel, initrd):
+            if path is not None:
+                opened.append(store.open(path))
+        taken = iter(opened)
+        files = [None if path is None else next(taken) for path in (firmware, kernel, initrd)]
+        events = [
+            item.measurement(phase)
+            for phase, item in zip((Phase.FIRMWARE, Phase.KERNEL, Phase.INITRD), files, strict=True)
+            if item is not None
+        ]
+        texts = (
+            (Phase.FIRMWARE, "" if firmware else built_in_firmware),
+            (Phase.POLICY, policy),
+            (Phase.LAUNCH, launch),
+        )
+        events += [of_bytes(phase, f"{phase}: {text}"[:256], text.encode()) for phase, text in texts if text]
+        if kernel is not None:
+            events.append(of_command_line(append))
+        return MeasuredBoot(in_order(events), files[1], files[2], files[0])
+    except BaseException:
+        for artefact in opened:
+            artefact.close()
         raise

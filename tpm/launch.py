@@ -90,6 +90,7 @@ async def start_tpm(
     vm_uuid: str,
     state_dir: Path,
     run_dir: Path,
+    log: Path | None = None,
     measurements: Sequence[Measurement] = (),
     profile: str = "seed",
     allowed: Mapping[Phase, Sequence[bytes]] | None = None,
@@ -101,7 +102,9 @@ async def start_tpm(
 ) -> Tpm:
     """Start the TPM of one VM and return it, ready for QEMU to connect.
 
-    state_dir: the TPM's state, made when missing; run_dir: its sockets, status and swtpm's log (0700, exists).
+    state_dir: the TPM's state, made when missing; run_dir: its sockets and status (0700, exists).
+    log: messages of the TPM process and swtpm are appended here; both keep it as their output, by default
+        run_dir/tpm.log.
     measurements: what the VM is made of, in phase order; extended at each TPM_Init before QEMU is answered.
     profile: "seed" or "host-reserved" (tpm.phase).
     allowed: digests that may be measured, by phase; anything else makes QEMU end before its first instruction.
@@ -119,6 +122,7 @@ async def start_tpm(
         vm_uuid=vm_uuid,
         state_dir=str(state_dir),
         run_dir=str(run_dir),
+        log=str(log or run_dir / "tpm.log"),
         profile=chosen.name,
         measurements=[MeasurementRecord(item.phase, item.description, item.digest) for item in measurements],
         allowed={phase: list(digests) for phase, digests in (allowed or {}).items()},

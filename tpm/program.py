@@ -19,7 +19,7 @@ from tpm.process import Process, spawn
 
 KEY_SIZE: Final = 32  # AES-256
 _LOG_TAIL: Final = 4096
-_LOG_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+LOG_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _PROGRAM_PATH: Final = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -51,7 +51,7 @@ def spawn_swtpm(directory: Path, *, sock: socket.socket, key: bytes, log: Path) 
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        opened.append(os.open(log, _LOG_FLAGS, 0o600))
+        opened.append(os.open(log, LOG_FLAGS, 0o600))
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         opened.append(read_end)
         with os.fdopen(write_end, "wb") as pipe:

@@ -247,6 +247,7 @@ class MeasurementRecord(msgspec.Struct, frozen=True):
 class Config(msgspec.Struct, frozen=True):
     """What a proxy is started with. It travels in anonymous memory, never in arguments; the state key by a pipe.
 
+    log: where the process and swtpm write their messages.
     allowed: the digests that may be measured, by phase; a phase that is absent allows all.
     nv_policy, sealed: stored at each INIT when not null.
     locks_platform: give the platform hierarchy a random authorization before the guest runs.
@@ -256,6 +257,7 @@ class Config(msgspec.Struct, frozen=True):
     vm_uuid: str
     state_dir: str
     run_dir: str
+    log: str
     profile: str
     measurements: list[MeasurementRecord]
     allowed: dict[str, list[bytes]] = {}

@@ -28,7 +28,6 @@ from tpm.proxy import Proxy
 
 QEMU_SOCKET: Final = "tpm.sock"
 CONTROL_SOCKET: Final = "tpm-control.sock"
-SWTPM_LOG: Final = "swtpm.log"
 _TELL_LIMIT_S: Final = 5.0  # how long a start that failed waits for somebody to ask why
 
 _decode: Final = msgspec.json.Decoder(protocol.Request).decode
@@ -250,7 +249,7 @@ async def _run_until_over(desk: Desk, guard: Guard, listener: trio.socket.Socket
 
 async def _open_guard(config: Config, key: bytes) -> Guard:
     """swtpm on checked state, stopped and waiting for QEMU's TPM_Init. A fresh TPM is set up."""
-    directory, log = Path(config.state_dir), Path(config.run_dir) / SWTPM_LOG
+    directory, log = Path(config.state_dir), Path(config.log)
     fresh = state.prepare(directory)
     record = None if fresh else state.read_record(directory, config.vm_uuid)
     if fresh:

@@ -123,6 +123,7 @@ def _serve(sock: socket.socket) -> None:
 
 def _run_child(received: list[int]) -> None:
     """Become the TPM process of one VM. Does not return."""
+    from tpm.program import LOG_FLAGS
     from tpm.server import run_server
 
     status = 1
@@ -135,6 +136,10 @@ def _run_child(received: list[int]) -> None:
             config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=Config)
         with os.fdopen(pipe, "rb") as file:
             key = file.read(64)
+        log = os.open(config.log, LOG_FLAGS, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)  # the service's own output must not be held open by what outlives it
+        os.close(log)
         trio.run(run_server, config, key, socket.socket(fileno=qemu), socket.socket(fileno=control))
         status = 0
     except BaseException:  # the supervisor's boundary: a child must never fall back into the parent's loop

@@ -33,6 +33,8 @@ async def test_outlives_its_service_and_is_found_again(open_bench: OpenBench) ->
     async with open_bench() as bench:
         tpm = await bench.start_tpm()
     assert os.getsid(tpm.process.pid) == tpm.process.pid
+    for descriptor in (1, 2):  # it holds nothing of the service's open
+        assert os.readlink(f"/proc/{tpm.process.pid}/fd/{descriptor}") == str(tpm.run_dir / "tpm.log")
     found = Tpm(Process(tpm.process.pid, tpm.process.started), tpm.run_dir)
     assert found.is_ours()
     assert (await found.client.status()).state is State.WAITING
@@ -43,7 +45,7 @@ async def test_outlives_its_service_and_is_found_again(open_bench: OpenBench) ->
     assert start_time(swtpm) is None
     assert not found.is_ours()
     assert (await found.client.status()).state is State.ENDED
-    assert sorted(path.name for path in tpm.run_dir.iterdir()) == ["swtpm.log", "tpm-status.json"]
+    assert sorted(path.name for path in tpm.run_dir.iterdir()) == ["tpm-status.json", "tpm.log"]
 
 
 async def test_state_in_use_is_refused(open_bench: OpenBench) -> None:

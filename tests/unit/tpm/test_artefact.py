@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tpm.artefact import ArtefactStore
+from tpm.artefact import ArtefactStore, measure_boot
 from tpm.errors import TpmError
 from tpm.phase import Phase
 
@@ -59,3 +59,24 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     """The sentence has the path and the reason."""
     with pytest.raises(TpmError, match="nothing to measure it: No such file"):
         ArtefactStore().open(tmp_path / "nothing")
+
+
+def test_measured_boot_has_an_event_for_each_thing(tmp_path: Path) -> None:
+    """In phase order; a file that is missing closes what was opened before it."""
+    for name in ("vmlinux", "initrd"):
+        (tmp_path / name).write_bytes(name.encode())
+    store = ArtefactStore()
+    boot = measure_boot(
+        store, launch="vm", policy="p", append="quiet", kernel=tmp_path / "vmlinux", initrd=tmp_path / "initrd",
+        built_in_firmware="qboot",
+    )  # fmt: skip
+    assert [event.phase for event in boot.measurements] == list(Phase)
+    assert boot.measurements[2].digest == hashlib.sha256(b"vmlinux").digest()
+    assert boot.kernel is not None and os.pread(boot.kernel.descriptor, 9, 0) == b"vmlinux"
+    assert len(boot.descriptors) == 2
+    boot.close()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(TpmError, match="nothing"):
+        measure_boot(store, launch="vm", kernel=tmp_path / "vmlinux", initrd=tmp_path / "nothing")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    store.close()
