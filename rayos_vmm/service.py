@@ -124,8 +124,8 @@ class Service:
             self._notice()
         while machine.state is VmState.STARTING:
             await machine.wait_changed()
-        if machine.start_error is not None and not machine.has_run:
-            raise machine.start_error
+        if not machine.has_run:
+            raise machine.start_error or GuestGone(f"{name} was stopped while it was starting")
         await self._parts.store.save(machine.record)  # before anybody is told that it runs
         return machine.view()
 

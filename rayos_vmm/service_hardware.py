@@ -11,7 +11,7 @@ from typing import Any, Final
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
-from rayos_vmm.vm.hardware import DiskImage, Plugged, Worker
+from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.vm.process import ProcessId, start_time
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
@@ -92,7 +92,7 @@ class WorkerHardware:
             for disk in disks:
                 disk_fds.append(_open_disk(disk))
             devices = _devices(spec, disks, disk_fds, tap_fd, has_console=has_console)
-            keeper = await start_keeper(spec.name, runtime, devices, logs / "worker.log")
+            keeper = await start_keeper(spec.name, runtime, devices, logs / WORKER_LOG)
         except KeeperFailed as error:
             raise GuestGone(f"the devices did not start: {error}") from None
         finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import trio
 
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, one_error
@@ -19,6 +21,10 @@ from rayos_vmm.service_network import HostNetwork, open_network
 from rayos_vmm.service_platform import Platform
 from rayos_vmm.store import Store, open_store
 from rayos_vmm.vm.hardware import Hardware
+from rayos_vmm.vm.process import start_time
+
+_LOCK_TIMEOUT_S: Final = 2.0
+_LOCK_RETRY_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +49,35 @@ class Parts:
         return {"subnet": str(self.network.subnet), "bridge": self.network.bridge, "network_trouble": ""}
 
 
-@contextmanager
-def _only_daemon(lock: Path) -> Iterator[None]:
+@asynccontextmanager
+async def _only_daemon(lock: Path) -> AsyncIterator[None]:
     """Holds the lock of the runtime directory; the kernel lets go of it when we die."""
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(fd, 20).decode("ascii", "replace").strip()
-            raise Busy(
-                f"another service (process {pid or 'unknown'}) runs on {lock.parent}",
-                hint="use that one, or set RAYOS_RUNTIME_DIR and RAYOS_STATE_DIR to others",
-            ) from None
+        # A service that was killed while it started a process holds on until that process has executed.
+        deadline = trio.current_time() + _LOCK_TIMEOUT_S
+        while not _try_lock(fd):
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            is_gone = pid.isdecimal() and start_time(int(pid)) is None
+            if not is_gone or trio.current_time() > deadline:
+                raise Busy(
+                    f"another service (process {pid or 'unknown'}) runs on {lock.parent}",
+                    hint="use that one, or set RAYOS_RUNTIME_DIR and RAYOS_STATE_DIR to others",
+                )
+            await trio.sleep(_LOCK_RETRY_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -75,8 +92,9 @@ async def open_parts(
         Invalid: the runtime directory's path is too long.
     """
     paths.create()
-    with one_error(), _only_daemon(paths.lock):
+    with one_error():
         async with (
+            _only_daemon(paths.lock),
             open_store(paths.database) as store,
             open_network(config, paths.state, events) as network,
         ):

@@ -22,9 +22,9 @@ from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
-from rayos_vmm.vm.hardware import DiskImage, Hardware, Launch, Network, Platform, Plugged
+from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Hardware, Launch, Network, Platform, Plugged
 from rayos_vmm.vm.machine import Machine
-from rayos_vmm.vm.process import ProcessId, adopt, spawn
+from rayos_vmm.vm.process import ProcessId, adopt, find_by_output, spawn
 from rayos_vmm.vm.record import Live
 from tpm.errors import TpmError
 from tpm.qemu import qemu_arguments
@@ -34,6 +34,7 @@ QMP_SOCKET: Final = "qmp.sock"
 SERIAL_SOCKET: Final = "serial.sock"
 TPM_SOCKET: Final = "tpm.sock"
 LOG_FIFO: Final = "qemu.fifo"
+SWTPM_LOG: Final = "swtpm.log"
 _DISMANTLE_TIMEOUT_S: Final = 15.0
 
 
@@ -106,7 +107,7 @@ async def _start_tpm(machine: Machine, house: House) -> list[str]:
         swtpm = await start_swtpm(
             machine.state_directory / "tpm",
             control,
-            machine.state_directory / "swtpm.log",
+            machine.state_directory / SWTPM_LOG,
             vm_uuid=machine.record.uuid,
         )
     except TpmError as error:
@@ -209,6 +210,18 @@ async def build(machine: Machine, house: House) -> None:
         machine.note_stage("tpm", trio.current_time())
     _start_qemu(machine, launch, plugged, tpm)
     await house.save(machine)
+
+
+async def end_orphans(machine: Machine) -> None:
+    """Ends processes that a killed service had started for the machine and had no time to record."""
+    logs = machine.state_directory
+    outputs = (machine.runtime / LOG_FIFO, logs / SWTPM_LOG, logs / WORKER_LOG)
+    with trio.move_on_after(_DISMANTLE_TIMEOUT_S, shield=True):
+        for identity in await trio.to_thread.run_sync(find_by_output, outputs):
+            process = adopt(identity)
+            if process is not None:
+                await process.end()
+                process.close()
 
 
 async def dismantle(machine: Machine, house: House) -> None:

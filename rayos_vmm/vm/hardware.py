@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.vm.boot import Boot
 from rayos_vmm.vm.process import ProcessId
+
+# In the machine's state directory, the standard error of its keeper.
+WORKER_LOG: Final = "worker.log"
 
 
 @dataclass(frozen=True, slots=True)

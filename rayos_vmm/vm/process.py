@@ -136,3 +136,27 @@ def adopt(identity: ProcessId) -> Process | None:
         os.close(pidfd)
         return None
     return Process(identity, pidfd, is_child=False)
+
+
+def find_by_output(paths: Sequence[Path]) -> list[ProcessId]:
+    """The processes whose standard output or error is one of these files, also when that was removed.
+
+    So are found those that were started and not yet recorded when their service was killed.
+    """
+    wanted = {str(path) for path in paths}
+    found = []
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdecimal():
+            continue
+        for fd in ("1", "2"):
+            try:
+                target = str((directory / "fd" / fd).readlink())
+            except OSError:
+                break
+            if target.removesuffix(" (deleted)") in wanted:
+                pid = int(directory.name)
+                started = start_time(pid)
+                if started is not None:
+                    found.append(ProcessId(pid, started))
+                break
+    return found

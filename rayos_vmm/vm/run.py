@@ -13,7 +13,7 @@ import trio
 
 from rayos_vmm.errors import GuestGone, RayosError
 from rayos_vmm.vm.attend import Attendant
-from rayos_vmm.vm.build import LOG_FIFO, House, build, dismantle
+from rayos_vmm.vm.build import LOG_FIFO, House, build, dismantle, end_orphans
 from rayos_vmm.vm.lifecycle import MEANT, LifeEvent
 from rayos_vmm.vm.machine import Machine
 from rayos_vmm.vm.outcome import judge
@@ -68,6 +68,7 @@ async def _adopt(machine: Machine, house: House) -> None:
             process.close()
         if record.state is VmState.STARTING:
             machine.start_error = GuestGone("the service died while the machine was starting")
+            await end_orphans(machine)
         await _finish(machine, house)
         return
     machine.process = process

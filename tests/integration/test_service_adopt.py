@@ -54,7 +54,7 @@ trio.run(main)
 
 @asynccontextmanager
 async def killed_service(
-    paths: Paths, spec: VmSpec, *, after: str, ready: bool = False, full: bool = False
+    paths: Paths, spec: VmSpec, *, after: str, ready: bool = False, full: bool = False, delay_s: float = 0.0
 ) -> AsyncIterator[None]:
     """Runs a service until it says `after`, then kills it with SIGKILL."""
     places = f"{paths.state}:{paths.runtime}:{paths.cache}"
@@ -71,6 +71,7 @@ async def killed_service(
                 chunk = await process.stdout.receive_some()
                 assert chunk, f"the service ended after saying {said!r}"
                 said += chunk
+        await trio.sleep(delay_s)
         process.send_signal(signal.SIGKILL)
         await process.wait()
     yield
