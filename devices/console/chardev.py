@@ -36,7 +36,7 @@ class ChardevPort:
             sock, _ = self._listening.accept()
         except (BlockingIOError, ConnectionError):
             return
-        self._drop()  # QEMU connects again when its former connection is gone, whether we saw that or not
+        self.disconnect()  # QEMU connects again when its former connection is gone, whether we saw that or not
         sock.setblocking(False)
         self._sock = sock
         self._is_blocked = False
@@ -61,7 +61,7 @@ class ChardevPort:
         if data:
             self._console.feed(self._port, data)
         else:
-            self._drop()
+            self.disconnect()
 
     def _send(self) -> None:
         """As much as the socket takes; the rest when it is writable again."""
@@ -78,7 +78,7 @@ class ChardevPort:
             self._loop.modify(sock.fileno(), READ | WRITE)
             return
         except OSError:
-            self._drop()
+            self.disconnect()
             return
         self._console.took(self._port, size)
         self._loop.call_soon(self._send)
@@ -89,7 +89,8 @@ class ChardevPort:
             self._loop.modify(self._sock.fileno(), READ)
             self._send()
 
-    def _drop(self) -> None:
+    def disconnect(self) -> None:
+        """Drop the connection, if there is one; QEMU connects again."""
         if self._sock is None:
             return
         self._loop.unregister(self._sock.fileno())
@@ -98,7 +99,7 @@ class ChardevPort:
         self._console.connect(self._port, None)
 
     def close(self) -> None:
-        self._drop()
+        self.disconnect()
         with suppress(ValueError):
             self._loop.unregister(self._listening.fileno())
 

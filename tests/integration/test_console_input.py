@@ -6,11 +6,13 @@ import hashlib
 import os
 import queue
 import re
+import socket
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,6 +20,7 @@ import pytest
 
 from devices.backend import Backend
 from devices.console.backend import ConsoleBackend
+from devices.console.chardev import serve_chardevs
 from devices.console.port import PortSpec
 from devices.input.backend import InputBackend
 from devices.input.codes import Button, Key
@@ -45,7 +48,8 @@ INPUTS: Final = ("keyboard", "mouse", "tablet", "touch")
 class Hardware:
     """Backends on a loop in a thread, and the QEMU they serve."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_fallback: bool = False) -> None:
+        """`is_fallback`: the console is QEMU's own, its ports are chardevs on our sockets."""
         cache = Cache(Path(os.environ.get("RAYOS_CACHE_DIR", "/var/cache/rayos")))
         found = qemu.find(cache)
         built = kernel.build(cache)
@@ -57,13 +61,25 @@ class Hardware:
         self.loop.register(self._wake, self._woken)
         self._news = threading.Event()
         self.console.on_output = self.console.on_room = lambda _port: self._news.set()
-        backends: list[Backend] = [self.console, *self.inputs.values()]
+        backends: list[Backend] = [*self.inputs.values()]
+        devices = []
+        self._chardevs: list[socket.socket] = []
+        if is_fallback:
+            self._chardevs = [listen(directory / f"port{index}.sock") for index in range(len(PORTS))]
+            self.ports = serve_chardevs(self.console, self._chardevs, self.loop)
+            devices += ["-device", "virtio-serial-pci,max_ports=4"]
+            for index, port in enumerate(PORTS):
+                path = directory / f"port{index}.sock"
+                kind = "virtconsole" if port.is_console else "virtserialport"
+                devices += ["-chardev", f"socket,id=port{index},path={path},reconnect-ms=50"]
+                devices += ["-device", f"{kind},chardev=port{index},nr={index},name={port.name}"]
+        else:
+            backends.append(self.console)
         self._listeners = [
             Listener(backend, self.loop, listen(directory / f"{backend.name}.sock")) for backend in backends
         ]
         self._thread = threading.Thread(target=self.loop.run, daemon=True)
         self._thread.start()
-        devices = []
         for backend in backends:
             devices += ["-chardev", f"socket,id={backend.name},path={directory / backend.name}.sock"]
             devices += ["-device", _device(backend)]
@@ -155,8 +171,8 @@ class Hardware:
         self._log.close()
         self.call(self.loop.stop)
         self._thread.join()
-        for listener in self._listeners:
-            listener.close()
+        for closing in (*self._listeners, *self._chardevs):
+            closing.close()
         self.loop.close()
         os.close(self._wake)
 
@@ -170,9 +186,10 @@ def _device(backend: Backend) -> str:
     return f"vhost-user-input-pci,chardev={backend.name}"
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardware]:
-    hardware = Hardware(tmp_path_factory.mktemp("guest"))
+@contextmanager
+def booted(directory: Path, *, is_fallback: bool = False) -> Iterator[Hardware]:
+    """A guest at its shell's prompt."""
+    hardware = Hardware(directory, is_fallback=is_fallback)
     try:
         hardware.expect(LOG, r"RAYOS-READY boot=\S+ ip=\S+", limit_s=BOOT_LIMIT_S)
         hardware.offset = 0
@@ -183,6 +200,12 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardware]:
         yield hardware
     finally:
         hardware.close()
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hardware]:
+    with booted(tmp_path_factory.mktemp("guest")) as hardware:
+        yield hardware
 
 
 def test_shell_both_ways(guest: Hardware) -> None:
@@ -265,3 +288,14 @@ def test_the_guest_lights_the_keyboard(guest: Hardware) -> None:
     assert news.wait(30), "the guest said nothing"
     assert (EventType.LED, Led.CAPS, 1) in seen
     assert guest.call(lambda: keyboard.leds) == 1 << Led.CAPS
+
+
+def test_the_fallback_console_works_the_same(tmp_path: Path) -> None:
+    """QEMU's own virtconsole on our sockets: shell both ways, ports open, and again after QEMU had to reconnect."""
+    with booted(tmp_path, is_fallback=True) as guest:
+        assert guest.sh("echo $((40+2))") == "42\n"
+        assert all(port["guest_open"] for port in guest.call(guest.console.ports))
+        assert guest.sh("cat /sys/class/virtio-ports/vport*/name").split() == [port.name for port in PORTS]
+        guest.call(guest.ports[SHELL].disconnect)
+        assert not guest.call(guest.console.ports)[SHELL]["guest_open"]
+        assert guest.sh("echo $((6*7))") == "42\n"
