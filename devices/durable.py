@@ -53,7 +53,7 @@ class DurableBackend(Backend):
 
     @abstractmethod
     def forget_driver(self) -> None:
-        """Drop what belongs to one frontend's session: a new one begins."""
+        """Drop what one driver told: another begins. What the host asked for stays."""
 
     # -- taking over ---------------------------------------------------------------------------------------------
 
