@@ -163,15 +163,15 @@ async def _explain(client: Client, spec: VmSpec, error: RayosError, out: Output)
             out.note(f"  | {line}")
 
 
-async def _clean_up(client: Client, spec: VmSpec) -> None:
-    """The machine ends; one that is to be removed is."""
+async def _clean_up(client: Client, spec: VmSpec, *, is_removed: bool) -> None:
+    """The machine ends; and is gone, if it is to be removed."""
     with trio.move_on_after(CLEAN_UP_S) as scope:
         scope.shield = True
-        for act in (lambda: client.act(spec.name, "kill"), lambda: client.remove(spec.name)):
-            with suppress(Conflict, NotFound):  # it had ended, or was removed with its end
-                await act()
-            if not spec.ephemeral:
-                return
+        with suppress(Conflict, NotFound):  # it had ended, or is gone
+            await client.act(spec.name, "kill")
+        if is_removed:
+            with suppress(Conflict, NotFound):
+                await client.remove(spec.name)
 
 
 def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
@@ -194,7 +194,7 @@ async def _at_console(client: Client, spec: VmSpec, args: argparse.Namespace, ou
         if ending is not Ending.CONSOLE_ENDED:
             say_goodbye(spec.name, ending, out)
             if ending is Ending.INPUT_ENDED and spec.ephemeral:
-                await _clean_up(client, spec)
+                await _clean_up(client, spec, is_removed=True)
             return 0
         return await _how_it_ended(view, events, out)
 
@@ -220,23 +220,23 @@ async def run_run(args: argparse.Namespace, out: Output) -> int:
             info = await client.info()
             nursery.cancel_scope.cancel()
     spec = await _define(client, table)
-    is_done = False
     try:
-        try:
-            view = await _boot(client, spec, args, out)
-        except RayosError as error:
+        view = await _boot(client, spec, args, out)
+    except BaseException as error:
+        # Also for an interrupt: what never ran is no machine to keep.
+        if isinstance(error, RayosError):
             await _explain(client, spec, error, out)
-            raise
-        if args.words:
+        await _clean_up(client, spec, is_removed=True)
+        raise
+    if args.words:
+        try:
             async with open_progress(f"running in {spec.name}", out):
                 result = await client.exec(spec.name, guest_command(args.words), timeout_s=args.timeout)
-            return print_result(result, out)
-        is_done = True
-        _started(view, info, out)
-        if args.detach or out.is_json:
-            out.result(view)
-            return 0
-        return await _at_console(client, spec, args, out)
-    finally:
-        if not is_done:
-            await _clean_up(client, spec)
+        finally:
+            await _clean_up(client, spec, is_removed=spec.ephemeral)
+        return print_result(result, out)
+    _started(view, info, out)
+    if args.detach or out.is_json:
+        out.result(view)
+        return 0
+    return await _at_console(client, spec, args, out)

@@ -5,11 +5,9 @@ Invariant: nothing of it is shared with the user's daemon but the cache of kerne
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from rayos_vmm.api.client import Client
 from rayos_vmm.cli.daemon import log_path, start_daemon
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths, default_paths
+from rayos_vmm.testing.leftovers import session_mark, unique_name
 
 END_TIMEOUT_S: Final = 20.0
 LOG_TAIL_BYTES: Final = 4000
@@ -58,7 +57,7 @@ async def _remove_machines(client: Client) -> None:
 
 def _start(directory: Path) -> PrivateDaemon:
     paths = replace(default_paths(), state=directory / "state", runtime=directory / "run")
-    bridge = f"rayos-{secrets.token_hex(4)}"
+    bridge = directory.name
     config = directory / "rayos.toml"
     config.write_text(f'[service]\nbridge = "{bridge}"\n')
     process = trio.run(start_daemon, paths, ["--config", str(config)])
@@ -92,7 +91,8 @@ def open_private_daemon() -> Iterator[PrivateDaemon]:
         UncleanEnd: it ended with an error; the text has its log.
     """
     # Not below $TMPDIR: the path of a socket has room for 107 bytes.
-    directory = Path(tempfile.mkdtemp(prefix="rayos-", dir="/tmp"))
+    directory = Path("/tmp") / unique_name(session_mark())
+    directory.mkdir(mode=0o700)
     try:
         daemon = _start(directory)
         try:

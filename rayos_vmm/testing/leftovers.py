@@ -1,6 +1,7 @@
 """What a test must not leave on the host: processes that it started, network links, directories.
 
-Processes are told from everybody else's by a mark in their environment, which children inherit.
+All are told from everybody else's by this session's mark: in the environment of processes, which children
+inherit, and in the names of the bridges and directories of private daemons. A tap goes with its process.
 """
 
 from __future__ import annotations
@@ -16,19 +17,36 @@ from typing import Final
 import trio
 
 VARIABLE: Final = "RAYOS_TEST_SESSION"
-LINK_PREFIX: Final = "ray"
-GRACE_S: Final = 5.0
+# Used by tests that open a service themselves; not marked, so whatever of these is new counts.
+TEST_LINKS: Final = "raytest"
+TEST_DIRECTORIES: Final = "rayt*"
+MARK_CHARACTERS: Final = 4
+GRACE_S: Final = 15.0
 RETRY_S: Final = 0.1
 
 
-def _links() -> frozenset[str]:
+def session_mark() -> str:
+    """This session's mark; made, and inherited by later children, if there is none yet."""
+    return os.environ.setdefault(VARIABLE, uuid.uuid4().hex)
+
+
+def unique_name(mark: str) -> str:
+    """A name for a bridge or directory of this session, of 14 characters (an interface's has room for 15)."""
+    return f"rayos-{mark[:MARK_CHARACTERS]}{uuid.uuid4().hex[:4]}"
+
+
+def _links(mark: str) -> frozenset[str]:
+    ours = (f"rayos-{mark[:MARK_CHARACTERS]}", TEST_LINKS)
+    return frozenset(link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith(ours))
+
+
+def _directories(mark: str) -> frozenset[str]:
+    temporary = Path("/tmp")
     return frozenset(
-        link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith(LINK_PREFIX)
+        str(path)
+        for pattern in (f"rayos-{mark[:MARK_CHARACTERS]}*", TEST_DIRECTORIES)
+        for path in temporary.glob(pattern)
     )
-
-
-def _directories() -> frozenset[str]:
-    return frozenset(str(path) for path in Path("/tmp").glob("rayos-*"))
 
 
 def _processes(mark: bytes) -> Iterator[str]:
@@ -54,14 +72,14 @@ class Leftovers:
     @classmethod
     def now(cls) -> Leftovers:
         """The host as it is; marks this process's later children."""
-        mark = os.environ.setdefault(VARIABLE, uuid.uuid4().hex)
-        return cls(mark, _links(), _directories())
+        mark = session_mark()
+        return cls(mark, _links(mark), _directories(mark))
 
     def _left(self) -> list[str]:
         return [
             *_processes(f"{VARIABLE}={self.mark}".encode()),
-            *(f"link {name}" for name in sorted(_links() - self.links)),
-            *(f"directory {name}" for name in sorted(_directories() - self.directories)),
+            *(f"link {name}" for name in sorted(_links(self.mark) - self.links)),
+            *(f"directory {name}" for name in sorted(_directories(self.mark) - self.directories)),
         ]
 
     def wait_gone(self) -> list[str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rayos_vmm.paths import default_paths
-from rayos_vmm.testing.leftovers import Leftovers
+from rayos_vmm.testing.leftovers import Leftovers, session_mark, unique_name
 
 COMMAND_LIMIT_S = 240
+KEPT = {"vm", "daemon.lock"}  # of an empty runtime directory
 
 
 @dataclass(frozen=True)
@@ -73,18 +72,18 @@ class Lab:
 @contextmanager
 def open_lab() -> Iterator[Lab]:
     """A lab; at its end the daemon has ended by itself and nothing of it is left on the host."""
+    lab = Lab(Path("/tmp") / unique_name(session_mark()))
+    lab.directory.mkdir()
+    Path(lab.config).write_text(f'[service]\nbridge = "{lab.directory.name}"\nidle_exit = "1s"\n')
     before = Leftovers.now()
-    lab = Lab(Path(tempfile.mkdtemp(prefix="rayos-", dir="/tmp")))
-    Path(lab.config).write_text(f'[service]\nbridge = "rayos-{secrets.token_hex(4)}"\nidle_exit = "1s"\n')
     try:
         yield lab
     finally:
         machines = lab.finish("ps", "--quiet").stdout.split()
         if machines:
             lab.rayos("rm", "-f", *machines, status=None)
-        left = [
-            one for one in before.wait_gone() if str(lab.directory) not in one or one.startswith("process")
-        ]
+        left = before.wait_gone()
+        left += [str(path) for path in (lab.directory / "run").rglob("*") if path.name not in KEPT]
         shutil.rmtree(lab.directory)
     assert left == []
 

@@ -183,7 +183,7 @@ def test_what_cannot_run_is_one_sentence_and_a_status(
 
 def test_a_busy_tap_is_a_conflict(lab: Lab) -> None:
     """The name of a guest's tap is somebody else's link."""
-    subprocess.run(["ip", "link", "add", "ray-busy-0", "type", "dummy"], check=True)
+    subprocess.run(["ip", "tuntap", "add", "ray-busy-0", "mode", "tap"], check=True)
     try:
         done = lab.finish("run", "--config", lab.config, "--name", "busy")
     finally:
