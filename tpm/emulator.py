@@ -1,13 +1,16 @@
 """A conversation with one TPM emulator: its control socket, and the data socket that we hand to it.
 
-One control request and one command are on their way at a time. Invariant: an answer is complete or the
-emulator counts as lost; after Lost nothing more is sent to it.
+One control request and one command are on their way at a time. Invariant: an answer was read completely, or the
+emulator is lost (also after a cancellation in between) and nothing more is sent to it: the late answer to one
+command must never be taken for the answer to the next.
 """
 
 from __future__ import annotations
 
 import array
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Self
 
 import trio
@@ -28,6 +31,7 @@ class Emulator:
         self._data: trio.socket.SocketType | None = None
         self._control_lock = trio.Lock()
         self._data_lock = trio.Lock()
+        self.is_lost = False
 
     async def open_data(self) -> Self:
         """Give the emulator its data socket (SET_DATAFD). Call once, first."""
@@ -48,6 +52,18 @@ class Emulator:
         if self._data is not None:
             self._data.close()
 
+    def _check(self) -> None:
+        if self.is_lost:
+            raise Unavailable("swtpm is lost: it did not complete an earlier answer")
+
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.is_lost = True
+            raise
+
     async def _receive_reply(self, kind: control.Control) -> bytes:
         buffer = b""
         while (length := control.reply_length(kind, buffer)) is None or len(buffer) < length:
@@ -63,8 +79,9 @@ class Emulator:
         Unavailable: swtpm is gone, or did not answer within limit_s.
         """
         async with self._control_lock:
+            self._check()
             try:
-                with trio.fail_after(limit_s):
+                with self._exchange(), trio.fail_after(limit_s):
                     message = request.pack()
                     while message:
                         message = message[await self._control.send(message) :]
@@ -92,8 +109,9 @@ class Emulator:
             data = self._data
             if data is None:
                 raise Unavailable("swtpm has no data channel")
+            self._check()
             try:
-                with trio.fail_after(limit_s):
+                with self._exchange(), trio.fail_after(limit_s):
                     while frame:
                         frame = frame[await data.send(frame) :]
                     answer = b""

@@ -97,7 +97,8 @@ class Proxy:
                 case command_ if command_ in _REFUSED:
                     return control.pack_result(control.RESULT_BAD_ORDINAL)
                 case Control.CANCEL_TPM_CMD:
-                    return await guard.emulator.ask(request)  # the command to cancel holds the turn
+                    # The command to cancel holds the turn, and swtpm answers after it.
+                    return await guard.emulator.ask(request, limit_s=GUEST_LIMIT_S)
                 case Control.SHUTDOWN:
                     guard.enter(State.ENDED)  # first, so that swtpm's end is not taken for its death
                 case Control.STOP:

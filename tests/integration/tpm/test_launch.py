@@ -34,7 +34,8 @@ async def test_outlives_its_service_and_is_found_again(open_bench: OpenBench) ->
         tpm = await bench.start_tpm()
     assert os.getsid(tpm.process.pid) == tpm.process.pid
     for descriptor in (1, 2):  # it holds nothing of the service's open
-        assert os.readlink(f"/proc/{tpm.process.pid}/fd/{descriptor}") == str(tpm.run_dir / "tpm.log")
+        held = await trio.Path(f"/proc/{tpm.process.pid}/fd/{descriptor}").readlink()
+        assert str(held) == str(tpm.run_dir / "tpm.log")
     found = Tpm(Process(tpm.process.pid, tpm.process.started), tpm.run_dir)
     assert found.is_ours()
     assert (await found.client.status()).state is State.WAITING

@@ -16,6 +16,8 @@ import trio
 from tests.integration.tpm.machine import Bench
 from tpm import command, control, key, pcr
 from tpm.control import Control, Request
+from tpm.emulator import Emulator
+from tpm.errors import Unavailable
 from tpm.protocol import State
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
@@ -184,3 +186,34 @@ async def test_guest_that_holds_all_object_slots_gets_no_crash(open_bench: OpenB
             assert await qemu.send(key.flush_context(handle)) == command.error_response(0)
         assert (await tpm.client.quote(b"n")).nonce == b"n"
         assert (await tpm.client.status()).state is State.MEASURED
+
+
+async def test_cancel_in_the_middle_of_a_long_command(open_bench: OpenBench) -> None:
+    """An RSA key, cancelled while it is made: both are answered, and so are the quotes that waited."""
+    async with open_bench() as bench, attached(bench) as (qemu, tpm):
+        assert await qemu.ask(control.init()) == bytes(4)
+        attributes = (
+            key.FIXED_TPM | key.FIXED_PARENT | key.SENSITIVE_DATA_ORIGIN | key.USER_WITH_AUTH | key.SIGN
+        )
+        template = struct.pack(">HHI", command.ALG_RSA, command.ALG_SHA256, attributes) + command.sized(b"")
+        template += struct.pack(">HHHI", command.ALG_NULL, command.ALG_NULL, 2048, 0) + command.sized(b"")
+        await qemu.data.send_all(key.create_primary(command.RH_OWNER, template))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tpm.client.quote, b"n")
+            assert await qemu.ask(Request(Control.CANCEL_TPM_CMD)) == bytes(4)
+            with trio.fail_after(60):
+                answer = command.parse_response(bytes(await qemu.data.receive_some()))
+        assert answer.code in (0, command.RC_CANCELED)
+
+
+async def test_stalled_swtpm_is_given_up() -> None:
+    """An answer that never comes fails the TPM; its late answer is not taken for another's."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        emulator = Emulator(trio.socket.from_stdlib_socket(ours))
+        with pytest.raises(Unavailable, match=r"within 0\.05 s"):
+            await emulator.ask(Request(Control.STOP), limit_s=0.05)
+        theirs.send(bytes(4))
+        with pytest.raises(Unavailable, match="is lost"):
+            await emulator.ask(control.init())
+        emulator.close()
