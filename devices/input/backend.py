@@ -101,8 +101,6 @@ class InputBackend(DurableBackend):
 
     def forget_driver(self) -> None:
         self.leds = 0
-        self._waiting.clear()
-        self._has_room_news = True
 
     def decided(self) -> None:
         self.on_room()
@@ -224,9 +222,6 @@ class InputBackend(DurableBackend):
 
     def settle(self, queue: int) -> None:
         super().settle(queue)
-        self._tell_room()
-
-    def _tell_room(self) -> None:
         if self._has_room_news:
             self._has_room_news = False
             self.on_room()
@@ -273,9 +268,10 @@ class InputBackend(DurableBackend):
         )
 
     def reset(self) -> None:
-        super().reset()
+        self._waiting.clear()
         self._select, self._subsel = Select.UNSET, 0
-        self._tell_room()
+        super().reset()
+        self.on_room()
 
     def snapshot(self) -> dict[str, Any]:
         return {

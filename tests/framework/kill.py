@@ -93,9 +93,10 @@ class Bench(Generic[B]):
         self.loop = Loop()
         self.backend = make(self.loop)
         self.queues = [DriverQueue(self.ram, size) for _ in self.backend.queues]
-        self._attach(resumed=False)
+        self.attach(resumed=False)
 
-    def _attach(self, *, resumed: bool) -> None:
+    def attach(self, *, resumed: bool) -> None:
+        """Start the backend's queues, as its session does."""
         backend = self.backend
         backend.set_features(self._features)
         memory = GuestMemory()
@@ -146,7 +147,7 @@ class Bench(Generic[B]):
 
             def take_over() -> None:
                 self.backend = self._make(self.loop)
-                self._attach(resumed=True)
+                self.attach(resumed=True)
 
             try:
                 self.killer.run(take_over)

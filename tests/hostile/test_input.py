@@ -289,5 +289,7 @@ def test_V15_indirect_buffers_that_were_not_negotiated(kind: str) -> None:
             inject(target)
             assert wait_for(rig, rig.queues[0].has_error)
             rig.restart(0)
-            target.backend.forget_driver()
+            for _ in range(4):
+                rig.queues[0].submit((), [(rig.ram.allocate(8), 8)])
+            assert len(rig.wait_used(0, 4)) == 4
             honest(rig, target)

@@ -35,6 +35,7 @@ class Guest:
             state = StateStore(self.state_fd, ConsoleBackend.STATE_BYTES)
             return ConsoleBackend("console", loop, ports=specs, state=state, history_fd=self.history_fd)
 
+        self.make = make
         self.bench = Bench(make, FEATURES, killer)
         self.messages: list[tuple[int, int, int, bytes]] = []
         self.received = {0: b"", 1: b""}
@@ -222,3 +223,40 @@ def test_the_harness_sees_a_planted_fault() -> None:
 
     with pytest.raises(AssertionError):
         list(every_kill(scenario))
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_until_the_ring_has_spoken_hosts_wait(is_published: bool) -> None:
+    """A successor that cannot know yet which state is true loses neither an output nor a request."""
+    with guest(Killer()) as g:
+        g.send(tx_queue(0), b"known ")
+        g.bench.run()
+        g.bench.call(lambda backend: backend.resize(0, 80, 25))
+        # The predecessor copied and saved the next output, and died around its publish.
+        before = g.bench.backend
+        port = before._ports[0]
+        g.send(tx_queue(0), b"maybe")
+        vring = before.queues[tx_queue(0)]
+        chain = vring.pop()
+        assert chain is not None
+        port.take_output(chain.readable)
+        vring.push(chain.head, 0)
+        before._store.save(before.pack_state(), tx_queue(0), vring.next_used_index)
+        if is_published:
+            vring.publish()
+
+        console = g.make(g.bench.loop)
+        rooms: list[int] = []
+        console.on_room = rooms.append
+        assert console.is_undecided
+        assert console.read(0, 0, 99) == (0, b"known ")
+        assert console.write(0, b"in") == 0
+        console.resize(0, 132, 43)
+        assert console.config_space()[0] == 80
+        g.bench.backend = console
+        g.bench.attach(resumed=True)
+        assert rooms == [0, 1]
+        assert console.config_space()[0] == 132
+        assert console.write(0, b"in") == 2
+        g.bench.run()
+        assert console.read(0, 0, 99) == (0, b"known maybe")

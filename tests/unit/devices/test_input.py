@@ -141,6 +141,15 @@ def test_events_wait_for_buffers(rig: Rig, target: Stepped[InputBackend]) -> Non
     assert buffers.events() == PRESS[3:]
 
 
+def test_events_wait_for_a_driver(target: Stepped[InputBackend]) -> None:
+    """Injected before there is a guest, delivered when it comes."""
+    target.backend.inject(PRESS)
+    with Rig(target, 2, size=64) as rig:
+        buffers = Buffers(rig)
+        buffers.offer(8)
+        assert buffers.events() == PRESS
+
+
 def test_a_fast_guest_sees_every_step() -> None:
     """Motion is merged only when the guest has no buffers."""
     way = [event for x in range(1, 6) for event in ((EventType.REL, Rel.X, x), SYN)]
