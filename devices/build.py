@@ -43,15 +43,13 @@ def build() -> Path:
     """Compile what today's sources need; returns the directory of the extensions. Errors: BuildError."""
     target = compiled.directory()
     if not all(compiled.extension(target, module).exists() for module in compiled.MODULES):
-        compiler = _compiler()
+        _compiler()
         target.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as name:
             folder = Path(name)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for done in [pool.submit(_compile, compiler, module, folder) for module in compiled.MODULES]:
+                for done in [pool.submit(_compile, module, folder) for module in compiled.MODULES]:
                     done.result()
-            for left in folder.glob("*.c"):
-                left.unlink()
             with suppress(OSError):  # somebody else was as quick
                 folder.chmod(0o755)
                 folder.rename(target)
@@ -72,17 +70,25 @@ def _compiler() -> list[str]:
     return [*compiler, *C_FLAGS, f"-I{headers}"]
 
 
-def _compile(compiler: list[str], module: str, folder: Path) -> None:
+def _compile(module: str, folder: Path) -> None:
     source = compiled.source(module)
-    root = source.parents[module.count(".")]
-    options = [word for name, value in DIRECTIVES.items() for word in ("-X", f"{name}={value}")]
-    c_file = folder / f"{module}.c"
-    # Cython's process runs the sources of this package nowhere; -P keeps `net` or `queue` beside us out of its way.
-    _run(
-        [sys.executable, "-P", "-m", "cython", *options, "-w", str(root), "-o", str(c_file)],
-        str(source.relative_to(root)),
-    )
-    _run(compiler, str(c_file), "-o", str(compiled.extension(folder, module)))
+    compile_extension(source, source.parents[module.count(".")], compiled.extension(folder, module))
+
+
+def compile_extension(source: Path, root: Path, target: Path, **directives: str) -> None:
+    """Compile `source`, a module of a package below `root`, to the extension `target`; `directives` change DIRECTIVES.
+
+    Errors: BuildError.
+    """
+    options = [word for name, value in {**DIRECTIVES, **directives}.items() for word in ("-X", f"{name}={value}")]
+    c_file = target.with_suffix(".c")
+    # With -P our packages (`net`) stay out of Cython's way.
+    cython = [sys.executable, "-P", "-m", "cython", *options, "-w", str(root), "-o", str(c_file)]
+    try:
+        _run(cython, str(source.relative_to(root)))
+        _run(_compiler(), str(c_file), "-o", str(target))
+    finally:
+        c_file.unlink(missing_ok=True)
 
 
 def _run(command: list[str], *arguments: str) -> None:

@@ -1,8 +1,7 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The driver side of one virtqueue under load: compiled by `make bench`, so that its speed does not hide the backend's.
 
 Slots of a fixed shape (header, data, status for blk; header with frame for net) are laid out once; offering one
-is a few stores. Latency is sampled per request. Interpreted it does the same, slower.
+is a few stores. It runs compiled only.
 """
 
 import os
@@ -35,9 +34,9 @@ class BlkLoad:
     used_idx: cython.uint
     kicked_idx: cython.uint
     rng: cython.ulonglong
-    errors: cython.ulonglong
-    kicks: cython.ulonglong
-    sleeps: cython.ulonglong
+    errors = cython.declare(cython.ulonglong, visibility="readonly")
+    kicks = cython.declare(cython.ulonglong, visibility="readonly")
+    sleeps = cython.declare(cython.ulonglong, visibility="readonly")
     poller: object
 
     def __init__(self, ram, kick_fd, call_fd, size, layout):
@@ -174,14 +173,3 @@ class BlkLoad:
             self.kicks += 1
             os.eventfd_write(self.kick_fd, 1)
 
-
-if cython.compiled:
-    from cython.cimports.fence import __sync_synchronize as fence
-else:
-    from threading import Lock
-
-    _lock = Lock()
-
-    def fence():
-        with _lock:
-            pass

@@ -1,2 +1,0 @@
-cdef extern from *:
-    void __sync_synchronize() noexcept nogil
