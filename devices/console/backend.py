@@ -123,17 +123,13 @@ class ConsoleBackend(DurableBackend):
 
     def ready_again(self) -> None:
         for port in self._ports:
+            self.on_output(port.index)
             self.on_room(port.index)
 
     def forget_driver(self) -> None:
         self._has_emergency = False
         for port in self._ports:
             port.restart(Todo.NOTHING)
-
-    def decided(self) -> None:
-        for port in self._ports:
-            self.on_output(port.index)
-            self.on_room(port.index)
 
     # -- the host's side -----------------------------------------------------------------------------------------
 

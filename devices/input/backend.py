@@ -102,9 +102,6 @@ class InputBackend(DurableBackend):
     def forget_driver(self) -> None:
         self.leds = 0
 
-    def decided(self) -> None:
-        self.on_room()
-
     # -- the host's side -----------------------------------------------------------------------------------------
 
     def inject(self, events: Sequence[Sequence[int]], *, token: int = 0) -> int:
