@@ -15,7 +15,7 @@ import msgspec
 
 from rayos_vmm.config.host import check_shape
 from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.config.spec import MAC_PATTERN, NAME_PATTERN, VmSpec, is_name
+from rayos_vmm.config.spec import FIRMWARE_BIOS, MAC_PATTERN, NAME_PATTERN, VmSpec, is_name
 from rayos_vmm.config.units import (
     RATE_PATTERN,
     RATE_UNITS,
@@ -27,6 +27,7 @@ from rayos_vmm.config.units import (
 from rayos_vmm.errors import Invalid
 
 FILE_MAXIMUM_BYTES: Final = 1 << 20
+_BOOT_CODE_BYTES: Final = 440  # of a master boot record, before the disk signature
 
 # What msgspec says in terms of a pattern, said in terms of the user.
 _IN_WORDS: Final = {
@@ -157,16 +158,39 @@ def load(path: Path) -> Config:
 
 
 def resolve_paths(spec: VmSpec, base: Path) -> VmSpec:
-    """The specification with every relative path made absolute from `base`."""
+    """The specification with every relative path made absolute from `base`, and what its disk implies.
+
+    A machine of a single disk image with boot code, and of nothing else to boot, boots from that by BIOS.
+    """
 
     def absolute(text: str | None) -> str | None:
         return None if text is None else str(base / Path(text).expanduser())
 
+    def modules(text: str | None) -> str | None:
+        if text is None or "," not in text or (base / Path(text).expanduser()).exists():
+            return absolute(text)
+        return ",".join(str(absolute(part)) for part in text.split(","))
+
+    firmware = spec.firmware if spec.firmware == FIRMWARE_BIOS else absolute(spec.firmware)
+    if spec.is_our_guest and spec.disks and _has_boot_code(absolute(spec.disks[0].path)):
+        firmware = FIRMWARE_BIOS
     return msgspec.structs.replace(
         spec,
         kernel=absolute(spec.kernel),
-        initrd=absolute(spec.initrd),
-        firmware=absolute(spec.firmware),
+        initrd=modules(spec.initrd),
+        firmware=firmware,
         cdrom=absolute(spec.cdrom),
         disks=[msgspec.structs.replace(disk, path=absolute(disk.path)) for disk in spec.disks],
     )
+
+
+def _has_boot_code(path: str | None) -> bool:
+    """Whether a disk image starts with a boot sector that has code; one that was only partitioned has none."""
+    if path is None:
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            sector = file.read(512)
+    except OSError:
+        return False  # the service says what is wrong with it
+    return sector[510:] == b"\x55\xaa" and any(sector[:_BOOT_CODE_BYTES])

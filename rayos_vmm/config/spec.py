@@ -19,6 +19,7 @@ MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
 # A guest kernel with our initramfs panics below this (reference/qemu.md, 6).
 MEMORY_MINIMUM_BYTES: Final = 96 << 20
 DISKS_MAXIMUM: Final = 8
+FIRMWARE_BIOS: Final = "bios"
 
 Name = Annotated[
     str,
@@ -74,7 +75,9 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One virtual machine. `kernel=None` means RayOS's own test guest.
 
-    With a `cdrom` or `firmware` and no `kernel` the machine boots from those and no kernel is passed.
+    With a `cdrom` or `firmware` and no `kernel` the machine boots from those and no kernel is passed;
+    `firmware="bios"` is QEMU's own BIOS, which boots from the CD or the first disk. The `initrd` of a
+    multiboot kernel is its modules, `file arguments,file arguments,…`.
     """
 
     name: Name

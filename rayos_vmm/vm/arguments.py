@@ -15,7 +15,7 @@ from typing import Final
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.boot import Boot, FirmwareKind
+from rayos_vmm.vm.boot import FIRMWARE_MAXIMUM_BYTES, Boot, FirmwareKind
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 CONSOLE_PORTS: Final = 3
@@ -61,6 +61,8 @@ def _machine(spec: VmSpec, accelerator: str, boot: Boot) -> list[str]:
     pflash = "".join(
         f",pflash{unit}=flash{unit}" for unit, _ in enumerate(_flash(boot)) if boot.firmware_kind is not None
     )
+    if pflash:
+        pflash += f",max-fw-size={FIRMWARE_MAXIMUM_BYTES}"
     return [
         "-name",
         f"guest={spec.name},debug-threads=on",

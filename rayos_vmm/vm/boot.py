@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import FIRMWARE_BIOS, VmSpec
 from rayos_vmm.errors import Invalid
 
 _HDRS_OFFSET: Final = 0x202
@@ -27,7 +27,7 @@ _PVH_NOTE: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
 _PVH_NOTE_64: Final = struct.pack("<III", 4, 8, 18) + b"Xen\0"
 _FVH_OFFSET: Final = 40
 _PVH_SEARCH_BYTES: Final = 64 << 20  # the note of an unstripped vmlinux is tens of MiB in
-FIRMWARE_MAXIMUM_BYTES: Final = 8 << 20  # q35's max-fw-size
+FIRMWARE_MAXIMUM_BYTES: Final = 16 << 20  # above, the local APIC's page would be covered
 
 
 class KernelKind(enum.StrEnum):
@@ -103,6 +103,15 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
+def _initrd(text: str, *, is_multiboot: bool) -> Path:
+    """A file, or the modules of a multiboot kernel: each a file and its arguments, separated by commas."""
+    if not is_multiboot:
+        return _readable("initrd", text)
+    for module in text.split(","):
+        _readable("initrd", module.split(" ", 1)[0])
+    return Path(text)
+
+
 def inspect(spec: VmSpec) -> Boot:
     """The boot files of a specification that names its own; blocking, reads their heads.
 
@@ -111,6 +120,7 @@ def inspect(spec: VmSpec) -> Boot:
     """
     needs_vga = spec.cdrom is not None or spec.firmware is not None
     kernel = _readable("kernel", spec.kernel) if spec.kernel else None
+    initrd = None
     if kernel is not None:
         head = _read(kernel, _MULTIBOOT_SEARCH_BYTES)
         kind = kernel_kind(head, whole=_read(kernel, _PVH_SEARCH_BYTES) if head[:4] == b"\x7fELF" else None)
@@ -121,10 +131,12 @@ def inspect(spec: VmSpec) -> Boot:
                 hint="for a kernel with its own boot loader give the disk image (disks) or the ISO (cdrom)",
             )
         needs_vga = needs_vga or kind is KernelKind.MULTIBOOT
+        initrd = _initrd(spec.initrd, is_multiboot=kind is KernelKind.MULTIBOOT) if spec.initrd else None
     elif spec.initrd or (spec.append and needs_vga):
         key = "initrd" if spec.initrd else "append"
         raise Invalid(f"{key} is given without kernel", hint=f"give kernel too, or leave {key} out")
-    firmware = _readable("firmware", spec.firmware) if spec.firmware else None
+    is_plain_bios = spec.firmware in (None, FIRMWARE_BIOS)
+    firmware = None if is_plain_bios or spec.firmware is None else _readable("firmware", spec.firmware)
     variables = None
     kind_of_firmware = None
     if firmware is not None:
@@ -137,7 +149,7 @@ def inspect(spec: VmSpec) -> Boot:
             variables = sibling
     return Boot(
         kernel=kernel,
-        initrd=_readable("initrd", spec.initrd) if spec.initrd else None,
+        initrd=initrd,
         append=spec.append,
         cdrom=_readable("cdrom", spec.cdrom) if spec.cdrom else None,
         firmware=firmware,

@@ -33,6 +33,7 @@ class Plugged:
     """The backends' sockets, for QEMU, and the process that keeps them."""
 
     keeper: ProcessId | None = None
+    slot: int = -1  # whose users its processes take (`identity`)
     disks: tuple[Path, ...] = ()
     net: Path | None = None
     gpu: Path | None = None

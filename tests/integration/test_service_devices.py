@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from rayos_vmm.config.load import resolve_paths
 from rayos_vmm.config.spec import Disk, Net, VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid, NotFound, Timeout_
 from rayos_vmm.service import Service
@@ -19,7 +20,7 @@ from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.vm.hardware import Plugged
 from rayos_vmm.vm.view import ExitReason, VmState
 from rayos_vmm.worker.client import KeeperClient
-from tests.integration.service_lab import home, lab, multiboot, running, traces
+from tests.integration.service_lab import expect, home, lab, multiboot, running, traces
 from tests.integration.test_service_adopt import killed_service
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -137,6 +138,21 @@ async def test_a_kernel_without_a_gpu_driver_has_a_vga_screen() -> None:
                 if (width, height) == (720, 400) and rows[1:4] == b"\xff\xff\xff":
                     break
                 await trio.sleep(0.1)
+
+
+async def test_a_disk_image_boots_by_its_own_boot_sector() -> None:
+    """From our block device by BIOS; what it writes on its screen is seen, what it writes to the line is read."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        disk = paths.state / "disk.img"
+        code = bytes.fromhex("b8550e bb0700 cd10 baf803 b04f ee f4 ebfd")  # BIOS teletype 'U'; out 0x3f8, 'O'
+        disk.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+        spec = VmSpec(name="a", disks=[Disk(path=str(disk))], net=Net(enabled=False), tpm=False)
+        await service.define(resolve_paths(spec, paths.state))
+        await service.start("a")
+        await expect(service, "O")
+        assert (await service.stats("a"))["disk0"]["operations"]["disk.read"]["allowed"] > 0
+        width, height, rows = pixels_of(await service.screenshot("a"))
+        assert (width, height) == (720, 400) and any(rows)
 
 
 async def test_a_qemu_without_the_console_device_has_the_same_ports() -> None:

@@ -116,7 +116,7 @@ def test_kernels_disks_and_firmware_are_passed_as_they_are() -> None:
             needs_vga=True,
         )
     )
-    assert values(uefi, "-machine")[0].endswith(",pflash0=flash0,pflash1=flash1")
+    assert values(uefi, "-machine")[0].endswith(",pflash0=flash0,pflash1=flash1,max-fw-size=16777216")
     assert ["read-only=on" in value for value in values(uefi, "-blockdev")] == [True, False]
     bios = line(boot=Boot(firmware=Path("/b"), firmware_kind=FirmwareKind.BIOS, needs_vga=True))
     assert values(bios, "-bios") == ["/b"]

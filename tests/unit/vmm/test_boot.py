@@ -40,6 +40,12 @@ def test_a_specification_becomes_files_that_exist(tmp_path: Path) -> None:
     assert (boot.kernel, boot.initrd, boot.append, boot.needs_vga) == (kernel, initrd, "quiet", False)
     kernel.write_bytes(MULTIBOOT)
     assert inspect(VmSpec(name="a", kernel=str(kernel))).needs_vga
+    modules = f"{initrd} one,{initrd} two"
+    assert str(inspect(VmSpec(name="a", kernel=str(kernel), initrd=modules)).initrd) == modules
+    with pytest.raises(Invalid, match=r"initrd .*/none cannot be read"):
+        inspect(VmSpec(name="a", kernel=str(kernel), initrd=f"{initrd} one,{tmp_path}/none"))
+    bios = inspect(VmSpec(name="a", firmware="bios"))
+    assert bios.firmware is None and bios.needs_vga
 
 
 def test_uefi_code_brings_its_variables(tmp_path: Path) -> None:

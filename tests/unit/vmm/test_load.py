@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.config.load import load, parse
+from rayos_vmm.config.load import load, parse, resolve_paths
+from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.errors import Invalid
 
 WRONG = {
@@ -55,6 +56,26 @@ def test_a_file_is_named_and_its_relative_paths_are_its_own(tmp_path: Path) -> N
     with pytest.raises(Invalid) as refused:
         load(file)
     assert refused.value.message == f"{file}: vm.dev.foo: there is no such key"
+
+
+def test_a_disk_with_boot_code_is_booted_and_one_without_is_data(tmp_path: Path) -> None:
+    """`--disk myos.img` boots it; a partitioned data disk is a disk of our guest."""
+    boots, data = tmp_path / "boots.img", tmp_path / "data.img"
+    boots.write_bytes(b"\xeb\xfe" + bytes(508) + b"\x55\xaa")
+    data.write_bytes(bytes(446) + b"\x80" * 64 + b"\x55\xaa")
+    for name, firmware in (("boots.img", "bios"), ("data.img", None), ("none.img", None)):
+        spec = resolve_paths(VmSpec(name="a", disks=[Disk(path=name)]), tmp_path)
+        assert spec.firmware == firmware
+        assert spec.is_our_guest is (firmware is None)
+        assert spec.disks[0].path == str(tmp_path / name)
+
+
+def test_multiboot_modules_are_resolved_one_by_one(tmp_path: Path) -> None:
+    """Unless there is a file of that whole name."""
+    spec = resolve_paths(VmSpec(name="a", kernel="k", initrd="a one,b"), tmp_path)
+    assert spec.initrd == f"{tmp_path}/a one,{tmp_path}/b"
+    (tmp_path / "x,y").write_bytes(b"")
+    assert resolve_paths(VmSpec(name="a", kernel="k", initrd="x,y"), tmp_path).initrd == f"{tmp_path}/x,y"
 
 
 def test_a_missing_file_is_an_error_of_its_own(tmp_path: Path) -> None:
