@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test check format images setup setup-dev lock clean
+.PHONY: help run smoke build test check format images setup setup-dev lock clean bench-boot
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -24,6 +24,9 @@ check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit/test_imports.py
+
+bench-boot: setup-dev build  ## boot time beside QEMU's own virtio devices
+	RAYOS_BENCH_REPORT=1 $(PYTHON) -m benchmarks.boot
 
 format: setup-dev  ## let ruff rewrite the sources
 	.venv/bin/ruff check --fix .
