@@ -12,6 +12,7 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
+from rayos_vmm.vm.identity import claim
 from rayos_vmm.vm.process import ProcessId, start_time
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
@@ -92,7 +93,15 @@ class WorkerHardware:
             for disk in disks:
                 disk_fds.append(_open_disk(disk))
             devices = _devices(spec, disks, disk_fds, tap_fd, has_console=has_console)
-            keeper = await start_keeper(spec.name, runtime, devices, logs / WORKER_LOG)
+            with claim() as identity:
+                keeper = await start_keeper(
+                    spec.name,
+                    runtime,
+                    devices,
+                    logs / WORKER_LOG,
+                    identity=identity,
+                    memory_bytes=spec.memory_bytes,
+                )
         except KeeperFailed as error:
             raise GuestGone(f"the devices did not start: {error}") from None
         finally:
@@ -102,6 +111,7 @@ class WorkerHardware:
         inputs = {name: keeper.socket(name) if has_display else None for name in _INPUTS}
         ports = len(CONSOLE_PORT_NAMES)
         return Plugged(
+            slot=identity.slot,
             keeper=ProcessId(keeper.pid, start_time(keeper.pid) or 0),
             disks=tuple(keeper.socket(f"disk{index}") for index in range(len(disks))),
             net=keeper.socket("net") if tap_fd is not None else None,

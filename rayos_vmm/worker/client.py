@@ -237,7 +237,7 @@ class KeeperClient:
         self._client = PacketClient(run_dir / KEEPER_SOCKET)
 
     async def status(self) -> dict[str, Any]:
-        """pid, worker_pid, restarts, degraded, connected (device names)."""
+        """pid, worker_pid, restarts, degraded, connected (device names), sandbox (layer -> on, what)."""
         head, _, _ = await self._client.call("status")
         return head
 

@@ -21,15 +21,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from devices.loop import Loop
 from devices.serve import listen
 from devices.vhost_user.relay import Relay
-from rayos_vmm.worker import packet
+from rayos_vmm.worker import packet, sandbox
 from rayos_vmm.worker.main import run_worker
 from rayos_vmm.worker.memory import DeviceMemory
+from rayos_vmm.worker.sandbox import Report
 from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET, Device, WorkerSpec, device_socket
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,9 @@ class Keeper:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._run_dir = Path(spec.run_dir)
+        self._run_dir_fd = os.open(spec.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._inherited = Report()
+        self._layers: dict[str, Any] = {}
         self._loop = Loop()
         self._memory = [DeviceMemory.create(device) for device in spec.devices]
         self._paths: list[Path] = []
@@ -135,7 +140,7 @@ class Keeper:
             kept.update(fd for memory in self._memory for fd in memory.fds)
             kept.update(sock.fileno() for socks in self._chardevs for sock in socks)
             _close_all_but(kept)
-            run_worker(self._spec, link, self._control, self._memory, self._chardevs)
+            run_worker(self._spec, link, self._control, self._memory, self._chardevs, self._inherited)
             code = 0
         except BaseException:
             log.exception("worker died of an error of ours")
@@ -172,6 +177,15 @@ class Keeper:
             self._relays[head["device"]].drop(head["reason"])
         elif head["op"] == "event":
             self._tell(head["event"])
+        elif head["op"] == "confined":
+            self._confined(head["layers"])
+
+    def _confined(self, layers: dict[str, Any]) -> None:
+        """A worker told what holds it; what does not is in the log once, and in the status always."""
+        absent = {name: layer["what"] for name, layer in layers.items() if not layer["on"]}
+        if absent and not self._layers:
+            log.warning("the sandbox lacks: %s", "; ".join(f"{name} ({why})" for name, why in absent.items()))
+        self._layers = layers
 
     def _worker_died(self, _events: int) -> None:
         _, status = os.waitpid(self._worker_pid, 0)
@@ -186,6 +200,12 @@ class Keeper:
         for relay in self._relays.values():
             relay.drain()
         pause = self._pause()
+        if code == -signal.SIGSYS:
+            log.error(
+                "worker %d made a system call that no worker makes (class X, audit event 1326 of the kernel); "
+                "RAYOS_SANDBOX=trap names it",
+                self._worker_pid,
+            )
         log.warning("worker %d ended with %d; the next starts in %.3f s", self._worker_pid, code, pause)
         self._tell(
             {"event": "worker_exited", "pid": self._worker_pid, "code": code, "degraded": self.is_degraded}
@@ -252,6 +272,7 @@ class Keeper:
             "worker_pid": self._worker_pid,
             "restarts": self.restarts,
             "degraded": self.is_degraded,
+            "sandbox": self._layers,
             "connected": [relay.name for relay in self._relays.values() if relay.is_connected],
         }
 
@@ -295,6 +316,7 @@ class Keeper:
         """Serve; `ready` is called when the sockets exist and the first worker was started."""
         signal.signal(signal.SIGTERM, lambda *_: self._loop.call_soon(self._loop.stop))
         signal.set_wakeup_fd(_wakeup(self._loop))
+        self._inherited = sandbox.confine_keeper(self._spec.sandbox)
         self._spawn()
         self._check_linger()
         ready()
@@ -309,7 +331,8 @@ class Keeper:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             os.waitpid(self._worker_pid, 0)
         for path in self._paths:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(path.name, dir_fd=self._run_dir_fd)
 
 
 def _relayed(spec: WorkerSpec) -> list[tuple[int, Device]]:
@@ -341,10 +364,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s", stream=sys.stderr)
     logging.Formatter.converter = time.gmtime
 
+    null = os.open(os.devnull, os.O_RDWR)
+
     def ready() -> None:
         print(json.dumps({"ready": True, "pid": os.getpid()}), flush=True)
         # The service may go away; standard output must not keep a pipe of it.
-        null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.close(null)

@@ -15,8 +15,10 @@ from typing import Final
 import msgspec
 import trio
 
+from rayos_vmm.vm.identity import NOBODY, Identity, user
 from rayos_vmm.vm.process import spawn
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
+from rayos_vmm.worker.sandbox import Mode
 from rayos_vmm.worker.spec import Device, WorkerSpec, device_socket
 
 #: Seconds a keeper has to load its code and bind its sockets, on a machine with 64 guests.
@@ -48,14 +50,31 @@ class Keeper:
         return KeeperClient(self.run_dir)
 
 
-async def start_keeper(vm: str, run_dir: Path, devices: Sequence[Device], log: Path) -> Keeper:
+async def start_keeper(
+    vm: str,
+    run_dir: Path,
+    devices: Sequence[Device],
+    log: Path,
+    *,
+    identity: Identity = NOBODY,
+    memory_bytes: int = 0,
+) -> Keeper:
     """Start a keeper that inherits the devices' descriptors; the caller may close its own afterwards.
 
+    The keeper holds the claim on `identity` and its workers take its user; `memory_bytes` is the guest's, which
+    bounds what they map.
     `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
     Errors: KeeperFailed. Cancellation kills it and leaves its sockets for the caller to remove with the directory.
     """
-    spec = WorkerSpec(vm=vm, run_dir=str(run_dir), devices=tuple(devices))
-    fds = [device.fd for device in devices if device.fd >= 0]
+    spec = WorkerSpec(
+        vm=vm,
+        run_dir=str(run_dir),
+        devices=tuple(devices),
+        uid=user("worker", identity.slot),
+        memory_bytes=memory_bytes,
+        sandbox=_mode(),
+    )
+    fds = [*identity.fds, *(device.fd for device in devices if device.fd >= 0)]
     keeper_in, spec_out = os.pipe2(os.O_CLOEXEC)
     word_in, keeper_out = os.pipe2(os.O_CLOEXEC)
     async with trio.lowlevel.FdStream(spec_out) as to_keeper, trio.lowlevel.FdStream(word_in) as from_keeper:
@@ -116,6 +135,17 @@ async def stop_keeper(keeper: Keeper) -> None:
         client.close()
         os.close(pidfd)
         _reap(keeper.pid)
+
+
+def _mode() -> Mode:
+    """RAYOS_SANDBOX of the service: "trap" names refused system calls, "off" is for comparing figures."""
+    match os.environ.get("RAYOS_SANDBOX", "on"):
+        case "trap":
+            return "trap"
+        case "off":
+            return "off"
+        case _:
+            return "on"
 
 
 def _reap(pid: int) -> None:

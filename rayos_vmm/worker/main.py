@@ -25,7 +25,8 @@ from devices.net.port import TapPort
 from devices.vhost_user.connection import Connection
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.control import Control
-from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory
+from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, shared_bytes
+from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
 from rayos_vmm.worker.spec import Device, WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ class Worker:
 
         Connection(sock, self.backends[index], self.loop, closed, resume=resume)
 
+    def confine(self, bounds: Bounds, inherited: Report, mode: Mode) -> None:
+        """Give up all that serving does not need, and tell the keeper what holds."""
+        report = confine_worker(bounds, inherited, mode)
+        self._tell({"op": "confined", "layers": report.layers})
+
     def _tell(self, head: dict[str, Any]) -> None:
         self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)
 
@@ -122,6 +128,10 @@ def run_worker(
     control: socket.socket,
     memory: list[DeviceMemory],
     chardevs: list[list[socket.socket]],
+    inherited: Report,
 ) -> None:
-    """Serve until the keeper closes the link."""
-    Worker(spec, link, control, memory, chardevs).loop.run()
+    """Serve until the keeper closes the link. `inherited` is what the keeper gave up already."""
+    worker = Worker(spec, link, control, memory, chardevs)
+    bounds = Bounds(spec.uid, len(spec.devices), spec.memory_bytes, shared_bytes(spec.devices))
+    worker.confine(bounds, inherited, spec.sandbox)
+    worker.loop.run()

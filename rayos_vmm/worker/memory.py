@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devices.console.backend import ConsoleBackend
@@ -44,6 +45,18 @@ class DeviceMemory:
 
     def store(self) -> StateStore | None:
         return StateStore(self.state_fd, self.state_bytes) if self.state_fd >= 0 else None
+
+
+def shared_bytes(devices: Sequence[Device]) -> int:
+    """Memory that the devices of one VM may keep for pictures and history."""
+    return sum(
+        device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
+        if device.kind == "gpu"
+        else ConsoleBackend.history_bytes(len(device.ports))
+        if device.kind == "console"
+        else 0
+        for device in devices
+    )
 
 
 def _memfd(device: Device, what: str, size_bytes: int = 0) -> int:

@@ -39,6 +39,11 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     vm: str
     run_dir: str
     devices: tuple[Device, ...]
+    #: The workers' user, 0 where they stay who they are; the guest's memory, 0 unknown.
+    uid: int = 0
+    memory_bytes: int = 0
+    #: See `rayos_vmm.worker.sandbox.Mode`.
+    sandbox: Literal["on", "trap", "off"] = "on"
 
 
 CONTROL_SOCKET = "worker.sock"
