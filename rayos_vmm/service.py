@@ -313,6 +313,7 @@ class Service:
     def client(self) -> Iterator[None]:
         """Held by the API around every request and stream, so that the daemon is not taken for idle."""
         self._clients += 1
+        self._notice()
         try:
             yield
         finally:

@@ -31,38 +31,35 @@ class Answer:
     def __init__(self, stream: trio.SocketStream, connection: h11.Connection) -> None:
         self._stream = stream
         self._connection = connection
+        self._is_closed = False
         self.status = 0
 
     async def _event(self) -> Any:
-        while (event := self._connection.next_event()) is h11.NEED_DATA:
-            try:
-                received = await self._stream.receive_some(RECEIVE_BYTES)
-            except trio.BrokenResourceError:
-                received = b""
-            try:
+        try:
+            while (event := self._connection.next_event()) is h11.NEED_DATA:
+                try:
+                    received = await self._stream.receive_some(RECEIVE_BYTES)
+                except trio.BrokenResourceError:
+                    received = b""
+                self._is_closed = not received
                 self._connection.receive_data(received)
-            except h11.RemoteProtocolError as error:
-                raise Broken(str(error)) from None
+        except h11.RemoteProtocolError as error:
+            closed = "the connection was closed before the answer was complete"
+            raise Broken(closed if self._is_closed else str(error)) from None
         return event
 
     async def start(self) -> None:
         """Waits for the status. Raises Broken when none comes."""
-        try:
-            while not isinstance(event := await self._event(), h11.Response):
-                if isinstance(event, h11.ConnectionClosed):
-                    raise Broken("the connection was closed without an answer")
-        except h11.RemoteProtocolError as error:
-            raise Broken(str(error)) from None
+        while not isinstance(event := await self._event(), h11.Response):
+            if isinstance(event, h11.ConnectionClosed):
+                raise Broken("the connection was closed without an answer")
         self.status = event.status_code
 
     async def read(self) -> bytes:
         """The next piece of the body, empty at its end. Raises Broken when it is cut short."""
-        try:
-            while not isinstance(event := await self._event(), h11.Data):
-                if isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-                    return b""
-        except h11.RemoteProtocolError as error:
-            raise Broken(str(error)) from None
+        while not isinstance(event := await self._event(), h11.Data):
+            if isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+                return b""
         return bytes(event.data)
 
     async def read_all(self) -> bytes:

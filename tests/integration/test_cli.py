@@ -88,6 +88,16 @@ def test_events_are_followed_and_resumed(lab: Lab) -> None:
     assert [event["seq"] for event in seen] == list(range(1, len(seen) + 1))
 
 
+def test_a_client_keeps_the_daemon(lab: Lab) -> None:
+    """It ends a second after nobody needs it; a request that is still open is a need."""
+    lab.rayos("run", "--config", lab.config, "--rm", "--", "true")
+    following = lab.start("events")
+    time.sleep(3)
+    lab.rayos("ps")
+    following.send_signal(signal.SIGINT)
+    assert following.wait(10) == 130
+
+
 def test_run_on_a_terminal_ends_in_the_guests_shell(lab: Lab) -> None:
     """A person sees where the time went, works in the shell, and powers off from there: status 0."""
     leader, follower = pty.openpty()

@@ -7,7 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+import trio
 
+from rayos_vmm.api.client import Client, NoDaemon
 from rayos_vmm.api.server import open_socket
 from rayos_vmm.errors import Busy, Invalid
 
@@ -52,3 +54,21 @@ def test_a_successor_keeps_its_socket_when_its_predecessor_ends(tmp_path: Path) 
             pass
         path.write_text("newer")
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"HTTP/1.1 200 OK\r\nContent-Len", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
+)
+async def test_a_daemon_that_dies_in_the_middle_is_told_in_words(said: bytes, tmp_path: Path) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(1000)
+            await stream.send_all(said)
+
+    with open_socket(tmp_path / "api.sock") as listener:
+        async with trio.open_nursery() as nursery:
+            server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+            nursery.start_soon(trio.serve_listeners, answer, [server])
+            with pytest.raises(NoDaemon, match="went away during GET /info: the connection was closed"):
+                await Client(tmp_path / "api.sock").info()
+            nursery.cancel_scope.cancel()
