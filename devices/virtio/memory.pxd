@@ -13,6 +13,8 @@ cdef class Region:
     cdef readonly unsigned long long guest_end
     cdef readonly unsigned long long user_address
     cdef readonly unsigned long long user_end
+    @cython.locals(copy=Region)
+    cpdef Region copy(self, unsigned long long start, unsigned long long length)
 
 cdef class GuestMemory:
     cdef readonly list regions

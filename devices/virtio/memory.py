@@ -93,6 +93,18 @@ class Region:
         self.user_address = spec.user_address
         self.user_end = spec.user_address + spec.size
 
+    def copy(self, start: int, length: int) -> Region:
+        """A private copy of `length` bytes from `start`, which the caller has checked: only `ram16` to `ram64` of it.
+
+        For what a driver put on an odd address: the wide words of the region itself lie 16 bytes apart.
+        """
+        copy = Region.__new__(Region)
+        data = memoryview(bytearray(self.view[start : start + length]))
+        copy.ram16 = data.cast("H")
+        copy.ram32 = data.cast("I")
+        copy.ram64 = data.cast("Q")
+        return copy
+
 
 class GuestMemory:
     """The regions of one session. Mappings live as long as a view of them does, never longer than needed."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -191,12 +192,13 @@ class Served:
         )
 
     def connect(self) -> Frontend:
-        try:
-            return Frontend.connect(self.path)
-        except OSError:
-            if self.process.poll() is not None and self.process.stderr is not None:
-                raise ChildProcessError(self.process.stderr.read().decode(errors="replace")) from None
-            raise
+        """Errors: ChildProcessError with its last words when the process has ended."""
+        while True:
+            if self.process.poll() is not None:
+                words = self.process.stderr.read() if self.process.stderr is not None else b""
+                raise ChildProcessError(f"exit code {self.process.returncode}: {words.decode(errors='replace')}")
+            with suppress(OSError):
+                return Frontend.connect(self.path, timeout=0.5)
 
     def settle(self) -> None:
         time.sleep(0.002)

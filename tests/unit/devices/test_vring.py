@@ -429,6 +429,26 @@ def test_an_indirect_table_may_be_longer_than_the_queue(driver: DriverQueue, vri
     assert chain is not None and chain.readable_bytes == MAX_QUEUE_SIZE
 
 
+@pytest.mark.parametrize("shift", range(16))
+def test_an_indirect_table_may_lie_at_any_address(
+    ram: GuestRam, driver: DriverQueue, vring: Vring, shift: int
+) -> None:
+    """2.7.5.3 asks for no alignment; it is looked at once, wherever it lies, also at the region's very end."""
+    source, room = ram.put(b"odd"), ram.allocate(8)
+    table = pack_table([(source, 3, 0), (room, 8, DESC_F_WRITE)])
+    for address in (ram.allocate(64) + shift, ram.end - len(table) - shift):
+        ram.write(address, table)
+        driver.set_descriptor(0, address, len(table), DESC_F_INDIRECT)
+        driver.offer([0])
+        chain = vring.pop()
+        assert chain is not None
+        assert chain.read(8) == b"odd"
+        vring.push(0, chain.write(b"answered"))
+        vring.publish()
+        assert driver.collect() == [(0, 8)]
+        assert ram.read(room, 8) == b"answered"
+
+
 def test_the_longest_direct_chain_takes_every_descriptor(driver: DriverQueue, vring: Vring) -> None:
     """A chain of exactly the queue's size is no loop."""
     driver.offer([driver.add([(driver.ram.base, 1)] * SIZE)])
