@@ -71,8 +71,16 @@ def _compiler() -> list[str]:
 
 
 def _compile(module: str, folder: Path) -> None:
+    """Also takes a module from an earlier build when neither it nor any module's C types have changed since."""
     source = compiled.source(module)
-    compile_extension(source, source.parents[module.count(".")], compiled.extension(folder, module))
+    target = compiled.extension(folder, module)
+    mark = f"{module}.{compiled.fingerprint(module)}"
+    (folder / mark).touch()
+    for found in folder.parent.glob(f"*/{mark}"):
+        with suppress(OSError):
+            target.hardlink_to(compiled.extension(found.parent, module))
+            return
+    compile_extension(source, source.parents[module.count(".")], target)
 
 
 def compile_extension(source: Path, root: Path, target: Path, **directives: str) -> None:
@@ -80,7 +88,9 @@ def compile_extension(source: Path, root: Path, target: Path, **directives: str)
 
     Errors: BuildError.
     """
-    options = [word for name, value in {**DIRECTIVES, **directives}.items() for word in ("-X", f"{name}={value}")]
+    options = [
+        word for name, value in {**DIRECTIVES, **directives}.items() for word in ("-X", f"{name}={value}")
+    ]
     c_file = target.with_suffix(".c")
     # With -P our packages (`net`) stay out of Cython's way.
     cython = [sys.executable, "-P", "-m", "cython", *options, "-w", str(root), "-o", str(c_file)]

@@ -27,6 +27,8 @@ MODULES: Final = (
     "devices.stats",
     "devices.virtio.memory",
     "devices.virtio.vring",
+    "devices.uring",
+    "devices.blk.flight",
     "devices.blk.ring",
 )
 PURE_VARIABLE: Final = "RAYOS_PURE"
@@ -41,13 +43,13 @@ def source(module: str) -> Path:
     return _PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
-def fingerprint() -> str:
-    """Names the sources, the way they are compiled and the interpreter they are compiled for."""
+def fingerprint(*modules: str) -> str:
+    """Names the sources (of all MODULES, or these), how they are compiled, and for which interpreter."""
     digest = hashlib.sha256(_SUFFIX.encode())
-    for path in (_PACKAGE / "build.py", *map(source, MODULES)):
-        for file in (path, path.with_suffix(".pxd")):
-            if file.exists():
-                digest.update(b"\0" + file.name.encode() + b"\0" + file.read_bytes())
+    types = [source(module).with_suffix(".pxd") for module in MODULES]
+    for file in (_PACKAGE / "build.py", *types, *map(source, modules or MODULES)):
+        if file.exists():
+            digest.update(b"\0" + file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

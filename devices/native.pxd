@@ -3,9 +3,13 @@ cimport cython
 from posix.types cimport off_t
 from posix.time cimport clock_gettime, timespec, CLOCK_MONOTONIC
 from libc.errno cimport errno as c_errno
+from libc.string cimport memcpy
 
 cdef extern from *:
     void __sync_synchronize() noexcept nogil
+
+cdef extern from "<unistd.h>" nogil:
+    long syscall(long number, ...)
 
 cdef extern from "<sys/uio.h>" nogil:
     cdef struct iovec:
@@ -18,21 +22,31 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, unsigned long long value)
+    int eventfd_read(int fd, unsigned long long *value)
 
-cdef int MAX_BUFFERS
+cdef int MAX_BUFFERS, _SYS_IO_URING_ENTER
 cdef timespec _time
+cdef unsigned long long _count
 
 cpdef void fence() noexcept
 cpdef unsigned long long now_ns() noexcept
 cpdef void signal(int fd) noexcept
+cpdef bint take_signal(int fd) noexcept
+@cython.locals(result=long)
+cpdef int enter(int fd, unsigned int to_submit, unsigned int min_complete, unsigned int flags) noexcept
+cpdef void copy(unsigned long long target, unsigned long long source, unsigned long long size) noexcept
 
 cdef class Buffers:
-    cdef readonly int count
+    cdef readonly unsigned int count
     cdef readonly unsigned long long total
-    cdef public list views
-    cdef iovec[160] vectors
+    cdef readonly unsigned long long address
+    cdef unsigned long long[::1] _words
     cpdef void clear(self) noexcept
-    cpdef bint add(self, volatile unsigned char[::1] ram, unsigned long long start, unsigned long long length) noexcept
+    cpdef bint add(self, unsigned long long address, unsigned long long length) noexcept
+    @cython.locals(index=cython.uint, seen=cython.ulonglong)
+    cpdef bint is_aligned(self, unsigned long long mask) noexcept
+    @cython.locals(first=cython.uint, index=cython.uint)
+    cpdef void advance(self, unsigned long long size) noexcept
     @cython.locals(done=ssize_t)
     cpdef ssize_t read(self, int fd, unsigned long long offset, int flags) noexcept
     @cython.locals(done=ssize_t)
@@ -41,3 +55,10 @@ cdef class Buffers:
     cpdef ssize_t receive(self, int fd) noexcept
     @cython.locals(done=ssize_t)
     cpdef ssize_t send(self, int fd) noexcept
+    cpdef unsigned long long gather(self, unsigned long long skip, unsigned long long size,
+                                    unsigned long long target) noexcept
+    cpdef unsigned long long scatter(self, unsigned long long skip, unsigned long long size,
+                                     unsigned long long source) noexcept
+    @cython.locals(done=cython.ulonglong, index=cython.uint, length=cython.ulonglong, address=cython.ulonglong)
+    cdef unsigned long long _copy(self, unsigned long long skip, unsigned long long size, unsigned long long other,
+                                  bint inward) noexcept

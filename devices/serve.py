@@ -1,6 +1,6 @@
 """Serve one backend alone on a unix socket, for any VMM or tool that speaks vhost-user.
 
-    python -P -m devices.serve blk --socket S --image F [--read-only] [--serial TEXT]
+    python -P -m devices.serve blk --socket S --image F [--read-only] [--direct] [--serial TEXT]
     python -P -m devices.serve net --socket S (--tap NAME | --echo | --sink)
     python -P -m devices.serve gpu|input|console --socket S
 
@@ -99,8 +99,11 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
             from devices.blk.store import RawStore
 
             mode = os.O_RDONLY if arguments.read_only else os.O_RDWR
-            store = RawStore(os.open(arguments.image, mode | os.O_CLOEXEC), read_only=arguments.read_only)
-            return BlkBackend("blk", loop, store, serial=arguments.serial)
+            image = os.open(arguments.image, mode | os.O_CLOEXEC)
+            store = RawStore(image, read_only=arguments.read_only, is_direct=arguments.direct)
+            return BlkBackend(
+                "blk", loop, store, serial=arguments.serial, poll_ns=int(arguments.poll_us * 1000)
+            )
         case "net":
             from devices.net.backend import NetBackend
 
@@ -165,7 +168,11 @@ def parser() -> argparse.ArgumentParser:
         if name == "blk":
             device.add_argument("--image", type=Path, required=True, help="raw file or block device")
             device.add_argument("--read-only", action="store_true")
+            device.add_argument("--direct", action="store_true", help="past the page cache (O_DIRECT)")
             device.add_argument("--serial", default="", help="up to 20 bytes")
+            device.add_argument(
+                "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
+            )
         elif name == "net":
             port = device.add_mutually_exclusive_group(required=True)
             port.add_argument("--tap", help="name of the tap to create or attach to")

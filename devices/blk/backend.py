@@ -1,17 +1,19 @@
 """The block device: requests off the ring, onto a store (VIRTIO 1.3, 5.2.6).
 
-A guest's write travels: kick -> `process` -> `_write` -> gate and quota -> `RawStore.write` -> status -> used ring.
-Requests complete in order, so after a crash the used index says exactly which ones are still to be done.
+A guest's write travels: kick -> `BlkRing.run` -> range, gate and quota -> the page cache or io_uring -> status -> used
+ring. Here is what is not hot: other requests, refusals, the quota's measuring. Requests are told to the driver in the
+order of the ring, so after a crash the used index says exactly which ones are still to be done.
 """
 
 from __future__ import annotations
 
-import errno
 from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
+from devices.blk.flight import Flight
+from devices.blk.kinds import FORMAT, IDLE, SPENT, SYNC
 from devices.blk.ring import BlkRing
-from devices.blk.store import RawStore
+from devices.blk.store import DISCARD, ZERO, RawStore
 from devices.blk.wire import (
     HEADER,
     ID_BYTES,
@@ -26,10 +28,12 @@ from devices.blk.wire import (
 from devices.errors import RequestError
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
+from devices.native import now_ns
 from devices.stats import Stats
+from devices.uring import Uring
 from devices.virtio.chain import Chain, slice_views
 from devices.virtio.features import DeviceId
-from devices.virtio.layout import NOTHING
+from devices.virtio.vring import Vring
 
 #: Data buffers of one request: what fits an indirect table of 128 beside header and status.
 SEG_MAX: Final = 126
@@ -41,12 +45,16 @@ MAX_SEGMENTS: Final = 16
 #: Sectors one discard or write-zeroes segment may cover: 1 GiB.
 MAX_SEGMENT_SECTORS: Final = (1 << 30) // SECTOR_BYTES
 BLOCK_BYTES: Final = 4096
+#: Requests handed to the kernel at a time; more may be on their way.
+URING_ENTRIES: Final = 128
 #: Headroom of a disk without a quota.
 UNBOUNDED: Final = 1 << 62
 
 
 class BlkBackend(Backend):
-    """`quota_bytes` bounds the storage the image may take (not the traffic); None is unbounded."""
+    """`quota_bytes` bounds the storage the image may take (not the traffic); None is unbounded. `poll_ns` is how long
+    an empty queue may be looked at before the loop sleeps; that costs at most an eighth of a CPU.
+    """
 
     device_id = DeviceId.BLOCK
     BUDGET: ClassVar[int] = 128
@@ -60,6 +68,7 @@ class BlkBackend(Backend):
         serial: str = "",
         queues: int = 1,
         quota_bytes: int | None = None,
+        poll_ns: int = 0,
         gate: Gate = OPEN,
     ) -> None:
         stats = Stats(Op.DISK_READ, Op.DISK_WRITE, Op.DISK_FLUSH, Op.DISK_FORMAT)
@@ -67,12 +76,8 @@ class BlkBackend(Backend):
         self.store = store
         self.quota_bytes = quota_bytes
         self._serial = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
-        self._rings = [
-            BlkRing(vring, store.fd, store.size_bytes, stats, gate, MAX_REQUEST_BYTES)
-            for vring in self.queues
-        ]
-        for ring in self._rings:
-            ring.read_only = store.read_only
+        self._no_uring = ""
+        self._rings = [self._make_ring(vring, poll_ns) for vring in self.queues]
         self._set_headroom(UNBOUNDED if quota_bytes is None else 0)
         self._config = Config(
             capacity_sectors=store.size_bytes // SECTOR_BYTES,
@@ -109,80 +114,97 @@ class BlkBackend(Backend):
     def config_space(self) -> bytes:
         return self._config
 
+    def _make_ring(self, vring: Vring, poll_ns: int) -> BlkRing:
+        uring: Uring | None = None
+        try:
+            uring = Uring(URING_ENTRIES)
+        except OSError as error:  # forbidden (seccomp, sysctl), or too old
+            self._no_uring = f"synchronous: no io_uring ({error})"
+        else:
+            self.loop.register(uring.fd, lambda _events: self._completed(vring.index))
+        flight = Flight(vring, self.store, self.stats, uring)
+        ring = BlkRing(vring, flight, self.gate, self.store.size_bytes, MAX_REQUEST_BYTES)
+        ring.read_only = self.store.read_only
+        ring.is_direct = self.store.is_direct
+        ring.poll_ns = poll_ns
+        return ring
+
     def process(self, queue: int) -> bool:
-        vring = self.queues[queue]
         ring = self._rings[queue]
         budget = self.BUDGET
         while budget > 0:
-            outcome = ring.drain(budget)
+            outcome = ring.run(budget)
+            if outcome == IDLE:
+                return False
+            if outcome == SPENT:
+                return True
             budget -= ring.served
-            if outcome >= 0:
-                vring.push(outcome, self._serve(vring.chain(outcome)))
-            elif outcome == NOTHING:
-                vring.publish()
-                if not vring.arm():
-                    return False
-        vring.publish()
+            self._serve(ring, outcome)
+        self.queues[queue].publish()
         return True
 
-    def stop_queue(self, queue: int) -> None:
-        # The last request's buffers are views: they would keep the guest's memory mapped.
-        self._rings[queue].buffers.clear()
+    def _completed(self, queue: int) -> None:
+        if self.run_queue(queue):
+            self.loop.call_soon(lambda: self._completed(queue))
 
-    def _serve(self, chain: Chain) -> int:
-        """Do one request and write its status; returns the bytes written, 0 for a chain without a place for it."""
-        if chain.writable_bytes == 0 or chain.readable_bytes < HEADER.size:
-            self.queues[0].chain_errors += 1
-            return 0
-        room = chain.writable_bytes - 1
-        number, _, sector = HEADER.unpack(chain.read(HEADER.size))
+    def stop_queue(self, queue: int) -> None:
+        """Waits for the requests that the disk still works on: they write into the guest's memory."""
+        ring = self._rings[queue]
+        ring.flight.drain()
+        self.queues[queue].publish()
+
+    def _serve(self, ring: BlkRing, head: int) -> None:
+        """Do the request that `ring` has parsed and left."""
+        chain = ring.vring.chain(head)
+        kind = ring.kind
         try:
-            if number == RequestType.IN:
-                self._read(chain, sector, room)
-            elif number == RequestType.OUT:
-                self._write(chain, sector)
-            elif number == RequestType.FLUSH:
-                self._flush()
-            elif number == RequestType.GET_ID:
-                self._get_id(chain, room)
-            elif number in (RequestType.DISCARD, RequestType.WRITE_ZEROES):
-                self._format(chain, is_discard=number == RequestType.DISCARD)
+            if kind == RequestType.IN:
+                self._check(Op.DISK_READ, ring.sector, chain.writable_bytes - 1)
+                self._transfer(ring, chain, Op.DISK_READ)
+            elif kind == RequestType.OUT:
+                length = chain.readable_bytes - HEADER.size
+                self._check(Op.DISK_WRITE, ring.sector, length)
+                self._check_quota(ring.sector * SECTOR_BYTES, length)
+                self._transfer(ring, chain, Op.DISK_WRITE)
+            elif kind == RequestType.FLUSH:
+                self._flush(ring, head)
+            elif kind == RequestType.GET_ID:
+                self._get_id(chain, chain.writable_bytes - 1)
+                self._answer(ring, chain, Status.OK)
+            elif kind in (RequestType.DISCARD, RequestType.WRITE_ZEROES):
+                self._format(ring, chain, is_discard=kind == RequestType.DISCARD)
             else:
                 raise NotImplementedError
-            status = Status.OK
         except NotImplementedError:
-            status = Status.UNSUPP
+            self._answer(ring, chain, Status.UNSUPP)
         except (RequestError, OSError):
-            status = Status.IOERR
+            self._answer(ring, chain, Status.IOERR)
+
+    @staticmethod
+    def _answer(ring: BlkRing, chain: Chain, status: Status) -> None:
         last = chain.writable[-1]
         last[len(last) - 1] = status
-        return chain.writable_bytes
+        ring.complete(chain.head, chain.writable_bytes)
 
-    def _read(self, chain: Chain, sector: int, length: int) -> None:
-        self._check(Op.DISK_READ, sector, length)
-        buffers = chain.writable
-        # All but the status byte, the very last one.
-        buffers = buffers[:-1] if len(buffers[-1]) == 1 else slice_views(buffers, 0, length)
+    def _transfer(self, ring: BlkRing, chain: Chain, op: Op) -> None:
+        """A read or write that may happen but was too odd for the ring, or new to the quota."""
+        is_read = op is Op.DISK_READ
+        length = chain.writable_bytes - 1 if is_read else chain.readable_bytes - HEADER.size
+        is_odd = self.store.is_direct and not ring.buffers.is_aligned(SECTOR_BYTES - 1)
+        if ring.buffers.total == length and not is_odd:
+            ring.perform(chain.head)
+            return
+        offset = ring.sector * SECTOR_BYTES
         try:
-            self.store.read(buffers, sector * SECTOR_BYTES)
-        except OSError:
-            self.stats.deny(Op.DISK_READ, Denial.IO_ERROR)
+            if is_read:
+                self.store.read(slice_views(chain.writable, 0, length), offset)
+            else:
+                self.store.write(slice_views(chain.readable, HEADER.size, length), offset)
+        except (OSError, RequestError):
+            self.stats.deny(op, Denial.IO_ERROR)
             raise
-        self.stats.allow(Op.DISK_READ, length)
-
-    def _write(self, chain: Chain, sector: int) -> None:
-        length = chain.readable_bytes - HEADER.size
-        self._check(Op.DISK_WRITE, sector, length)
-        self._check_quota(sector * SECTOR_BYTES, length)
-        buffers = chain.readable
-        buffers = buffers[1:] if len(buffers[0]) == HEADER.size else slice_views(buffers, HEADER.size, length)
-        try:
-            self.store.write(buffers, sector * SECTOR_BYTES)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            self.stats.deny(Op.DISK_WRITE, Denial.QUOTA if full else Denial.IO_ERROR)
-            raise
-        self.stats.allow(Op.DISK_WRITE, length)
+        self.stats.allow(op, length)
+        self._answer(ring, chain, Status.OK)
 
     def _check(self, op: Op, sector: int, length: int) -> None:
         """Range, read-only and gate, in the order of cost."""
@@ -212,7 +234,8 @@ class BlkBackend(Backend):
         if length > headroom:
             if self.store.is_allocated(offset, length):
                 return
-            headroom = max(0, self.quota_bytes - self.store.allocated_bytes)
+            on_its_way = sum(ring.flight.growth for ring in self._rings)
+            headroom = max(0, self.quota_bytes - self.store.allocated_bytes - on_its_way)
             if length > headroom:
                 self.stats.deny(Op.DISK_WRITE, Denial.QUOTA)
                 raise RequestError(
@@ -230,19 +253,14 @@ class BlkBackend(Backend):
             raise RequestError(f"a device id of {ID_BYTES} bytes into {room}")
         chain.write(self._serial)
 
-    def _flush(self) -> None:
+    def _flush(self, ring: BlkRing, head: int) -> None:
         denial = self.gate.check(Op.DISK_FLUSH, 0)
         if denial is not None:
             self.stats.deny(Op.DISK_FLUSH, denial)
             raise RequestError(f"flush refused: {denial.value}")
-        try:
-            self.store.sync()
-        except OSError:
-            self.stats.deny(Op.DISK_FLUSH, Denial.IO_ERROR)
-            raise
-        self.stats.allow(Op.DISK_FLUSH)
+        ring.flight.add(ring.claim(head, SYNC))
 
-    def _format(self, chain: Chain, *, is_discard: bool) -> None:
+    def _format(self, ring: BlkRing, chain: Chain, *, is_discard: bool) -> None:
         """DISCARD and WRITE_ZEROES (5.2.6.2): every segment is checked before the first is touched."""
         if not self.acked_features & (BlkFeature.DISCARD if is_discard else BlkFeature.WRITE_ZEROES):
             raise NotImplementedError
@@ -265,20 +283,25 @@ class BlkBackend(Backend):
                     f"a segment of {sectors} sectors: at most {MAX_SEGMENT_SECTORS} are allowed"
                 )
             self._check_format(sector, sectors)
+        request = ring.claim(chain.head, FORMAT)
+        request.segments = []
         for sector, sectors, flags in segments:
-            if sectors == 0:
-                continue
             offset, size = sector * SECTOR_BYTES, sectors * SECTOR_BYTES
-            if is_discard:
-                self.store.discard(offset, size)
-            else:
-                unmap = bool(flags & SEGMENT_FLAG_UNMAP)
-                if not unmap:
+            is_kept = not is_discard and not flags & SEGMENT_FLAG_UNMAP
+            if is_kept and sectors:
+                try:
                     self._check_quota(offset, size)
-                self.store.write_zeroes(offset, size, unmap=unmap)
-            if self.quota_bytes is not None:
-                self._set_headroom(0)
-            self.stats.allow(Op.DISK_FORMAT, size)
+                except RequestError:
+                    ring.flight.release(request)
+                    raise
+            if sectors:
+                request.segments.append((ZERO if is_kept else DISCARD, offset, size))
+                request.length += size
+                request.growth += size if is_kept else 0
+        if self.quota_bytes is not None:
+            self._set_headroom(0)
+        request.started = now_ns()
+        ring.flight.add(request)
 
     def _check_format(self, sector: int, sectors: int) -> None:
         denial: Denial | None = None
@@ -295,8 +318,14 @@ class BlkBackend(Backend):
     def snapshot(self) -> dict[str, Any]:
         return {
             **super().snapshot(),
+            "io": self._no_uring or "io_uring",
             "quota": {"storage_bytes": self.store.allocated_bytes, "limit_bytes": self.quota_bytes},
         }
 
     def close(self) -> None:
+        for ring in self._rings:
+            ring.flight.drain()
+            if ring.flight.is_async:
+                self.loop.unregister(ring.flight.uring.fd)
+                ring.flight.uring.close()
         self.store.close()

@@ -1,32 +1,59 @@
 # C types of ring.py.
 cimport cython
+from devices.blk.flight cimport Flight, Request
 from devices.gate cimport Gate
 from devices.native cimport Buffers, now_ns
 from devices.stats cimport Stats
 from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
-cdef int RWF_NOWAIT, SECTOR_SHIFT, SECTOR_MASK, HEADER_BYTES, TYPE_IN, TYPE_OUT, STATUS_OK
-cdef int NOTHING, SPENT, PUBLISH_EVERY, READ_OP, WRITE_OP
+cdef int RWF_NOWAIT, SECTOR_SHIFT, SECTOR_MASK, HEADER_BYTES, TYPE_IN, TYPE_OUT, STATUS_OK, OVER, READ, WRITE
+cdef int NOTHING, SPENT, IDLE, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EOPNOTSUPP
+cdef int POLL_SHARE_SHIFT
+cdef long long SLOW_NS, SLOW_PAUSE_NS, POLL_SAVED_NS
 
 cdef class BlkRing:
     cdef readonly Vring vring
+    cdef readonly Flight flight
     cdef readonly int fd
     cdef public unsigned long long size_bytes, max_bytes
-    cdef public int read_flags
-    cdef public bint read_only
+    cdef public bint read_only, is_direct
     cdef public long long headroom
+    cdef public unsigned long long poll_ns
     cdef readonly Stats stats
     cdef readonly Gate gate
     cdef readonly Buffers buffers
     cdef readonly int served
+    cdef readonly unsigned int kind
+    cdef readonly unsigned long long sector, offset
+    cdef unsigned char[::1] _header
+    cdef bint _can_peek
+    cdef unsigned int _misses
+    cdef unsigned long long _slow_until, _poll_stamp
+    cdef long long _poll_credit
 
-    @cython.locals(vring=Vring, head=cython.int)
-    cpdef int drain(self, int budget) except? -3
-    @cython.locals(vring=Vring, count=cython.uint, split=cython.uint, region=Region, at=cython.ulonglong,
-                   kind=cython.uint, sector=cython.ulonglong, started=cython.ulonglong, skip=cython.int,
-                   operation=cython.int, length=cython.ulonglong, offset=cython.ulonglong, done=cython.longlong,
-                   last=cython.uint)
-    cdef bint _serve(self) noexcept
+    @cython.locals(vring=Vring, flight=Flight, head=cython.int)
+    cpdef int run(self, int budget) except? -9
+    @cython.locals(start=cython.ulonglong)
+    cdef bint _poll(self) except *
+    @cython.locals(vring=Vring, count=cython.uint, split=cython.uint, length=cython.ulonglong, is_whole=cython.bint,
+                   operation=cython.int)
+    cdef bint _serve(self, unsigned int head) except *
+    @cython.locals(vring=Vring, started=cython.ulonglong, length=cython.longlong, done=cython.longlong,
+                   last=cython.uint, region=Region, at=cython.ulonglong, operation=cython.int, request=Request,
+                   spare=Buffers)
+    cpdef perform(self, unsigned int head)
+    @cython.locals(done=cython.longlong)
+    cdef long long _read_now(self) noexcept
+    @cython.locals(done=cython.longlong, ended=cython.ulonglong)
+    cdef long long _write_now(self, unsigned long long started) noexcept
+    @cython.locals(flight=Flight, request=Request)
+    cpdef complete(self, unsigned int head, unsigned int written)
+    @cython.locals(vring=Vring, last=cython.uint, request=Request)
+    cpdef Request claim(self, unsigned int head, int kind)
+    @cython.locals(vring=Vring, region=Region, at=cython.ulonglong, end=cython.ulonglong, done=cython.uint,
+                   index=cython.uint)
+    cdef void _read_header(self) noexcept
     @cython.locals(vring=Vring, index=cython.uint, start=cython.ulonglong, length=cython.ulonglong, region=Region)
-    cdef bint _collect(self, unsigned int first, unsigned int end, unsigned long long limit) noexcept
+    cdef bint _collect(self, unsigned int first, unsigned int end, unsigned long long skip,
+                       unsigned long long limit) noexcept

@@ -1,18 +1,22 @@
-"""The block device's hot loop: reads and writes that hit the page cache, a batch at a time, with every check in place.
+"""The block device's hot loop: requests off the ring, with every check in place.
 
-A request whose header is one buffer goes: take -> header (each field read once) -> range, gate, quota -> one preadv2 or
-pwritev2 on the guest's own pages -> status byte -> push. Whatever is not of that shape, or does not succeed at once (a
-cache miss, a refusal, another request type), is left to the general path: `drain` stops with it in hand.
+A request goes: take -> header (each field read once) -> range, gate, quota -> one preadv2 or pwritev2 on the guest's
+own pages -> status byte -> push. What would wait for the disk is not waited for: reads that miss the page cache, and
+everything on an image opened O_DIRECT, go to io_uring (`devices.blk.flight`). Buffered writes are copies into the page
+cache and done at once, until one takes longer than SLOW_NS, since the kernel throttles or reads first: then io_uring
+takes them for SLOW_PAUSE_NS. What is neither a read nor a write, or is refused, is left to the general path: `run`
+returns with it in hand.
 """
 
 from __future__ import annotations
 
+from errno import EOPNOTSUPP
 from typing import Final
 
+from devices.blk.flight import Flight, Request
+from devices.blk.kinds import IDLE, OVER, READ, SPENT, WRITE
 from devices.gate import Gate, Op
 from devices.native import Buffers, now_ns
-from devices.stats import Stats
-from devices.virtio.layout import NOTHING
 from devices.virtio.vring import Vring
 
 #: linux/fs.h: fail with EAGAIN rather than wait for the disk.
@@ -25,114 +29,269 @@ TYPE_IN: Final = 0
 TYPE_OUT: Final = 1
 STATUS_OK: Final = 0
 
-#: `drain` used up its budget.
-SPENT: Final = -2
-
 #: Requests after which the driver is told, if it wants: a deep queue's driver should not wait for all of it.
 PUBLISH_EVERY: Final = 4
+#: A buffered write that takes longer was held up by the disk; then writes go to io_uring for a while.
+SLOW_NS: Final = 2_000_000
+SLOW_PAUSE_NS: Final = 100_000_000
+#: After so many misses in a row only every eighth read is tried in the page cache first.
+MISS_STREAK: Final = 16
+RETRY_MASK: Final = 7
+#: Polling may take this part (a shift: 1/8) of the time without finding anything, saved up to POLL_SAVED_NS.
+POLL_SHARE_SHIFT: Final = 3
+POLL_SAVED_NS: Final = 1_000_000
 
 READ_OP: Final = Op.DISK_READ.index
 WRITE_OP: Final = Op.DISK_WRITE.index
 
 
 class BlkRing:
-    """One queue's loop. `headroom` bytes may still be written before a quota on storage must be measured."""
+    """One queue's loop. `headroom` bytes may still be written before a quota on storage must be measured.
 
-    def __init__(
-        self, vring: Vring, fd: int, size_bytes: int, stats: Stats, gate: Gate, max_bytes: int
-    ) -> None:
+    `kind` and `sector` are those of the request that `run` returned. `poll_ns` is how long an empty queue is looked at
+    before a kick is asked for; 0 is never.
+    """
+
+    def __init__(self, vring: Vring, flight: Flight, gate: Gate, size_bytes: int, max_bytes: int) -> None:
         self.vring = vring
-        self.fd = fd
+        self.flight = flight
+        self.fd = flight.fd
         self.size_bytes = size_bytes
         self.max_bytes = max_bytes
-        self.read_flags = RWF_NOWAIT
         self.read_only = False
+        self.is_direct = False
         self.headroom = 0
-        self.stats = stats
+        self.poll_ns = 0
+        self.stats = flight.stats
         self.gate = gate
-        self.buffers = Buffers()
         self.served = 0
+        self.kind = 0
+        self.sector = 0
+        self.offset = 0
+        self.buffers = Buffers()
+        self._header = memoryview(bytearray(HEADER_BYTES))
+        self._can_peek = True
+        self._misses = 0
+        self._slow_until = 0
+        self._poll_credit = 0
+        self._poll_stamp = 0
 
-    def drain(self, budget: int) -> int:
-        """Serve up to `budget` requests; NOTHING, SPENT, or the head of a taken chain for the general path.
+    def run(self, budget: int) -> int:
+        """Serve up to `budget` requests and publish; IDLE, SPENT, or the head of a taken chain for the general path.
 
-        Everything served is pushed; the caller publishes the rest. Errors: QueueError from the vring.
+        Errors: QueueError from the vring; what was begun goes on.
         """
         vring = self.vring
+        flight = self.flight
         self.served = 0
-        while self.served < budget:
-            head = vring.take()
-            if head < 0:
-                return NOTHING
-            self.served += 1
-            if not self._serve():
-                return head
-            vring.push(head, vring.writable_bytes)
-            if self.served % PUBLISH_EVERY == 0:
-                vring.publish()
+        if flight.in_flight:
+            flight.reap()
+        try:
+            while self.served < budget:
+                head = vring.take()
+                if head < 0:
+                    flight.submit()
+                    if flight.in_flight:
+                        flight.reap()  # what was in the page cache after all is back already
+                    vring.publish()
+                    if self.poll_ns and self._poll():
+                        continue
+                    if vring.arm():
+                        continue
+                    return IDLE
+                self.served += 1
+                if not self._serve(head):
+                    return head
+                if self.served % PUBLISH_EVERY == 0:
+                    vring.publish()
+        finally:
+            flight.submit()
+        vring.publish()
         return SPENT
 
-    def _serve(self) -> bool:
+    def _poll(self) -> bool:
+        """Look at the queue for up to `poll_ns`, within the budget; True when something came."""
+        start = now_ns()
+        self._poll_credit += (start - self._poll_stamp) >> POLL_SHARE_SHIFT
+        if self._poll_credit > POLL_SAVED_NS:
+            self._poll_credit = POLL_SAVED_NS
+        self._poll_stamp = start
+        if self._poll_credit < self.poll_ns:
+            return False
+        while now_ns() - start < self.poll_ns:
+            if self.vring.is_waiting():
+                return True
+            if self.flight.in_flight:
+                self.flight.reap()
+                self.vring.publish()
+        self._poll_credit -= self.poll_ns
+        return False
+
+    def _serve(self, head: int) -> bool:
         vring = self.vring
         count = vring.count
-        split = vring.readable_count
-        if split == 0 or count == split or vring.lengths[0] < HEADER_BYTES or vring.starts[0] & 7:
-            return False
-        region = vring.regions[0]
-        at = vring.starts[0]
-        if at + HEADER_BYTES > region.size & ~15:
-            return False
-        kind = region.ram32[at >> 2]
-        sector = region.ram64[(at + 8) >> 3]
-        started = now_ns()
+        if vring.writable_bytes == 0 or vring.readable_bytes < HEADER_BYTES:
+            vring.chain_errors += 1
+            self.complete(head, 0)
+            return True
+        self._read_header()
         self.buffers.clear()
-        if kind == TYPE_IN:
-            if split != 1 or not self._collect(1, count, vring.writable_bytes - 1):
-                return False
+        split = vring.readable_count
+        if self.kind == TYPE_IN:
+            length = vring.writable_bytes - 1
+            is_whole = self._collect(split, count, 0, length)
             operation = READ_OP
-        elif kind == TYPE_OUT:
-            skip = 0 if vring.lengths[0] > HEADER_BYTES else 1
-            if self.read_only or not self._collect(skip, split, vring.readable_bytes - HEADER_BYTES):
-                return False
+        elif self.kind == TYPE_OUT:
+            length = vring.readable_bytes - HEADER_BYTES
+            is_whole = self._collect(0, split, HEADER_BYTES, length)
             operation = WRITE_OP
         else:
             return False
-        length = self.buffers.total
-        if length & SECTOR_MASK or length > self.max_bytes or sector > self.size_bytes >> SECTOR_SHIFT:
+        if length & SECTOR_MASK or length > self.max_bytes or self.sector > self.size_bytes >> SECTOR_SHIFT:
             return False
-        offset = sector << SECTOR_SHIFT
-        if offset + length > self.size_bytes or not self.gate.allows(operation):
-            return False
-        if operation == READ_OP:
-            done = self.buffers.read(self.fd, offset, self.read_flags)
-        else:
-            if length > self.headroom:
-                return False
-            done = self.buffers.write(self.fd, offset, 0)
-        if done != length:
+        self.offset = self.sector << SECTOR_SHIFT
+        if not is_whole or self.offset + length > self.size_bytes or not self.gate.allows(operation):
             return False
         if operation == WRITE_OP:
+            if self.read_only or length > self.headroom:
+                return False
             self.headroom -= length
-        last = count - 1
-        region = vring.regions[last]
-        region.ram[vring.starts[last] + vring.lengths[last] - 1] = STATUS_OK
-        self.stats.count(operation, length)
-        self.stats.sample(operation, now_ns() - started)
+        if self.is_direct and not self.buffers.is_aligned(SECTOR_MASK):
+            return False
+        self.perform(head)
         return True
 
-    def _collect(self, first: int, end: int, limit: int) -> bool:
-        """The buffers `first` to `end` of the chain, without the header and at most `limit` bytes; False: too many."""
+    def perform(self, head: int) -> None:
+        """Do the read or write that was parsed last, which may happen: at once when that is quick, else in flight."""
+        vring = self.vring
+        started = now_ns()
+        length = self.buffers.total
+        if length == 0:
+            done = 0
+        elif self.is_direct or not self.flight.is_async:
+            done = -1
+        elif self.kind == TYPE_OUT:
+            done = self._write_now(started)
+        else:
+            done = self._read_now()
+        last = vring.count - 1
+        region = vring.regions[last]
+        at = vring.starts[last] + vring.lengths[last] - 1
+        if done == length:
+            operation = READ_OP if self.kind == TYPE_IN else WRITE_OP
+            region.ram[at] = STATUS_OK
+            self.stats.count(operation, length)
+            self.stats.sample(operation, now_ns() - started)
+            self.complete(head, vring.writable_bytes)
+            return
+        request = self.flight.claim()
+        spare = request.buffers
+        request.buffers = self.buffers
+        self.buffers = spare
+        request.kind = READ if self.kind == TYPE_IN else WRITE
+        request.head = head
+        request.written = vring.writable_bytes
+        request.offset = self.offset
+        request.length = length
+        request.growth = length if request.kind == WRITE else 0
+        request.started = started
+        request.region = region
+        request.status_at = at
+        self.flight.add(request)
+
+    def _read_now(self) -> int:
+        """What is in the page cache; less than all, or minus errno, when the disk has to be asked."""
+        if self._misses >= MISS_STREAK and self._misses & RETRY_MASK:
+            self._misses += 1
+            return -1
+        if not self._can_peek:
+            return -1
+        done = self.buffers.read(self.fd, self.offset, RWF_NOWAIT)
+        if done == self.buffers.total:
+            self._misses = 0
+        else:
+            self._misses += 1
+            if done == -EOPNOTSUPP:
+                self._can_peek = False  # a file system that cannot tell
+        return done
+
+    def _write_now(self, started: int) -> int:
+        if started < self._slow_until:
+            return -1
+        done = self.buffers.write(self.fd, self.offset, 0)
+        ended = now_ns()
+        if ended - started > SLOW_NS:
+            self._slow_until = ended + SLOW_PAUSE_NS
+        return done
+
+    def complete(self, head: int, written: int) -> None:
+        """A request is over, its status written: tell it in its turn."""
+        flight = self.flight
+        if flight.in_flight == 0:
+            self.vring.push(head, written)
+            return
+        request = flight.claim()
+        request.kind = OVER
+        request.head = head
+        request.written = written
+        flight.add(request)
+
+    def claim(self, head: int, kind: int) -> Request:
+        """A request of another kind for the chain that was taken last; the caller fills the rest and adds it."""
+        vring = self.vring
+        last = vring.count - 1
+        request = self.flight.claim()
+        request.kind = kind
+        request.head = head
+        request.written = vring.writable_bytes
+        request.region = vring.regions[last]
+        request.status_at = vring.starts[last] + vring.lengths[last] - 1
+        return request
+
+    def _read_header(self) -> None:
+        """Type and sector, each read once, wherever the driver put them."""
+        vring = self.vring
+        region = vring.regions[0]
+        at = vring.starts[0]
+        if vring.lengths[0] >= HEADER_BYTES and not at & 7 and at + HEADER_BYTES <= region.size & ~15:
+            self.kind = region.ram32[at >> 2]
+            self.sector = region.ram64[(at + 8) >> 3]
+            return
+        header = self._header
+        done = 0
+        index = 0
+        while done < HEADER_BYTES:
+            region = vring.regions[index]
+            at = vring.starts[index]
+            end = at + vring.lengths[index]
+            while at < end and done < HEADER_BYTES:
+                header[done] = region.ram[at]
+                at += 1
+                done += 1
+            index += 1
+        self.kind = header[0] | header[1] << 8 | header[2] << 16 | header[3] << 24
+        self.sector = 0
+        for index in range(8):
+            self.sector = self.sector << 8 | header[15 - index]
+
+    def _collect(self, first: int, end: int, skip: int, limit: int) -> bool:
+        """The buffers `first` to `end` of the chain behind `skip` bytes, at most `limit` bytes; False: too many."""
         vring = self.vring
         for index in range(first, end):
             start = vring.starts[index]
             length = vring.lengths[index]
-            if index == 0:
-                start += HEADER_BYTES
-                length -= HEADER_BYTES
-            if self.buffers.total + length > limit:
-                length = limit - self.buffers.total
+            if skip:
+                if skip >= length:
+                    skip -= length
+                    continue
+                start += skip
+                length -= skip
+                skip = 0
+            if length > limit:
+                length = limit
             if length:
                 region = vring.regions[index]
-                if not self.buffers.add(region.ram, start, length):
+                if not self.buffers.add(region.address + start, length):
                     return False
+                limit -= length
         return True

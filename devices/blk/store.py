@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -17,11 +18,19 @@ from typing import Final
 
 from devices.blk.wire import SECTOR_BYTES
 from devices.errors import ConfigurationError, RequestError
+from devices.virtio.chain import gather, scatter
 
 #: linux/falloc.h.
 FALLOC_FL_KEEP_SIZE: Final = 0x1
 FALLOC_FL_PUNCH_HOLE: Final = 0x2
 FALLOC_FL_ZERO_RANGE: Final = 0x10
+#: Give the range back to the file system; it reads as zeros.
+DISCARD: Final = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+#: Make the range read as zeros and keep it allocated.
+ZERO: Final = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+
+#: What O_DIRECT may move by way of our own memory at once.
+BOUNCE_BYTES: Final = 1 << 20
 
 #: preadv takes at most this many buffers (UIO_MAXIOV).
 MAX_BUFFERS: Final = 1024
@@ -38,13 +47,25 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
+def _go_direct(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+        with mmap.mmap(-1, SECTOR_BYTES) as sector:
+            os.preadv(fd, [sector], 0)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the disk image cannot be read past the page cache by {SECTOR_BYTES} bytes: {error}"
+        ) from error
+
+
 class RawStore:
     """Wraps an open descriptor, which becomes the store's own.
 
-    Errors of construction: ConfigurationError for a file that is empty, no multiple of 512 bytes, or locked by another.
+    `is_direct` goes past the page cache (O_DIRECT). Errors of construction: ConfigurationError for a file that is
+    empty, no multiple of 512 bytes, locked by another, or that cannot be read directly by the sector.
     """
 
-    def __init__(self, fd: int, *, read_only: bool = False) -> None:
+    def __init__(self, fd: int, *, read_only: bool = False, is_direct: bool = False) -> None:
         status = os.fstat(fd)
         if stat.S_ISBLK(status.st_mode):
             self.size_bytes = os.lseek(fd, 0, os.SEEK_END)
@@ -60,8 +81,11 @@ class RawStore:
             fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigurationError("the disk image is in use by another writer") from None
+        if is_direct:
+            _go_direct(fd)
         self.fd = fd
         self.read_only = read_only
+        self.is_direct = is_direct
         self.is_failed = False
 
     @property
@@ -75,11 +99,26 @@ class RawStore:
 
     def read(self, buffers: list[memoryview], offset: int) -> None:
         """Fill the buffers from `offset`. Errors: OSError; RequestError at an early end of file."""
-        self._transfer(os.preadv, buffers, offset)
+        if not self.is_direct:
+            self._transfer(os.preadv, buffers, offset)
+            return
+        total, done = sum(map(len, buffers)), 0
+        while done < total:
+            with mmap.mmap(-1, BOUNCE_BYTES) as room, memoryview(room)[: total - done] as aligned:
+                self._transfer(os.preadv, [aligned], offset + done)
+                done += scatter(buffers, done, aligned)
 
     def write(self, buffers: list[memoryview], offset: int) -> None:
         """Write the buffers at `offset`, all of them. Errors: OSError, with an unknown part written."""
-        self._transfer(os.pwritev, buffers, offset)
+        if not self.is_direct:
+            self._transfer(os.pwritev, buffers, offset)
+            return
+        total, done = sum(map(len, buffers)), 0
+        while done < total:
+            with mmap.mmap(-1, BOUNCE_BYTES) as room, memoryview(room)[: total - done] as aligned:
+                aligned[:] = gather(buffers, done, len(aligned))
+                self._transfer(os.pwritev, [aligned], offset + done)
+                done += len(aligned)
 
     def _transfer(
         self, operation: Callable[[int, list[memoryview], int], int], buffers: list[memoryview], offset: int
@@ -110,22 +149,15 @@ class RawStore:
             self.is_failed = True
             raise
 
-    def discard(self, offset: int, length: int) -> None:
-        """Give the range back to the file system; it reads as zeros. Errors: OSError."""
-        _fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
-
-    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Make the range read as zeros, allocated unless `unmap`. Errors: OSError."""
-        if unmap:
-            self.discard(offset, length)
-            return
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """Do it now: DISCARD or ZERO the range. Errors: OSError."""
         try:
-            _fallocate(self.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length)
+            _fallocate(self.fd, mode, offset, length)
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
+            if error.errno != errno.EOPNOTSUPP or mode != ZERO:
                 raise
             # tmpfs: punch the range out and allocate it again, which reads as zeros just the same.
-            self.discard(offset, length)
+            _fallocate(self.fd, DISCARD, offset, length)
             _fallocate(self.fd, FALLOC_FL_KEEP_SIZE, offset, length)
 
     def close(self) -> None:

@@ -289,12 +289,8 @@ class Session:
     # -- work ----------------------------------------------------------------------------------------------------
 
     def _kicked(self, index: int) -> None:
-        try:
-            os.read(self._queues[index].kick_fd, 8)
-        except BlockingIOError:
-            return
-        self._backend.queues[index].kicks += 1
-        self._run(index)
+        if self._backend.queues[index].take_kick(self._queues[index].kick_fd):
+            self._run(index)
 
     def _schedule(self, index: int) -> None:
         if index not in self._leftover:

@@ -19,6 +19,9 @@ MAX_QUEUE_SIZE: Final = 1024
 #: Bytes one chain may describe: beyond 4 GiB a u32 used length cannot say what was written.
 MAX_CHAIN_BYTES: Final = 0xFFFFFFFF
 
+#: Buffers of one vectored system call of the data path: SEG_MAX of virtio-blk and more than a 64 KiB frame takes.
+MAX_BUFFERS: Final = 160
+
 #: `take` found nothing.
 NOTHING: Final = -1
 

@@ -9,6 +9,7 @@ cdef class Region:
     cdef volatile unsigned int[::1] ram32
     cdef volatile unsigned long long[::1] ram64
     cdef readonly unsigned long long size
+    cdef readonly unsigned long long address
     cdef readonly unsigned long long guest_address
     cdef readonly unsigned long long guest_end
     cdef readonly unsigned long long user_address

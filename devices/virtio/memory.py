@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from devices.errors import ChainError, ProtocolError
+from devices.native import address_of
 
 # Not in the fcntl module before Python 3.12's rename; values of linux/fcntl.h.
 F_GET_SEALS: Final = 1034
@@ -88,6 +89,8 @@ class Region:
         self.ram16 = whole.cast("H")
         self.ram32 = whole.cast("I")
         self.ram64 = whole.cast("Q")
+        # Where the bytes lie in this process, for system calls.
+        self.address = address_of(self.view)
         self.guest_address = spec.guest_address
         self.guest_end = spec.guest_address + spec.size
         self.user_address = spec.user_address

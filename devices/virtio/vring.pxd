@@ -1,6 +1,6 @@
 # C types of vring.py.
 cimport cython
-from devices.native cimport fence, signal
+from devices.native cimport fence, signal, take_signal
 from devices.virtio.memory cimport GuestMemory, Region
 
 cdef int DESC_F_NEXT, DESC_F_WRITE, DESC_F_INDIRECT, AVAIL_F_NO_INTERRUPT
@@ -47,4 +47,6 @@ cdef class Vring:
     @cython.locals(new=cython.uint, old=cython.uint, used_event=cython.uint, notify=cython.bint)
     cpdef void publish(self) noexcept
     cpdef void call(self) noexcept
+    cpdef bint is_waiting(self) noexcept
+    cpdef bint take_kick(self, int fd) noexcept
     cpdef bint arm(self) noexcept

@@ -17,7 +17,7 @@ from array import array
 from typing import cast
 
 from devices.errors import QueueError
-from devices.native import fence, signal
+from devices.native import fence, signal, take_signal
 from devices.virtio.chain import Chain
 from devices.virtio.layout import (
     AVAIL_F_NO_INTERRUPT,
@@ -336,6 +336,17 @@ class Vring:
         """Notify the driver; also unasked, once after a take-over, since a predecessor's call may be lost."""
         self.calls += 1
         signal(self.call_fd)
+
+    def is_waiting(self) -> bool:
+        """A chain is available now."""
+        return self.attached and not self.broken and self._avail[1] != self._last_avail
+
+    def take_kick(self, fd: int) -> bool:
+        """Empty the kick's eventfd; False when nobody had kicked."""
+        if not take_signal(fd):
+            return False
+        self.kicks += 1
+        return True
 
     def arm(self) -> bool:
         """Ask for a kick at the next available chain; True when one is already there (look again)."""
