@@ -22,7 +22,7 @@ from rayos_vmm.vm.view import VmState
 BRIDGE = "raytest0"
 
 
-def bare(name: str = "a", **fields: object) -> VmSpec:
+def bare(name: str = "svc", **fields: object) -> VmSpec:
     """A machine that wants no device."""
     return VmSpec(name=name, net=Net(enabled=False), gpu=Gpu(enabled=False), tpm=False, **fields)  # type: ignore[arg-type]
 
@@ -74,7 +74,7 @@ def traces(paths: Paths) -> set[str]:
     return found
 
 
-async def expect(service: Service, text: str, *, name: str = "a", timeout_s: float = 30) -> None:
+async def expect(service: Service, text: str, *, name: str = "svc", timeout_s: float = 30) -> None:
     """Waits until the serial line has said `text`."""
     seen = b""
     with trio.fail_after(timeout_s):

@@ -82,16 +82,16 @@ async def test_a_guest_outlives_its_service_and_is_adopted() -> None:
     async with home() as paths:
         before = traces(paths)
         async with killed_service(paths, bare(), after="started", ready=True), lab(paths) as service:
-            await service.wait("a", "running", 10)
-            view = await service.get("a")
+            await service.wait("svc", "running", 10)
+            view = await service.get("svc")
             assert view.pid is not None and start_time(view.pid) is not None
             assert view.is_ready and view.boot["ready_ms"] > 0
-            await service.console_write("a", SERIAL_PORT, b"\necho six$((3+3))\n")
+            await service.console_write("svc", SERIAL_PORT, b"\necho six$((3+3))\n")
             await expect(service, "six6")
-            await service.pause("a")
-            assert (await service.resume("a")).state is VmState.RUNNING
-            await service.console_write("a", SERIAL_PORT, b"\npoweroff -f\n")
-            ended = await service.wait("a", "stopped", 20)
+            await service.pause("svc")
+            assert (await service.resume("svc")).state is VmState.RUNNING
+            await service.console_write("svc", SERIAL_PORT, b"\npoweroff -f\n")
+            ended = await service.wait("svc", "stopped", 20)
             assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.POWERED_OFF)
         assert traces(paths) == before
 
@@ -103,15 +103,15 @@ async def test_leaving_a_service_leaves_its_guests_running() -> None:
         kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
         async with lab(paths, keep=True) as service:
             await service.define(bare(kernel=str(kernel)))
-            pid = (await service.start("a")).pid
-            await service.pause("a")
+            pid = (await service.start("svc")).pid
+            await service.pause("svc")
         async with lab(paths) as service:
             with trio.fail_after(10):
                 async with aclosing(service.events(0)) as events:
                     async for event in events:
                         if event.data.get("state") == "paused":
                             break
-            assert (await service.get("a")).pid == pid
+            assert (await service.get("svc")).pid == pid
 
 
 async def test_a_machine_that_ended_meanwhile_is_told_as_lost() -> None:
@@ -124,11 +124,11 @@ async def test_a_machine_that_ended_meanwhile_is_told_as_lost() -> None:
             (pid,) = {trace.split()[0] for trace in traces(paths) if "rayos-qemu" in trace}
             os.kill(int(pid), signal.SIGKILL)
             async with lab(paths) as service:
-                ended = await service.wait("a", "stopped", 10)
+                ended = await service.wait("svc", "stopped", 10)
                 assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.LOST)
                 with pytest.raises(GuestGone, match="nobody saw how"):
-                    await service.wait("a", "running", 1)
-                await service.start("a")
+                    await service.wait("svc", "running", 1)
+                await service.start("svc")
         assert traces(paths) == before
 
 
@@ -136,11 +136,11 @@ async def test_a_machine_caught_while_starting_is_cleared_up() -> None:
     """Killed between the first process and the last, the service leaves nothing that the next does not find."""
     async with home() as paths:
         before = traces(paths)
-        spec = VmSpec(name="a", net=bare().net, gpu=bare().gpu, tpm=True)
+        spec = VmSpec(name="svc", net=bare().net, gpu=bare().gpu, tpm=True)
         async with killed_service(paths, spec, after="defined"), lab(paths) as service:
-            view = await service.wait("a", "stopped", 20)
+            view = await service.wait("svc", "stopped", 20)
             assert view.state in (VmState.DEFINED, VmState.FAILED)
             assert traces(paths) == before
-            await service.start("a")
-            await service.wait("a", "ready", 60)
+            await service.start("svc")
+            await service.wait("svc", "ready", 60)
         assert traces(paths) == before

@@ -27,12 +27,12 @@ pytestmark = [pytest.mark.guest, pytest.mark.root]
 
 Event = tuple[int, int, int]
 
-FULL = VmSpec(name="a", disks=[Disk(size="16MiB", serial="sixteen")])
+FULL = VmSpec(name="svc", disks=[Disk(size="16MiB", serial="sixteen")])
 
 
 async def succeed(service: Service, command: str) -> str:
     """What a command in the guest says; it must end with status 0."""
-    result = await service.exec("a", command, 30)
+    result = await service.exec("svc", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()
 
@@ -50,7 +50,7 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
     async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
         before = traces(paths)
         await running(service, FULL)
-        view = await service.get("a")
+        view = await service.get("svc")
         assert view.address is not None and view.address.startswith("10.86.")
         assert (await succeed(service, "cat /sys/class/net/eth0/address")).strip() == view.mac
         leases = await service.leases()
@@ -62,30 +62,30 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
         assert (await succeed(service, "blockdev --getsize64 /dev/vda")).strip() == str(16 << 20)
         assert (await succeed(service, "cat /sys/block/vda/serial")).strip() == "sixteen"
         await succeed(service, "echo on disk | dd of=/dev/vda conv=fsync 2>/dev/null")
-        image = paths.vm_state("a") / "disk-0.img"
+        image = paths.vm_state("svc") / "disk-0.img"
         assert image.read_bytes().startswith(b"on disk\n")
 
         assert (await succeed(service, "ls /dev/tpm0")).strip() == "/dev/tpm0"
         devices = await succeed(service, "cat /proc/bus/input/devices")
         assert devices.count("virtio") >= 3
 
-        stats = await service.stats("a")
+        stats = await service.stats("svc")
         assert {"disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console"} <= set(stats)
 
-        await service.write_file("a", "/tmp/file", bytes(range(256)) * 1000, 0o640)
-        assert await service.read_file("a", "/tmp/file") == bytes(range(256)) * 1000
+        await service.write_file("svc", "/tmp/file", bytes(range(256)) * 1000, 0o640)
+        assert await service.read_file("svc", "/tmp/file") == bytes(range(256)) * 1000
         assert (await succeed(service, "stat -c %a /tmp/file")).strip() == "640"
         with pytest.raises(NotFound, match="/none: No such file"):
-            await service.read_file("a", "/none")
-        failed = await service.exec("a", ["sh", "-c", "echo out; echo err >&2; exit 7"], 10)
+            await service.read_file("svc", "/none")
+        failed = await service.exec("svc", ["sh", "-c", "echo out; echo err >&2; exit 7"], 10)
         assert (failed.exit_status, failed.stdout, failed.stderr) == (7, b"out\n", b"err\n")
         with pytest.raises(Timeout_, match=r"did not answer within 0\.5 s"):
-            await service.exec("a", "sleep 100", 0.5)
+            await service.exec("svc", "sleep 100", 0.5)
         with pytest.raises(Invalid, match="NUL"):
-            await service.exec("a", "echo \0", 5)
+            await service.exec("svc", "echo \0", 5)
         assert "sleep 100" not in await succeed(service, "ps")
 
-        ended = await service.stop("a", 20)
+        ended = await service.stop("svc", 20)
         assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.STOPPED)
         assert traces(paths) == before
 
@@ -94,22 +94,22 @@ async def test_a_disk_keeps_its_data_and_the_tpm_its_identity_over_a_restart() -
     """A stopped machine starts with the disk and the TPM that it had, and the same address."""
     async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
         await running(service, FULL)
-        address = (await service.get("a")).address
+        address = (await service.get("svc")).address
         await succeed(service, "echo kept | dd of=/dev/vda conv=fsync 2>/dev/null")
-        await service.stop("a", 20)
-        await service.start("a")
-        await service.wait("a", "ready", 60)
+        await service.stop("svc", 20)
+        await service.start("svc")
+        await service.wait("svc", "ready", 60)
         assert await succeed(service, "head -c 5 /dev/vda") == "kept\n"
-        assert (await service.get("a")).address == address
-        await service.reset("a")
-        await service.wait("a", "ready", 60)
+        assert (await service.get("svc")).address == address
+        await service.reset("svc")
+        await service.wait("svc", "ready", 60)
         assert await succeed(service, "echo after reset") == "after reset\n"
 
 
 async def test_what_the_guest_draws_is_in_the_picture() -> None:
     """A framebuffer filled with one colour is that colour in our PNG."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
-        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
         await succeed(service, "echo 0 > /sys/class/vtconsole/vtcon1/bind || true")
         # In one write: Linux 6.1 reports no damage for a write that ends with its line.
         blue_green_red = r"\x30\x20\x10\x00"
@@ -118,7 +118,7 @@ async def test_what_the_guest_draws_is_in_the_picture() -> None:
         await succeed(service, f"({fill}) | dd of=/dev/fb0 bs=4096000 iflag=fullblock")
         with trio.fail_after(20):
             while True:
-                width, height, rows = pixels_of(await service.screenshot("a"))
+                width, height, rows = pixels_of(await service.screenshot("svc"))
                 if rows == (b"\0" + b"\x10\x20\x30" * width) * height:
                     break
                 await trio.sleep(0.1)
@@ -130,11 +130,11 @@ async def test_a_kernel_without_a_gpu_driver_has_a_vga_screen() -> None:
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("66c705 00800b00 db1f f4 ebfd")))  # a block, white on blue
-        await service.define(VmSpec(name="a", kernel=str(kernel), net=Net(enabled=False), tpm=False))
-        await service.start("a")
+        await service.define(VmSpec(name="svc", kernel=str(kernel), net=Net(enabled=False), tpm=False))
+        await service.start("svc")
         with trio.fail_after(20):
             while True:
-                width, height, rows = pixels_of(await service.screenshot("a"))
+                width, height, rows = pixels_of(await service.screenshot("svc"))
                 if (width, height) == (720, 400) and rows[1:4] == b"\xff\xff\xff":
                     break
                 await trio.sleep(0.1)
@@ -146,12 +146,12 @@ async def test_a_disk_image_boots_by_its_own_boot_sector() -> None:
         disk = paths.state / "disk.img"
         code = bytes.fromhex("b8550e bb0700 cd10 baf803 b04f ee f4 ebfd")  # BIOS teletype 'U'; out 0x3f8, 'O'
         disk.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
-        spec = VmSpec(name="a", disks=[Disk(path=str(disk))], net=Net(enabled=False), tpm=False)
+        spec = VmSpec(name="svc", disks=[Disk(path=str(disk))], net=Net(enabled=False), tpm=False)
         await service.define(resolve_paths(spec, paths.state))
-        await service.start("a")
+        await service.start("svc")
         await expect(service, "O")
-        assert (await service.stats("a"))["disk0"]["operations"]["disk.read"]["allowed"] > 0
-        width, height, rows = pixels_of(await service.screenshot("a"))
+        assert (await service.stats("svc"))["disk0"]["operations"]["disk.read"]["allowed"] > 0
+        width, height, rows = pixels_of(await service.screenshot("svc"))
         assert (width, height) == (720, 400) and any(rows)
 
 
@@ -163,13 +163,13 @@ async def test_a_qemu_without_the_console_device_has_the_same_ports() -> None:
             return await super().plug(spec, **{**arguments, "has_console": False})
 
     async with home() as paths, lab(paths, hardware=Fallback()) as service:
-        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
         assert "org.rayos.agent" in await succeed(service, "ls /dev/virtio-ports")
-        await service.write_file("a", "/tmp/file", bytes(range(256)) * 1000)
-        keeper = KeeperClient(paths.vm_runtime("a"))
+        await service.write_file("svc", "/tmp/file", bytes(range(256)) * 1000)
+        keeper = KeeperClient(paths.vm_runtime("svc"))
         await keeper.kill_worker()
         keeper.close()
-        assert await service.read_file("a", "/tmp/file") == bytes(range(256)) * 1000
+        assert await service.read_file("svc", "/tmp/file") == bytes(range(256)) * 1000
 
 
 async def seen_by_guest(
@@ -195,33 +195,33 @@ async def seen_by_guest(
 async def test_keys_and_pointer_arrive_in_the_guest() -> None:
     """What is typed, pressed and pointed at is what evdev reports."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
-        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
+        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
         a, left_shift, ctrl, c = 30, 42, 29, 46
-        typed = await seen_by_guest(service, "keyboard", 12, lambda: service.type_text("a", "aA"))
+        typed = await seen_by_guest(service, "keyboard", 12, lambda: service.type_text("svc", "aA"))
         pressed = [(code, value) for kind, code, value in typed if kind == 1]
         assert pressed == [(a, 1), (a, 0), (left_shift, 1), (a, 1), (a, 0), (left_shift, 0)]
-        combo = await seen_by_guest(service, "keyboard", 8, lambda: service.send_key("a", "ctrl-c"))
+        combo = await seen_by_guest(service, "keyboard", 8, lambda: service.send_key("svc", "ctrl-c"))
         pressed = [(code, value) for kind, code, value in combo if kind == 1]
         assert pressed == [(ctrl, 1), (c, 1), (c, 0), (ctrl, 0)]
-        moved = await seen_by_guest(service, "tablet", 4, lambda: service.pointer("a", 0.5, 1.0, ["left"]))
+        moved = await seen_by_guest(service, "tablet", 4, lambda: service.pointer("svc", 0.5, 1.0, ["left"]))
         assert moved == [(3, 0, 16384), (3, 1, 32767), (1, 0x110, 1), (0, 0, 0)]
         with pytest.raises(Invalid, match="is on no key of layout"):
-            await service.type_text("a", "\N{SNOWMAN}")
+            await service.type_text("svc", "\N{SNOWMAN}")
         with pytest.raises(Invalid, match="nokey"):
-            await service.send_key("a", "ctrl-nokey")
+            await service.send_key("svc", "ctrl-nokey")
         with pytest.raises(Invalid, match=r"pointer at \(2, 0\)"):
-            await service.pointer("a", 2, 0)
+            await service.pointer("svc", 2, 0)
 
 
 async def test_the_console_answers_and_survives_its_worker() -> None:
     """The shell on port 0 types back, also after the worker was killed under the guest."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
-        await running(service, VmSpec(name="a", net=Net(enabled=False), tpm=False))
-        keeper = KeeperClient(paths.vm_runtime("a"))
+        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
+        keeper = KeeperClient(paths.vm_runtime("svc"))
         for word in ("one", "two"):
             with trio.fail_after(20):
-                async with service.console_stream("a", 0, 0) as chunks:
-                    await service.console_write("a", 0, f"echo {word}$((1+1))\n".encode())
+                async with service.console_stream("svc", 0, 0) as chunks:
+                    await service.console_write("svc", 0, f"echo {word}$((1+1))\n".encode())
                     seen = b""
                     async for _, data in chunks:
                         seen += data
@@ -231,7 +231,7 @@ async def test_the_console_answers_and_survives_its_worker() -> None:
             await keeper.kill_worker()
         keeper.close()
         with pytest.raises(NotFound):
-            await service.console_write("a", 7, b"x")
+            await service.console_write("svc", 7, b"x")
 
 
 async def test_a_guest_with_everything_is_adopted() -> None:
@@ -243,12 +243,12 @@ async def test_a_guest_with_everything_is_adopted() -> None:
             killed_service(paths, spec, after="started", ready=True, full=True),
             lab(paths, hardware=WorkerHardware(), network=True) as service,
         ):
-            view = await service.get("a")
+            view = await service.get("svc")
             assert view.is_ready and view.address is not None
             assert await succeed(service, "echo still here") == "still here\n"
-            assert (await service.screenshot("a")).startswith(b"\x89PNG")
+            assert (await service.screenshot("svc")).startswith(b"\x89PNG")
             await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
-            assert (await service.stop("a", 20)).exit_reason is ExitReason.STOPPED
+            assert (await service.stop("svc", 20)).exit_reason is ExitReason.STOPPED
         assert traces(paths) == before
 
 
@@ -261,12 +261,12 @@ async def test_a_service_killed_at_any_moment_of_a_start_leaves_nothing_lost(del
             killed_service(paths, FULL, after="defined", full=True, delay_s=delay_s),
             lab(paths, hardware=WorkerHardware(), network=True) as service,
         ):
-            if (await service.get("a")).state is VmState.RUNNING:
-                await service.wait("a", "ready", 60)
+            if (await service.get("svc")).state is VmState.RUNNING:
+                await service.wait("svc", "ready", 60)
                 assert await succeed(service, "echo alive") == "alive\n"
-                await service.kill("a")
+                await service.kill("svc")
             assert traces(paths) == before
-            await service.remove("a")
+            await service.remove("svc")
 
 
 async def test_failed_starts_leave_nothing_and_say_why() -> None:
@@ -276,41 +276,41 @@ async def test_failed_starts_leave_nothing_and_say_why() -> None:
         text = paths.state / "text"
         text.write_text("no kernel")
         cases: list[tuple[VmSpec, type[Exception], str]] = [
-            (VmSpec(name="a", kernel="/none/vmlinuz"), Invalid, "kernel /none/vmlinuz cannot be read"),
-            (VmSpec(name="a", kernel=str(text)), Invalid, "starts with 6e 6f 20 6b"),
-            (VmSpec(name="a", memory="4096GiB"), Invalid, "exceeds the"),
-            (VmSpec(name="a", disks=[Disk(path="/none/disk")]), Invalid, "/none/disk does not exist"),
+            (VmSpec(name="svc", kernel="/none/vmlinuz"), Invalid, "kernel /none/vmlinuz cannot be read"),
+            (VmSpec(name="svc", kernel=str(text)), Invalid, "starts with 6e 6f 20 6b"),
+            (VmSpec(name="svc", memory="4096GiB"), Invalid, "exceeds the"),
+            (VmSpec(name="svc", disks=[Disk(path="/none/disk")]), Invalid, "/none/disk does not exist"),
         ]
         for spec, kind, message in cases:
             with pytest.raises(kind, match=message):
                 await service.define(spec)
-                await service.start("a")
+                await service.start("svc")
             assert traces(paths) | links() == before
             if await service.list():
-                view = await service.get("a")
+                view = await service.get("svc")
                 assert (view.state, view.exit_reason) == (VmState.FAILED, ExitReason.START_FAILED)
-                await service.remove("a")
+                await service.remove("svc")
 
-        await service.define(VmSpec(name="a"))
-        tpm = paths.vm_state("a") / "tpm"
+        await service.define(VmSpec(name="svc"))
+        tpm = paths.vm_state("svc") / "tpm"
         tpm.mkdir(parents=True)
         (tpm / "tpm2-00.permall").write_bytes(b"damaged")
         with pytest.raises(GuestGone, match="TPM"):
-            await service.start("a")
+            await service.start("svc")
         assert traces(paths) | links() == before
-        await service.remove("a")
+        await service.remove("svc")
 
 
 async def test_a_busy_tap_is_told_with_its_holder() -> None:
     """Somebody else's machine has the name: who, and nothing is left of ours."""
     async with home() as paths, home() as others:
         async with lab(paths, hardware=WorkerHardware(), network=True) as service:
-            await running(service, VmSpec(name="a", tpm=False))
+            await running(service, VmSpec(name="svc", tpm=False))
             async with lab(others, hardware=WorkerHardware(), network=True, bridge="raytest1") as other:
                 before = traces(others)
-                await other.define(VmSpec(name="a", tpm=False))
-                with pytest.raises(Busy, match=r"tap ray-a-0 is in use by process \d+"):
-                    await other.start("a")
+                await other.define(VmSpec(name="svc", tpm=False))
+                with pytest.raises(Busy, match=r"tap ray-svc-0 is in use by process \d+"):
+                    await other.start("svc")
                 assert traces(others) == before
 
 
