@@ -311,11 +311,12 @@ async def serve_dhcp(
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    # The one error of several tasks that the caller can act on; anything else goes on as it is.
+    # Several tasks may fail for the one reason that the caller can act on; anything else goes on as it is.
+    _, others = group.split(DhcpError)
     error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+    while others is None and isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, DhcpError) else group
+    return error
 
 
 def _why(error: OSError, config: SubnetConfig) -> str:

@@ -20,9 +20,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Lab:
-    """`server_link` with `address` is in this thread's namespace, `client_link` in the namespace `client`."""
+    """`server_link` with `address` is in the namespace `server`, which this thread is in; `client_link` in
+    `client`.
+    """
 
     directory: Path
+    server: str
     client: str
     address: IPv4Interface
     server_link: str = "s0"
@@ -36,15 +39,8 @@ class Lab:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The calling thread in the client's namespace, to open sockets there."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        there = os.open(f"/run/netns/{self.client}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _check(_libc.setns(there, CLONE_NEWNET))
+        with _entered(self.client):
             yield
-        finally:
-            _check(_libc.setns(home, CLONE_NEWNET))
-            os.close(there)
-            os.close(home)
 
     def client_mac(self) -> str:
         """The hardware address of the client's link."""
@@ -77,7 +73,7 @@ class Lab:
 
     def in_server(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` in the server's namespace, whichever thread starts it."""
-        return ["nsenter", f"--net=/proc/{os.getpid()}/ns/net", *argv]
+        return ["nsenter", f"--net=/run/netns/{self.server}", *argv]
 
     def run(self, argv: Sequence[str], *, timeout_s: float = 30.0) -> str:
         """Run a command in the client's namespace; return what it printed, fail on a status other than 0."""
@@ -91,22 +87,37 @@ class Lab:
 @contextmanager
 def open_lab(directory: Path, address: str = "10.77.0.1/16") -> Iterator[Lab]:
     """A lab; the calling thread is in the server's namespace meanwhile."""
-    client = f"labc{uuid.uuid4().hex[:8]}"
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    _ip("netns", "add", client)
+    tag = uuid.uuid4().hex[:8]
+    server, client = f"labs{tag}", f"labc{tag}"
+    made = []
     try:
-        _check(_libc.unshare(CLONE_NEWNET))
-        _ip("link", "set", "lo", "up")
-        _ip("link", "add", "s0", "type", "veth", "peer", "name", "c0", "netns", client)
-        _ip("address", "add", address, "dev", "s0")
-        _ip("link", "set", "s0", "up")
-        _ip("-n", client, "link", "set", "lo", "up")
-        _ip("-n", client, "link", "set", "c0", "up")
-        yield Lab(directory, client, IPv4Interface(address))
+        for name in (server, client):
+            _ip("netns", "add", name)
+            made.append(name)
+        with _entered(server):
+            _ip("link", "set", "lo", "up")
+            _ip("link", "add", "s0", "type", "veth", "peer", "name", "c0", "netns", client)
+            _ip("address", "add", address, "dev", "s0")
+            _ip("link", "set", "s0", "up")
+            _ip("-n", client, "link", "set", "lo", "up")
+            _ip("-n", client, "link", "set", "c0", "up")
+            yield Lab(directory, server, client, IPv4Interface(address))
+    finally:
+        for name in made:
+            _ip("netns", "delete", name)
+
+
+@contextmanager
+def _entered(name: str) -> Iterator[None]:
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(there, CLONE_NEWNET))
+        yield
     finally:
         _check(_libc.setns(home, CLONE_NEWNET))
+        os.close(there)
         os.close(home)
-        _ip("netns", "delete", client)
 
 
 def _ip(*arguments: str) -> None:
