@@ -1,7 +1,7 @@
 """What a test must not leave on the host: processes that it started, network links, directories.
 
-All are told from everybody else's by this session's mark: in the environment of processes, which children
-inherit, and in the names of the bridges and directories of private daemons. A tap goes with its process.
+All are told from everybody else's, who may be at work at the same time, by this session's mark: in the environment
+of processes, which children inherit, and in the names of bridges and directories. A tap goes with its process.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from typing import Final
 import trio
 
 VARIABLE: Final = "RAYOS_TEST_SESSION"
-# Used by tests that open a service themselves; not marked, so whatever of these is new counts.
-TEST_LINKS: Final = "raytest"
-TEST_DIRECTORIES: Final = "rayt*"
 MARK_CHARACTERS: Final = 4
 GRACE_S: Final = 15.0
 RETRY_S: Final = 0.1
@@ -36,17 +33,11 @@ def unique_name(mark: str) -> str:
 
 
 def _links(mark: str) -> frozenset[str]:
-    ours = (f"rayos-{mark[:MARK_CHARACTERS]}", TEST_LINKS)
-    return frozenset(link.name for link in Path("/sys/class/net").iterdir() if link.name.startswith(ours))
+    return frozenset(path.name for path in Path("/sys/class/net").glob(f"rayos-{mark[:MARK_CHARACTERS]}*"))
 
 
 def _directories(mark: str) -> frozenset[str]:
-    temporary = Path("/tmp")
-    return frozenset(
-        str(path)
-        for pattern in (f"rayos-{mark[:MARK_CHARACTERS]}*", TEST_DIRECTORIES)
-        for path in temporary.glob(pattern)
-    )
+    return frozenset(str(path) for path in Path("/tmp").glob(f"rayos-{mark[:MARK_CHARACTERS]}*"))
 
 
 def _processes(mark: bytes) -> Iterator[str]:

@@ -85,7 +85,7 @@ def open_lab() -> Iterator[Lab]:
         left = before.wait_gone()
         left += [str(path) for path in (lab.directory / "run").rglob("*") if path.name not in KEPT]
         shutil.rmtree(lab.directory)
-    assert left == []
+    assert not left, left
 
 
 def multiboot_kernel(text: str) -> bytes:
