@@ -475,6 +475,7 @@ async def open_service(
             hardware=parts.hardware,
             platform=parts.platform,
             network=parts.network,
+            tpms=parts.tpms,
             save=save,
             start_timeout_s=config.start_timeout_s,
         )

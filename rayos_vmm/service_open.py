@@ -19,8 +19,9 @@ from rayos_vmm.paths import Paths
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.service_network import HostNetwork, open_network
 from rayos_vmm.service_platform import Platform
+from rayos_vmm.service_tpm import open_tpms
 from rayos_vmm.store import Store, open_store
-from rayos_vmm.vm.hardware import Hardware
+from rayos_vmm.vm.hardware import Hardware, Tpms
 from rayos_vmm.vm.process import start_time
 
 _LOCK_TIMEOUT_S: Final = 2.0
@@ -37,6 +38,7 @@ class Parts:
     platform: Platform
     hardware: Hardware
     network: HostNetwork
+    tpms: Tpms
 
     async def leases(self) -> list[dict[str, Any]]:
         """The leases of our DHCP."""
@@ -97,6 +99,7 @@ async def open_parts(
             _only_daemon(paths.lock),
             open_store(paths.database) as store,
             open_network(config, paths.state, events) as network,
+            open_tpms(paths.state / "tpm-authority") as tpms,
         ):
             yield Parts(
                 paths=paths,
@@ -105,4 +108,5 @@ async def open_parts(
                 platform=Platform(paths.cache, events),
                 hardware=hardware or WorkerHardware(),
                 network=network,
+                tpms=tpms,
             )

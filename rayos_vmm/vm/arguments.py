@@ -161,6 +161,16 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     return arguments + _console(sockets, has_reconnect_ms=has_reconnect_ms)
 
 
+def is_booted_by_qboot(boot: Boot) -> bool:
+    """Whether a machine with a TPM is started by qboot instead of SeaBIOS.
+
+    QEMU puts the initrd 160 KiB below the top of RAM, and SeaBIOS the ACPI tables 192 KiB below it when there
+    is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI nor TPM. qboot
+    has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
+    """
+    return boot.initrd is not None and boot.firmware is None and not boot.needs_vga
+
+
 def command_line(
     spec: VmSpec,
     *,
@@ -180,7 +190,7 @@ def command_line(
         accelerator: "kvm" or "tcg".
         boot: what to boot; its paths were checked.
         mac: of the network card; needed when `sockets.net` is there.
-        tpm: the arguments that connect the TPM, from `tpm.swtpm`.
+        tpm: the arguments that connect the TPM, from `tpm.qemu`.
         has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
         has_reconnect_ms: whether a socket chardev takes `reconnect-ms` (QEMU 9.2) or only `reconnect`.
 
@@ -202,10 +212,7 @@ def command_line(
     if has_pvpanic:
         arguments += ["-device", "pvpanic-pci"]
     arguments += _boot(boot)
-    if tpm and boot.initrd is not None and boot.firmware is None and not boot.needs_vga:
-        # QEMU puts the initrd 160 KiB below the top of RAM, and SeaBIOS the ACPI tables 192 KiB below it when
-        # there is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI nor
-        # TPM. qboot has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
+    if tpm and is_booted_by_qboot(boot):
         arguments += ["-bios", "qboot.rom"]
     arguments += _devices(spec, boot, sockets, mac, has_reconnect_ms=has_reconnect_ms)
     arguments += tpm

@@ -74,6 +74,8 @@ class Attendant:
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
                 self._evidence.exit_status = await process.wait()
             self._drain_log()
+            if refusal := self._house.tpms.refusal(machine.runtime):
+                raise GuestGone(f"the TPM refused the launch: {refusal}") from None
             if self._evidence.last_log_line:
                 raise GuestGone(f"QEMU did not start: {self._evidence.last_log_line}") from None
             raise
@@ -93,6 +95,8 @@ class Attendant:
             nursery.start_soon(self._end_after_panic)
             nursery.start_soon(self._follow_ready)
             nursery.start_soon(self._house.hardware.follow, machine.runtime, self._on_device_event)
+            if machine.record.live.swtpm is not None:
+                nursery.start_soon(self._house.tpms.follow, machine.runtime, self._on_tpm)
             if worker is not None and machine.record.live.ports > AGENT_PORT:
                 machine.agent = Agent(worker, AGENT_PORT)
                 nursery.start_soon(machine.agent.run)
@@ -144,6 +148,9 @@ class Attendant:
         name = str(event.pop("event", ""))
         if name:
             self._machine.events.publish(f"devices.{name}", self._machine.name, **event)
+
+    def _on_tpm(self, state: str, reason: str) -> None:
+        self._machine.events.publish("vm.tpm", self._machine.name, state=state, reason=reason)
 
     def _on_reset(self, *, is_guest: bool) -> None:
         machine, evidence = self._machine, self._evidence

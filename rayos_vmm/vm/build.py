@@ -22,17 +22,23 @@ from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
-from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Hardware, Launch, Network, Platform, Plugged
+from rayos_vmm.vm.hardware import (
+    WORKER_LOG,
+    DiskImage,
+    Hardware,
+    Launch,
+    MeasuredTpm,
+    Network,
+    Platform,
+    Plugged,
+    Tpms,
+)
 from rayos_vmm.vm.machine import Machine
-from rayos_vmm.vm.process import ProcessId, adopt, find_by_output, spawn
+from rayos_vmm.vm.process import adopt, find_by_output, spawn
 from rayos_vmm.vm.record import Live
-from tpm.errors import TpmError
-from tpm.qemu import qemu_arguments
-from tpm.swtpm import SwtpmProcess, start_swtpm, stop_swtpm
 
 QMP_SOCKET: Final = "qmp.sock"
 SERIAL_SOCKET: Final = "serial.sock"
-TPM_SOCKET: Final = "tpm.sock"
 LOG_FIFO: Final = "qemu.fifo"
 SWTPM_LOG: Final = "swtpm.log"
 _DISMANTLE_TIMEOUT_S: Final = 15.0
@@ -45,6 +51,7 @@ class House:
     hardware: Hardware
     platform: Platform
     network: Network | None
+    tpms: Tpms
     save: Callable[[Machine], Awaitable[None]]
     start_timeout_s: float = 60.0
 
@@ -99,22 +106,23 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-async def _start_tpm(machine: Machine, house: House) -> list[str]:
+async def _start_tpm(machine: Machine, house: House, boot: Boot) -> MeasuredTpm | None:
     if not machine.record.spec.tpm:
-        return []
-    control = machine.runtime / TPM_SOCKET
+        return None
+    tpm = await house.tpms.start(
+        machine.record,
+        boot,
+        runtime=machine.runtime,
+        state=machine.state_directory / "tpm",
+        log=machine.state_directory / SWTPM_LOG,
+    )
     try:
-        swtpm = await start_swtpm(
-            machine.state_directory / "tpm",
-            control,
-            machine.state_directory / SWTPM_LOG,
-            vm_uuid=machine.record.uuid,
-        )
-    except TpmError as error:
-        raise GuestGone(f"the TPM could not be started: {error}") from None
-    machine.record.live.swtpm = ProcessId(swtpm.pid, swtpm.started)
-    await house.save(machine)
-    return qemu_arguments(control)
+        machine.record.live.swtpm = tpm.process
+        await house.save(machine)
+    except BaseException:
+        tpm.close()
+        raise
+    return tpm
 
 
 async def _plug(machine: Machine, house: House, launch: Launch, disks: list[DiskImage]) -> Plugged:
@@ -141,7 +149,7 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
     return plugged
 
 
-def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: list[str]) -> None:
+def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> None:
     fifo = machine.runtime / LOG_FIFO
     os.mkfifo(fifo, 0o600)
     with _listen(machine.runtime / QMP_SOCKET) as qmp, _listen(machine.runtime / SERIAL_SOCKET) as serial:
@@ -149,7 +157,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: list[st
             machine.record.spec,
             argv=launch.argv,
             accelerator=launch.accelerator,
-            boot=launch.boot,
+            boot=tpm.boot if tpm else launch.boot,
             sockets=Sockets(
                 qmp_fd=qmp.fileno(),
                 serial_fd=serial.fileno(),
@@ -163,14 +171,15 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: list[st
                 console_ports=plugged.console_ports,
             ),
             mac=machine.record.mac or "",
-            tpm=tpm,
+            tpm=tpm.arguments if tpm else (),
             has_pvpanic=launch.has_pvpanic,
             has_reconnect_ms=launch.has_reconnect_ms,
         )
         # Both ends are QEMU's: it neither gets SIGPIPE nor blocks when no daemon reads (a full pipe drops).
         output = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            machine.process = spawn(argv, output_fd=output, pass_fds=(qmp.fileno(), serial.fileno()))
+            inherited = (qmp.fileno(), serial.fileno(), *(tpm.descriptors if tpm else ()))
+            machine.process = spawn(argv, output_fd=output, pass_fds=inherited)
         except OSError as error:
             raise GuestGone(f"{argv[0]} cannot be executed: {error.strerror}") from None
         finally:
@@ -205,10 +214,14 @@ async def build(machine: Machine, house: House) -> None:
     )
     plugged = await _plug(machine, house, launch, disks)
     machine.note_stage("devices", trio.current_time())
-    tpm = await _start_tpm(machine, house)
+    tpm = await _start_tpm(machine, house, launch.boot)
     if tpm:
         machine.note_stage("tpm", trio.current_time())
-    _start_qemu(machine, launch, plugged, tpm)
+    try:
+        _start_qemu(machine, launch, plugged, tpm)
+    finally:
+        if tpm:
+            tpm.close()
     await house.save(machine)
 
 
@@ -240,8 +253,7 @@ async def dismantle(machine: Machine, house: House) -> None:
         if live.keeper is not None:
             await house.hardware.unplug(live.keeper, machine.runtime)
         if live.swtpm is not None:
-            handle = SwtpmProcess(live.swtpm.pid, live.swtpm.start_time, machine.runtime / TPM_SOCKET)
-            await stop_swtpm(handle)
+            await house.tpms.stop(live.swtpm, machine.runtime)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
     machine.process = None
     machine.close_log()

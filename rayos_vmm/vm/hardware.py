@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.vm.boot import Boot
 from rayos_vmm.vm.process import ProcessId
+from rayos_vmm.vm.record import Record
 
 # In the machine's state directory, the standard error of its keeper.
 WORKER_LOG: Final = "worker.log"
@@ -114,6 +115,28 @@ class Hardware(Protocol):
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
         """Ends the backends. Safe to call again."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredTpm:
+    """A running TPM, and the boot whose files are sealed copies; QEMU has to inherit the descriptors."""
+
+    process: ProcessId
+    arguments: list[str]
+    boot: Boot
+    descriptors: tuple[int, ...]
+    close: Callable[[], None]
+
+
+class Tpms(Protocol):
+    """Brings a machine's TPM into being and takes it away."""
+
+    async def start(
+        self, record: Record, boot: Boot, *, runtime: Path, state: Path, log: Path
+    ) -> MeasuredTpm: ...
+    async def stop(self, process: ProcessId, runtime: Path) -> None: ...
+    async def follow(self, runtime: Path, on_change: Callable[[str, str], None]) -> None: ...
+    def refusal(self, runtime: Path) -> str: ...
 
 
 class Network(Protocol):

@@ -1,0 +1,151 @@
+"""TPMs from `tpm/`, measured: what a machine boots is hashed, logged and sealed before QEMU gets it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import trio
+
+from rayos_vmm.errors import GuestGone
+from rayos_vmm.vm.arguments import is_booted_by_qboot
+from rayos_vmm.vm.boot import Boot, FirmwareKind
+from rayos_vmm.vm.hardware import MeasuredTpm
+from rayos_vmm.vm.process import ProcessId
+from rayos_vmm.vm.record import Record
+from tpm.artefact import Artefact, ArtefactStore, MeasuredBoot, measure_boot
+from tpm.authority import Authority
+from tpm.client import TpmClient
+from tpm.errors import TpmError
+from tpm.launch import Tpm, start_tpm
+from tpm.process import Process
+from tpm.protocol import State, Status
+from tpm.qemu import qemu_arguments
+from tpm.spawner import Spawner, open_spawner
+
+
+class MeasuringTpms:
+    """The house's TPMs. Use `open_tpms`."""
+
+    def __init__(self, spawner: Spawner, authority: Authority, store: ArtefactStore) -> None:
+        self._spawner = spawner
+        self._authority = authority
+        self._store = store
+
+    async def start(
+        self, record: Record, boot: Boot, *, runtime: Path, state: Path, log: Path
+    ) -> MeasuredTpm:
+        """Starts a machine's TPM. Close what it returns once QEMU has the descriptors.
+
+        Raises:
+            GuestGone: a file cannot be read, or the TPM's state is unusable; the message says why.
+        """
+        spec = record.spec
+        is_uefi = boot.firmware_kind is FirmwareKind.PFLASH
+        has_qboot = is_booted_by_qboot(boot)
+
+        def measure() -> MeasuredBoot:
+            return measure_boot(
+                self._store,
+                launch=f"machine {record.uuid} memory {spec.memory_bytes} cpus {spec.cpus}",
+                policy=msgspec.json.encode(spec.quota, order="sorted").decode(),
+                append=boot.append,
+                kernel=boot.kernel,
+                initrd=boot.initrd,
+                firmware=boot.firmware,
+                built_in_firmware="qboot.rom" if has_qboot else "bios-256k.bin",
+            )
+
+        try:
+            measured = await trio.to_thread.run_sync(measure)
+        except TpmError as error:
+            raise GuestGone(str(error)) from None
+        try:
+            tpm = await start_tpm(
+                self._spawner,
+                self._authority,
+                vm_uuid=record.uuid,
+                state_dir=state,
+                run_dir=runtime,
+                log=log,
+                measurements=measured.measurements,
+                profile="host-reserved" if is_uefi else "seed",
+                locks_platform=has_qboot,
+            )
+        except TpmError as error:
+            measured.close()
+            raise GuestGone(f"the TPM could not be started: {error}") from None
+        except BaseException:
+            measured.close()
+            raise
+        sealed = replace(
+            boot,
+            kernel=_path(measured.kernel),
+            initrd=_path(measured.initrd),
+            firmware=_path(measured.firmware),
+        )
+        return MeasuredTpm(
+            process=ProcessId(tpm.process.pid, tpm.process.started),
+            arguments=qemu_arguments(tpm.qemu_socket),
+            boot=sealed,
+            descriptors=measured.descriptors,
+            close=measured.close,
+        )
+
+    async def stop(self, process: ProcessId, runtime: Path) -> None:
+        """Ends a machine's TPM; its state stays. Safe to call again."""
+        await Tpm(Process(process.pid, process.start_time), runtime).stop()
+
+    async def follow(self, runtime: Path, on_change: Callable[[str, str], None]) -> None:
+        """Calls back with each new state of a machine's TPM and its reason, until the TPM has ended."""
+        client = TpmClient(runtime)
+        try:
+            status: Status = await client.status()
+            while status.state is not State.ENDED:
+                on_change(status.state.value, status.reason)
+                status = await client.wait_change(status.state)
+                if status.state is State.FAILED:
+                    on_change(status.state.value, status.reason)
+                    return
+        except TpmError as error:
+            on_change(State.FAILED.value, str(error))
+
+    def refusal(self, runtime: Path) -> str:
+        """Why a machine's TPM refused the launch, or nothing."""
+        try:
+            status = TpmClient(runtime).last_status()
+        except TpmError:
+            return ""
+        return status.reason
+
+
+def _path(artefact: Artefact | None) -> Path | None:
+    """The sealed copy as QEMU, which inherits the descriptor, can open it."""
+    return None if artefact is None else Path(f"/proc/self/fd/{artefact.descriptor}")
+
+
+@asynccontextmanager
+async def open_tpms(directory: Path) -> AsyncIterator[MeasuringTpms]:
+    """TPMs for the service's life; those that it starts live on.
+
+    Args:
+        directory: the installation's authority, made when missing.
+
+    Raises:
+        GuestGone: the authority's files are damaged or readable by others.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        authority = await trio.to_thread.run_sync(lambda: Authority.open(directory, now=now))
+    except TpmError as error:
+        raise GuestGone(str(error)) from None
+    store = ArtefactStore()
+    try:
+        async with open_spawner() as spawner:
+            yield MeasuringTpms(spawner, authority, store)
+    finally:
+        store.close()
