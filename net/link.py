@@ -22,6 +22,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from net import naming, tap
 
 MARK: Final = "rayos"  # the beginning of IFLA_IFALIAS of every link that is ours
+_NTF_MASTER: Final = 0x04  # linux/neighbour.h: the entry is the bridge's, not the link's own
+_NUD_NOARP: Final = 0x40  # static: never ages
 _IFALIAS_MAX: Final = 255  # IFALIASZ less the terminating zero
 
 
@@ -32,6 +34,10 @@ class LinkError(RuntimeError):
     """A link can't be made, changed or removed; the message says which one, who is in the way, and what to
     do.
     """
+
+
+class OverlapError(LinkError):
+    """The subnet is in use on another link; another one may do."""
 
 
 class Links:
@@ -120,14 +126,16 @@ class Links:
         owner: str = "",
         mtu: int | None = None,
         isolated: bool = False,
+        mac: str | None = None,
     ) -> int:
         """Make the tap `name`, enslave it to `bridge`, bring it up; return its descriptor (virtio-net header
         12 bytes).
 
-        The tap lives as long as the descriptor, which is the caller's to close. `owner` (a VM's name) is
-        shown in the link's alias. An `isolated` port reaches the host, not other isolated ports. Raises
-        LinkError when the name is taken (and says by whom), when there is no such bridge, or without
-        CAP_NET_ADMIN; nothing is left then.
+        The tap lives as long as the descriptor, which is the caller's to close. `owner` (a VM's name) is shown
+        in the link's alias. An `isolated` port reaches the host, not other isolated ports. With `mac` the bridge
+        takes frames from that address only, and learns none (a locked port, Linux 5.18). Raises LinkError when
+        the name is taken (and says by whom), when there is no such bridge, or without CAP_NET_ADMIN; nothing is
+        left then.
         """
         check_name(name)
         bridge_index = self._index(bridge)
@@ -137,14 +145,22 @@ class Links:
             _switch_off_ipv6(name)
             alias = f"{MARK} tap {owner}".rstrip()[:_IFALIAS_MAX]
             extra = {} if mtu is None else {"mtu": mtu}
+            what = f"tap {name}"
             self._do(
-                f"tap {name}",
-                lambda: self._ipr.link(
-                    "set", index=index, ifalias=alias, master=bridge_index, state="up", **extra
-                ),
+                what,
+                lambda: self._ipr.link("set", index=index, ifalias=alias, master=bridge_index, **extra),
             )
             if isolated:
-                self._do(f"tap {name}", lambda: self._ipr.brport("set", index=index, isolated=1))
+                self._do(what, lambda: self._ipr.brport("set", index=index, isolated=1))
+            if mac is not None:
+                self._do(what, lambda: self._ipr.brport("set", index=index, locked=1, learning=0))
+                self._do(
+                    what,
+                    lambda: self._ipr.fdb(
+                        "add", ifindex=index, lladdr=mac, flags=_NTF_MASTER, state=_NUD_NOARP
+                    ),
+                )
+            self._do(what, lambda: self._ipr.link("set", index=index, state="up"))
         except BaseException:
             os.close(fd)
             raise
@@ -225,7 +241,9 @@ class Links:
             except OSError:
                 continue  # gone meanwhile
             if holder != name:
-                raise LinkError(f"{address} for {name} overlaps {other} on {holder}; choose another subnet")
+                raise OverlapError(
+                    f"{address} for {name} overlaps {other} on {holder}; choose another subnet"
+                )
 
     def _address(self, action: str, index: int, name: str, address: ipaddress.IPv4Interface) -> None:
         self._do(

@@ -1,6 +1,7 @@
 """Bridges and taps of the real kernel: made once, told apart from others' links, gone after a crash."""
 
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,28 @@ def test_a_tap_carries_our_header_and_dies_with_its_descriptor(links: Links) -> 
         os.close(fd)
     assert not links.exists("ray-a-0")
     assert links.remove_bridge("ray0") is True
+
+
+def test_a_locked_tap_takes_frames_from_its_own_address_only(links: Links) -> None:
+    """The bridge itself refuses forged hardware addresses, also from a worker that its guest took over."""
+    links.ensure_bridge("ray0", ADDRESS)
+    guest = links.open_tap("ray-a-0", bridge="ray0", mac="52:59:00:00:00:01")
+    try:
+        other = links.open_tap("ray-b-0", bridge="ray0")
+        try:
+            for last in (9, 1):
+                sender = b"\x52\x59\0\0\0" + bytes((last,))
+                os.write(guest, bytes(tap.VNET_HEADER_SIZE) + b"\xff" * 6 + sender + b"\x08\x06" + bytes(46))
+            select.select([other], [], [], 5)
+            assert os.read(other, 2048)[tap.VNET_HEADER_SIZE + 11] == 1
+            with pytest.raises(BlockingIOError):
+                os.read(other, 2048)
+            with Ports("ray0") as ports:
+                assert ports.of(b"\x52\x59\0\0\0\1", 0.0) == "ray-a-0"
+        finally:
+            os.close(other)
+    finally:
+        os.close(guest)
 
 
 def test_a_busy_tap_names_its_holder(links: Links) -> None:
