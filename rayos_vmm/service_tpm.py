@@ -90,6 +90,7 @@ class MeasuringTpms:
         )
         return MeasuredTpm(
             process=ProcessId(tpm.process.pid, tpm.process.started),
+            socket=tpm.qemu_socket,
             arguments=qemu_arguments(tpm.qemu_socket),
             boot=sealed,
             descriptors=measured.descriptors,

@@ -122,6 +122,7 @@ class MeasuredTpm:
     """A running TPM, and the boot whose files are sealed copies; QEMU has to inherit the descriptors."""
 
     process: ProcessId
+    socket: Path
     arguments: list[str]
     boot: Boot
     descriptors: tuple[int, ...]
