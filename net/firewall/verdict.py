@@ -14,7 +14,7 @@ from net.firewall.flow import FlowTable
 from net.firewall.rule import Action
 from net.firewall.table import Layer
 from net.guard import Guard, Spoof
-from net.packet import ETHER_ARP, ICMP, ICMPV6, Fault, Packet, inner, parse
+from net.packet import ETHER_ARP, ICMP, ICMPV6, UDP, Fault, Packet, inner, parse
 
 FRAGMENTS_MAX: Final = 256  # datagrams in pieces at a time
 FRAGMENT_SECONDS: Final = 30.0  # RFC 791, 3.2: the reassembly timer
@@ -38,6 +38,8 @@ class Reason(IntEnum):
     REPLY = 66  # belongs to a flow that is allowed
     RELATED = 67  # an ICMP error about such a flow
     ARP = 68  # passed the guard; ARP has no rules
+    NEIGHBOUR_DISCOVERY = 71  # likewise: IPv6's ARP (RFC 4861)
+    DHCP = 72  # likewise: with our server alone
     FRAGMENT = 69  # goes the way of its first fragment
     FRAGMENT_WITHOUT_FIRST = 70
 
@@ -106,8 +108,9 @@ class Port:
         spoof = self._guard(frame, packet, outgoing)
         if spoof:
             return Explanation(Action.DENY, Spoof(spoof).name)
-        if packet.ethertype == ETHER_ARP:
-            return Explanation(Action.ALLOW, Reason.ARP.name)
+        basic = self._basic(frame, packet, outgoing)
+        if basic is not None:
+            return Explanation(Action.ALLOW, basic.name)
         if packet.offset:
             action, reason = self._later_fragment(packet, outgoing, now)
             return Explanation(Action(action), reason.name)
@@ -141,8 +144,9 @@ class Port:
         if spoof:
             self._count(spoof)
             return DENY
-        if packet.ethertype == ETHER_ARP:
-            self._count(Reason.ARP)
+        basic = self._basic(frame, packet, outgoing)
+        if basic is not None:
+            self._count(basic)
             return ALLOW
         if packet.offset:
             action, reason = self._later_fragment(packet, outgoing, now)
@@ -160,6 +164,25 @@ class Port:
 
     def _guard(self, frame: bytes, packet: Packet, outgoing: bool) -> int:
         return self.guard.check_out(frame, packet) if outgoing else self.guard.check_in(packet)
+
+    def _basic(self, frame: bytes, packet: Packet, outgoing: bool) -> Reason | None:
+        # What a guest needs to have a network at all; the guard has looked at it closely, rules don't.
+        if packet.ethertype == ETHER_ARP:
+            return Reason.ARP
+        if packet.fragment >= 0:
+            return None
+        if packet.protocol == UDP and packet.version == 4 and self.guard.server:
+            if (
+                outgoing
+                and packet.destination_port == 67
+                and packet.destination in (self.guard.server, 0xFFFFFFFF)
+            ):
+                return Reason.DHCP
+            if not outgoing and packet.destination_port == 68 and packet.source_port == 67:
+                return Reason.DHCP
+        if packet.protocol == ICMPV6 and frame[packet.transport] in (135, 136):
+            return Reason.NEIGHBOUR_DISCOVERY
+        return None
 
     def _is_related(self, frame: bytes, packet: Packet, outgoing: bool, now: float) -> bool:
         if packet.protocol not in (ICMP, ICMPV6):

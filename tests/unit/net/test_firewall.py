@@ -241,6 +241,21 @@ def test_the_guard_follows_the_lease() -> None:
     assert one.check(frame, True, 0.0) == DENY
 
 
+def test_a_guest_gets_its_lease_whatever_the_rules_say() -> None:
+    """DHCP with our own server, ARP and neighbour discovery pass a table that denies everything; nothing
+    else does.
+    """
+    one = port(rule("nothing", action="deny", priority=0), default_in=Action.DENY)
+    offer = ether(udp(GATEWAY, 67, GUEST, 68), source=OTHER_MAC, destination=GUEST_MAC)
+    assert one.check(dhcp("discover"), True, 0.0) == ALLOW
+    assert one.check(offer, False, 0.0) == ALLOW
+    assert one.check(arp(GUEST, GATEWAY), True, 0.0) == ALLOW
+    assert one.check(inbound(IPv6(src="fe80::9", dst=GUEST6) / ICMPv6ND_NS(tgt=GUEST6)), False, 0.0) == ALLOW
+    assert one.check(inbound(udp(GATEWAY, 53, GUEST, 68)), False, 0.0) == DENY
+    assert one.check(ether(udp(GUEST, 68, OUTSIDE, 67, bytes(28) + MAC + bytes(40))), True, 0.0) == DENY
+    assert str(one.explain(offer, False, 0.0)) == "allow: dhcp"
+
+
 def test_a_frame_for_another_or_from_a_rogue_server_does_not_reach_the_guest() -> None:
     """Only frames for the guest, and DHCP only from our server."""
     one = port(default_in=Action.ALLOW)
