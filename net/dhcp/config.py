@@ -70,6 +70,7 @@ class SubnetConfig:
     host_names: Mapping[str, str] = field(default_factory=dict)
     boot: Mapping[int | str, BootFile] = field(default_factory=dict)
     relays: tuple[IPv4Network, ...] = ()
+    reserved_only: bool = False  # serve nobody without a reservation
     authoritative: bool = True  # we are the only server: answer unknown INIT-REBOOT clients with NAK
     rapid_commit: bool = False
     ipv6_only_wait_seconds: int | None = None

@@ -22,7 +22,7 @@ class Pool:
         self.by_client: dict[bytes, Binding] = {}
         self.reservations: dict[bytes, int] = {}
         self.reserved: dict[int, bytes] = {}
-        self._ranges = config.ranges()
+        self._ranges = () if config.reserved_only else config.ranges()
         self._first = int(config.network.network_address)
         self._last = int(config.network.broadcast_address)
         self._own = {self._first, self._last, int(config.server)}

@@ -9,18 +9,14 @@ either side; an ordinary UDP socket holds port 67 and sends to relay agents and 
 (RFC 2131, 4.1).
 """
 
-import argparse
 import errno
-import json
 import logging
-import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +26,7 @@ from net.dhcp import frame, packet_socket
 from net.dhcp.answer import BROADCAST, Reply, Route
 from net.dhcp.binding import Binding, LeaseEvent
 from net.dhcp.clock import Clock
-from net.dhcp.config import ConfigError, Limits, SubnetConfig
+from net.dhcp.config import SubnetConfig
 from net.dhcp.packet_socket import LinkGone
 from net.dhcp.ports import Ports
 from net.dhcp.server import Action, Commit, Probe, Send, Server, Source, Tell
@@ -134,7 +130,7 @@ class DhcpService:
                 nursery.start_soon(self._run_timer)
                 nursery.start_soon(self._commit)
         except BaseExceptionGroup as group:
-            raise _single(group) from group
+            raise single(group) from group
 
     async def _receive(self) -> None:
         raw, server, clock, ports = self._raw, self._server, self._clock, self._ports
@@ -310,8 +306,8 @@ async def serve_dhcp(
         await service.run()
 
 
-def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    # Several tasks may fail for the one reason that the caller can act on; anything else goes on as it is.
+def single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The DhcpError when the group holds nothing else: several tasks may fail for one reason. Else the group."""
     _, others = group.split(DhcpError)
     error: BaseException = group
     while others is None and isinstance(error, BaseExceptionGroup):
@@ -332,70 +328,9 @@ def _why(error: OSError, config: SubnetConfig) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve one link until SIGINT or SIGTERM, printing an event per line as JSON; return the exit status."""
-    parser = argparse.ArgumentParser(prog="rayos dhcp serve", description="A DHCP server for one link.")
-    parser.add_argument("--link", required=True, help="the link to serve; it must have the server's address")
-    parser.add_argument("--subnet", required=True, type=IPv4Interface, metavar="ADDRESS/PREFIX")
-    parser.add_argument("--store", type=Path, default=Path("leases.db"), help="lease file (%(default)s)")
-    parser.add_argument("--pool", type=_range, action="append", default=[], metavar="FIRST-LAST")
-    parser.add_argument("--lease-seconds", type=int, default=3600, metavar="N")
-    parser.add_argument("--router", type=IPv4Address)
-    parser.add_argument("--dns", type=IPv4Address, action="append", default=[])
-    parser.add_argument("--domain")
-    parser.add_argument("--relay", type=IPv4Network, action="append", default=[], help="believe relays here")
-    parser.add_argument("--rapid-commit", action="store_true")
-    parser.add_argument("--no-limits", action="store_true", help="no bounds per port: for load tests")
-    parser.add_argument("--no-probe", action="store_true", help="no ARP probe before a first offer")
-    parser.add_argument("--quiet", action="store_true", help="print no events")
-    options = parser.parse_args(argv)
-    try:
-        subnet = SubnetConfig(
-            options.subnet.network,
-            options.subnet.ip,
-            tuple(options.pool),
-            lease_seconds=options.lease_seconds,
-            router=options.router,
-            dns=tuple(options.dns),
-            domain=options.domain,
-            relays=tuple(options.relay),
-            rapid_commit=options.rapid_commit,
-            probe_seconds=0.0 if options.no_probe else 0.1,
-            limits=Limits.none() if options.no_limits else Limits(),
-        )
-    except ConfigError as error:
-        print(f"rayos dhcp serve: {error}", file=sys.stderr)
-        return 2
-    events = None if options.quiet else _print_event
-    serve = partial(serve_dhcp, options.link, subnet, store=options.store, events=events)
-    try:
-        trio.run(_serve_until_signal, serve)
-    except DhcpError as error:
-        print(f"rayos dhcp serve: {error}", file=sys.stderr)
-        return 1
-    return 0
+    from net.dhcp import command  # it imports this module
 
-
-async def _serve_until_signal(serve: Callable[..., Awaitable[object]]) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        try:
-            async with trio.open_nursery() as nursery:
-                service: DhcpService = await nursery.start(serve)
-                print(json.dumps({"event": "serving", "link": service.link}), flush=True)
-                async for _ in signals:
-                    print(json.dumps({"event": "stopped", "counters": service.counters}), flush=True)
-                    nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise _single(group) from group
-
-
-def _print_event(event: LeaseEvent) -> None:
-    lease = event.binding
-    fields = {"event": event.kind.value, "address": str(lease.address), "mac": lease.mac}
-    print(json.dumps({**fields, "host_name": lease.host_name, "port": lease.port}), flush=True)
-
-
-def _range(text: str) -> tuple[IPv4Address, IPv4Address]:
-    first, _, last = text.partition("-")
-    return IPv4Address(first), IPv4Address(last or first)
+    return command.main(argv)
 
 
 if __name__ == "__main__":

@@ -307,6 +307,17 @@ def test_a_reservation_wins_over_a_stale_lease() -> None:
     assert [one.state for one in driver.server.leases()] == [State.EXPIRED, State.BOUND]
 
 
+def test_where_only_reservations_count_strangers_are_not_served() -> None:
+    """A network of known machines: the others get silence, and nothing of theirs is remembered."""
+    driver = Driver(subnet(reserved_only=True, reservations={mac(1).hex(":"): IPv4Address("10.5.0.77")}))
+    assert driver.bind(1).yiaddr == number("10.5.0.77")
+    assert driver.send(request(DISCOVER, 2)) is None
+    refused = driver.send(request(REQUEST, 2, options={50: packed("10.5.0.12")}))
+    assert refused is not None
+    assert refused.type == NAK
+    assert len(driver.server.leases()) == 1
+
+
 def test_an_address_reserved_while_another_client_has_it_is_handed_over() -> None:
     """Its user is refused at renewal; then the owner gets it, also with another identifier."""
     driver = Driver()
