@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -47,6 +48,9 @@ async def _serve(args: argparse.Namespace, out: Output) -> None:
     config = load(args.config) if args.config is not None else Config()
     paths = default_paths()
     idle_s = config.service.idle_exit_s if args.exit_when_idle else None
+    if args.report_fd >= 0:
+        # Whoever waits for its end must not wait for the processes that we start.
+        os.set_inheritable(args.report_fd, False)
     with one_error():
         async with open_service(config.service, paths) as service, trio.open_nursery() as nursery:
             shutdown = partial(_wait_for_the_end, service, idle_s)
