@@ -29,7 +29,7 @@ from devices.net.port import EchoPort
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import ANSWER_TIMEOUT
-from tests.framework.target import Rig, Served, Stepped, open_fds
+from tests.framework.target import Footprint, Rig, Served, Stepped
 
 IMAGE_BYTES: Final = 1 << 20
 SECTOR: Final = bytes(range(256)) * 2
@@ -130,8 +130,28 @@ DEVICES: Final = {
 Attack = Callable[[Rig, DriverQueue], list[int] | None]
 
 
-def fd_count(target: Stepped[Backend] | Served) -> int:
-    return target.fd_count if isinstance(target, Served) else open_fds()
+class Idle:
+    """What a target has open without a session; `check` waits for a process to be there again."""
+
+    def __init__(self, target: Stepped[Backend] | Served) -> None:
+        self._target = target
+        self._here = Footprint()
+
+    def check(self) -> None:
+        """Errors: AssertionError for a dead process, descriptors or mappings left, or memory without bound."""
+        target = self._target
+        if not isinstance(target, Served):
+            self._here.check()
+            return
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while target.process.poll() is None and target.fd_count != target.idle_fds:
+            assert time.monotonic() < deadline, "descriptors were left open"
+            time.sleep(0.001)
+        assert target.process.poll() is None, "the worker died"
+        assert "guest-ram" not in Path(f"/proc/{target.process.pid}/maps").read_text(), (
+            "memory is still mapped"
+        )
+        assert target.rss_bytes < PROCESS_RSS_LIMIT
 
 
 def wait_for(rig: Rig, condition: Callable[[], bool], timeout: float = ANSWER_TIMEOUT) -> bool:
@@ -146,7 +166,7 @@ def wait_for(rig: Rig, condition: Callable[[], bool], timeout: float = ANSWER_TI
 
 def judge(device: Device, target: Stepped[Backend] | Served, expected: Class, attack: Attack) -> None:
     """Run one attack. It offers and kicks, and returns the heads whose used entries are judged (none: nothing is)."""
-    before = target.idle_fds if isinstance(target, Served) else fd_count(target)
+    idle = Idle(target)
     with Rig(target, device.queues) as rig:
         queue = rig.queues[device.queue]
         device.honest(rig)
@@ -169,10 +189,4 @@ def judge(device: Device, target: Stepped[Backend] | Served, expected: Class, at
         device.honest(rig)
     with Rig(target, device.queues) as rig:
         device.honest(rig)
-    if isinstance(target, Served):
-        assert target.process.poll() is None, "the worker died"
-        assert target.rss_bytes < PROCESS_RSS_LIMIT
-        deadline = time.monotonic() + ANSWER_TIMEOUT
-        while fd_count(target) != before and time.monotonic() < deadline:
-            time.sleep(0.001)
-    assert fd_count(target) == before, "descriptors were left open"
+    idle.check()

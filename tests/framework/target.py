@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -196,7 +197,9 @@ class Served:
         while True:
             if self.process.poll() is not None:
                 words = self.process.stderr.read() if self.process.stderr is not None else b""
-                raise ChildProcessError(f"exit code {self.process.returncode}: {words.decode(errors='replace')}")
+                raise ChildProcessError(
+                    f"exit code {self.process.returncode}: {words.decode(errors='replace')}"
+                )
             with suppress(OSError):
                 return Frontend.connect(self.path, timeout=0.5)
 
@@ -332,6 +335,25 @@ def attach(
         indirect=indirect,
     )
     return vring, memory
+
+
+class Footprint:
+    """Descriptors and mappings of guest memory that this process has now, for `check` to compare with later."""
+
+    def __init__(self) -> None:
+        self.fds, self.mappings = open_fds(), mapped()
+
+    def check(self) -> None:
+        """Errors: AssertionError when there are more, and not just until the next garbage collection."""
+        if open_fds() > self.fds or mapped() > self.mappings:
+            gc.collect()
+        assert open_fds() <= self.fds, "descriptors were left open"
+        assert mapped() <= self.mappings, "guest memory is still mapped"
+
+
+def mapped() -> int:
+    """Mappings of guest memory in this process."""
+    return Path("/proc/self/maps").read_text().count("memfd:guest-ram")
 
 
 def open_fds() -> int:

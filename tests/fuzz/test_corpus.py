@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.framework.target import open_fds
+from tests.framework.target import Footprint
 from tests.fuzz import blk, message, vring
 from tests.fuzz.engine import corpus, mutations
 
@@ -31,16 +31,16 @@ def test_the_corpus_holds_every_seed(target: ModuleType) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=name)
 def test_the_corpus_finds_nothing(target: ModuleType) -> None:
     """Nothing escapes, nothing is left open."""
-    before = open_fds()
+    before = Footprint()
     for data in corpus(name(target)):
         target.run(data)
-    assert open_fds() == before
+    before.check()
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=name)
 def test_changed_inputs_find_nothing(target: ModuleType) -> None:
     """The same series in every run."""
-    before = open_fds()
+    before = Footprint()
     for data in islice(mutations(name(target), seed=1), MUTATIONS):
         target.run(data)
-    assert open_fds() == before
+    before.check()

@@ -25,9 +25,9 @@ from devices.vhost_user.message import (
     pack_request,
 )
 from devices.virtio.memory import MAX_REGIONS, RegionSpec
-from tests.framework.frontend import ANSWER_TIMEOUT, Dropped, pack_address
+from tests.framework.frontend import Dropped, pack_address
 from tests.framework.guest_memory import F_ADD_SEALS, GuestRam
-from tests.framework.hostile import DEVICES, Device, fd_count
+from tests.framework.hostile import DEVICES, Device, Idle
 from tests.framework.target import Rig, Served, Stepped
 
 #: vhost-user requests that exist but are not spoken here.
@@ -50,27 +50,16 @@ on_every_device = pytest.mark.parametrize(("device", "where"), PLACES, ids=name)
 on_two = pytest.mark.parametrize(("device", "where"), [PLACES[0], (DEVICES["blk"], "served")], ids=name)
 
 
-def idle_fds(target: Target) -> int:
-    return target.idle_fds if isinstance(target, Served) else fd_count(target)
-
-
-def assert_unhurt(device: Device, target: Target, fds: int) -> None:
-    """The next frontend is served, and no descriptor is left."""
+def assert_unhurt(device: Device, target: Target, idle: Idle) -> None:
+    """The next frontend is served, and nothing is left open."""
     with Rig(target, device.queues) as rig:
         device.honest(rig)
-    deadline = time.monotonic() + ANSWER_TIMEOUT
-    while fd_count(target) != fds and time.monotonic() < deadline:
-        target.settle()
-    assert fd_count(target) == fds, "descriptors were left open"
-    if isinstance(target, Served):
-        assert target.process.poll() is None, "the worker died"
-        maps = Path(f"/proc/{target.process.pid}/maps").read_text()
-        assert "guest-ram" not in maps, "guest memory is still mapped"
+    idle.check()
 
 
 def refused(device: Device, target: Target, data: bytes, fds: list[int] | None = None) -> None:
     """Send bytes in a running session: it is dropped, and nothing else happens."""
-    before = idle_fds(target)
+    before = Idle(target)
     with Rig(target, device.queues) as rig:
         rig.frontend.send_raw(data, fds or [])
         assert rig.frontend.is_dropped()
@@ -120,7 +109,7 @@ def test_U1_what_is_no_message_ends_the_session(device: Device, target: Target, 
 @pytest.mark.parametrize("cut", [1, 11, 12, 13, 19])
 def test_U1_a_message_cut_short_by_the_end(device: Device, target: Target, cut: int) -> None:
     """The frontend left in the middle of a message."""
-    before = idle_fds(target)
+    before = Idle(target)
     with Rig(target, device.queues) as rig:
         rig.frontend.send_raw(pack_request(Request.SET_FEATURES, bytes(8))[:cut])
     assert_unhurt(device, target, before)
@@ -156,7 +145,7 @@ def test_U2_ten_thousand_messages_with_descriptors_leave_none(
     device: Device, target: Target, event: int
 ) -> None:
     """CVE-2019-14818. Whole messages, broken ones, and halves that the end cuts off."""
-    before = idle_fds(target)
+    before = Idle(target)
     tries = 0
     while tries < 10_000:
         with target.connect() as frontend:
@@ -203,7 +192,7 @@ def test_U9_an_inflight_region_of_the_frontends_is_not_taken(device: Device, tar
 def test_U4_a_queue_that_there_is_not(device: Device, target: Target, event: int, index: int | str) -> None:
     """CVE-2020-10723: no index is cut down to one that exists."""
     number = device.queues if isinstance(index, str) else index
-    before = idle_fds(target)
+    before = Idle(target)
     for request, payload, fds in (
         (Request.SET_VRING_NUM, VRING_STATE.pack(number, 64), []),
         (Request.SET_VRING_ADDR, struct.pack("<IIQQQQ", number, 0, 0, 0, 0, 0), []),
@@ -265,7 +254,7 @@ def test_U5_memory_that_cannot_be_is_refused_whole(
     device: Device, target: Target, event: int, tmp_path: Path
 ) -> None:
     """No mapping and no descriptor of the table is left, nor of the regions before the bad one."""
-    before = idle_fds(target)
+    before = Idle(target)
     plain = os.open(tmp_path / "plain", os.O_RDWR | os.O_CREAT)
     os.ftruncate(plain, PAGE)
     with GuestRam(16 * PAGE) as ram, GuestRam(PAGE, seal=False) as loose:
@@ -290,7 +279,7 @@ def test_U5_memory_that_cannot_be_is_refused_whole(
 @on_every_device
 def test_U6_memory_cannot_shrink_under_a_session(device: Device, target: Target) -> None:
     """What would be SIGBUS cannot be: the seal that a table must have forbids it, and it cannot be taken off."""
-    before = idle_fds(target)
+    before = Idle(target)
     with Rig(target, device.queues) as rig:
         for size in (0, rig.ram.size // 2, rig.ram.size - 1):
             with pytest.raises(PermissionError):
@@ -314,7 +303,7 @@ def test_U7_messages_out_of_order_are_refused_or_harmless(
     device: Device, target: Target, event: int, case: str
 ) -> None:
     """tests/property/devices/test_session_order.py tries any order; these have a known answer."""
-    before = idle_fds(target)
+    before = Idle(target)
     with Rig(target, device.queues) as rig:
         match case:
             case "size while running":
@@ -349,7 +338,7 @@ def test_U7_messages_out_of_order_are_refused_or_harmless(
 @on_two
 def test_U8_half_a_header_and_silence(device: Device, target: Target) -> None:
     """Dropped after five seconds (a stepped clock here); the device was free for others on its loop all the time."""
-    before = idle_fds(target)
+    before = Idle(target)
     skipped = [0.0]
     if isinstance(target, Stepped):
         real = target.loop.now
@@ -367,7 +356,7 @@ def test_U8_half_a_header_and_silence(device: Device, target: Target) -> None:
 @on_every_device
 def test_U8_a_connection_that_says_nothing_and_leaves(device: Device, target: Target) -> None:
     """A hundred of them."""
-    before = idle_fds(target)
+    before = Idle(target)
     for _ in range(100):
         target.connect().close()
         target.settle()
@@ -378,7 +367,7 @@ def test_U8_answers_that_are_never_read(tmp_path: Path) -> None:
     """The socket's buffer is the bound; then the session is dropped."""
     device = DEVICES["echo"]
     with device.stepped(tmp_path) as target:
-        before = fd_count(target)
+        before = Idle(target)
         with target.connect() as frontend, pytest.raises(Dropped):
             for _ in range(100_000):
                 frontend.send(Request.GET_QUEUE_NUM)

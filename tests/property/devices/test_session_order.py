@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import struct
-from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,15 +27,10 @@ from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import pack_address
 from tests.framework.guest_memory import GuestRam
-from tests.framework.target import open_fds
+from tests.framework.target import Footprint, open_fds
 
 INDEX = st.sampled_from([0, 0, 0, 1, 1, 2, 0xFF, 0x10001, 0xFFFFFFFF])
 QUEUE = st.integers(0, 1)
-
-
-def mapped() -> int:
-    """Mappings of guest RAM in this process."""
-    return Path("/proc/self/maps").read_text().count("guest-ram")
 
 
 class Frontend(RuleBasedStateMachine):
@@ -45,8 +39,7 @@ class Frontend(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         gc.collect()  # what a test before us left in cycles may hold guest memory
-        self.before = open_fds()
-        self.mapped = mapped()
+        self.before = Footprint()
         self.ram = GuestRam(1 << 16)
         self.more = GuestRam(1 << 12, guest_address=0x4000_0000)
         self.queues = [DriverQueue(self.ram, size) for size in (8, 32)]
@@ -63,8 +56,7 @@ class Frontend(RuleBasedStateMachine):
             queue.close()
         self.ram.close()
         self.more.close()
-        assert open_fds() == self.before
-        assert mapped() == self.mapped
+        self.before.check()
 
     def send(self, request: Request, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = 1) -> None:
         message = Message(request, flags, payload, [os.dup(fd) for fd in fds])
@@ -190,7 +182,7 @@ class Frontend(RuleBasedStateMachine):
     @invariant()
     def descriptors_are_bounded(self) -> None:
         # Per queue a kick, a call and an error descriptor; a mapping each of the two memories.
-        assert open_fds() - self.before <= 8 + 3 + 6 + 2 + 3
+        assert open_fds() - self.before.fds <= 8 + 3 + 6 + 2 + 3
 
 
 TestAnyOrder = Frontend.TestCase

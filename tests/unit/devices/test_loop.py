@@ -11,16 +11,16 @@ from collections.abc import Iterator
 import pytest
 
 from devices.loop import WRITE, Loop
-from tests.framework.target import open_fds
+from tests.framework.target import Footprint
 
 
 @pytest.fixture
 def loop() -> Iterator[Loop]:
-    before = open_fds()
+    before = Footprint()
     loop = Loop()
     yield loop
     loop.close()
-    assert open_fds() == before
+    before.check()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from devices.errors import ChainError, ProtocolError
 from devices.virtio.memory import MAX_REGIONS, GuestMemory, RegionSpec
 from tests.framework.guest_memory import F_ADD_SEALS, F_SEAL_SHRINK, GuestRam
-from tests.framework.target import open_fds
+from tests.framework.target import Footprint, mapped
 
 F_SEAL_WRITE = 0x8
 PAGE = 4096
@@ -22,11 +23,6 @@ PAGE = 4096
 def ram() -> Iterator[GuestRam]:
     with GuestRam(16 * PAGE) as ram:
         yield ram
-
-
-def mapped() -> int:
-    """Mappings of guest RAM in this process."""
-    return Path("/proc/self/maps").read_text().count("memfd:guest-ram")
 
 
 def table(*regions: GuestRam) -> GuestMemory:
@@ -49,7 +45,15 @@ def test_a_view_is_the_shared_bytes(ram: GuestRam) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "length"),
-    [(-1, 1), (-1, 2), (16 * PAGE, 0), (16 * PAGE, 1), (16 * PAGE - 1, 2), (0, 16 * PAGE + 1), (1, (1 << 64) - 1)],
+    [
+        (-1, 1),
+        (-1, 2),
+        (16 * PAGE, 0),
+        (16 * PAGE, 1),
+        (16 * PAGE - 1, 2),
+        (0, 16 * PAGE + 1),
+        (1, (1 << 64) - 1),
+    ],
 )
 def test_bytes_outside_a_region_have_no_view(ram: GuestRam, offset: int, length: int) -> None:
     """ChainError for the guest's addresses, ProtocolError for the frontend's."""
@@ -93,17 +97,26 @@ def test_the_offset_into_the_file_is_honoured() -> None:
         RegionSpec(0, PAGE, 0, 16 * PAGE),
         RegionSpec(0, 1 << 62, 0, 0),
     ],
-    ids=["empty", "guest wraps", "guest ends at 2^64", "user wraps", "offset wraps", "file too small", "offset at end", "huge"],
+    ids=[
+        "empty",
+        "guest wraps",
+        "guest ends at 2^64",
+        "user wraps",
+        "offset wraps",
+        "file too small",
+        "offset at end",
+        "huge",
+    ],
 )
 def test_an_impossible_region_is_refused(ram: GuestRam, spec: RegionSpec) -> None:
     """ProtocolError, the former table stays, no mapping is left."""
     memory = table(ram)
-    before = open_fds(), mapped()
+    before = Footprint()
     with pytest.raises(ProtocolError):
         memory.replace([spec], [ram.fd])
     with pytest.raises(ProtocolError):
         memory.add(spec, ram.fd)
-    assert (open_fds(), mapped()) == before
+    before.check()
     assert len(memory.view(ram.base, 1)) == 1
 
 
@@ -149,13 +162,13 @@ def make_file(kind: str, directory: Path) -> int:
 )
 def test_only_a_sealed_writable_memfd_is_guest_memory(kind: str, tmp_path: Path) -> None:
     """A file that could shrink would kill the worker; whatever cannot be mapped is the peer's fault."""
-    before = open_fds(), mapped()
+    before = Footprint()
     fd = make_file(kind, tmp_path)
     size = 1 << 60 if kind.startswith("larger") else PAGE
     with pytest.raises(ProtocolError):
         GuestMemory().replace([RegionSpec(0, size, 0, 0)], [fd])
     os.close(fd)
-    assert (open_fds(), mapped()) == before
+    before.check()
 
 
 def test_sealed_memory_cannot_be_truncated(ram: GuestRam) -> None:
@@ -191,7 +204,7 @@ def test_there_is_a_most_of_regions() -> None:
 
 def test_regions_come_and_go_one_by_one() -> None:
     """ADD_MEM_REG and REM_MEM_REG; a removed region is neither found nor mapped any more."""
-    before = open_fds(), mapped()
+    before = Footprint()
     with GuestRam(PAGE, guest_address=0) as low, GuestRam(PAGE, guest_address=8 * PAGE) as high:
         memory = GuestMemory()
         memory.add(low.spec, low.fd)
@@ -206,12 +219,13 @@ def test_regions_come_and_go_one_by_one() -> None:
         memory.clear()
         with pytest.raises(ChainError):
             memory.view(0, 1)
-    assert (open_fds(), mapped()) == before
+    before.check()
 
 
 def test_a_mapping_lives_as_long_as_a_view_of_it(ram: GuestRam) -> None:
     """A request in flight never looks into unmapped memory."""
     memory = table(ram)
+    gc.collect()
     before = mapped()
     view = memory.view(ram.base, 4)
     memory.clear()

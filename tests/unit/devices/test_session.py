@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -10,7 +11,6 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 
@@ -31,26 +31,21 @@ from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import Dropped, Frontend, pack_address, pack_memory_table
 from tests.framework.guest_memory import GuestRam
-from tests.framework.target import Rig, Stepped, open_fds
+from tests.framework.target import Footprint, Rig, Stepped, open_fds
 
 
 @pytest.fixture
 def echo() -> Iterator[Stepped[EchoBackend]]:
-    before = open_fds()
+    before = Footprint()
     with Stepped(EchoBackend) as target:
         yield target
-    assert open_fds() == before, "a descriptor was left open"
+    before.check()
 
 
 @pytest.fixture
 def rig(echo: Stepped[EchoBackend]) -> Iterator[Rig]:
     with Rig(echo, 2) as rig:
         yield rig
-
-
-def mapped() -> int:
-    """Mappings of guest RAM in this process."""
-    return Path("/proc/self/maps").read_text().count("guest-ram")
 
 
 def state(index: int, number: int = 0) -> bytes:
@@ -439,6 +434,7 @@ def test_a_call_that_would_block_does_not(echo: Stepped[EchoBackend]) -> None:
 
 def test_descriptors_may_be_taken_away_and_replaced(rig: Rig) -> None:
     """The no-descriptor bit; a queue without a call descriptor is polled by its driver."""
+    gc.collect()
     before = open_fds()
     for _ in range(20):
         for request in (Request.SET_VRING_CALL, Request.SET_VRING_ERR, Request.SET_VRING_KICK):
@@ -516,11 +512,11 @@ def test_a_frontend_that_reads_no_answers_is_dropped(echo: Stepped[EchoBackend])
 
 def test_a_session_serves_many_frontends_in_turn(echo: Stepped[EchoBackend]) -> None:
     """Nothing of one is left to the next."""
-    before = open_fds(), mapped()
+    before = Footprint()
     for turn in range(30):
         with Rig(echo, 2) as rig:
             assert rig.request(b"%d" % turn, 8) == b"%d" % turn
-    assert (open_fds(), mapped()) == before
+    before.check()
 
 
 def test_the_frontend_may_leave_in_the_middle_of_work() -> None:
