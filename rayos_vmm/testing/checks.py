@@ -18,6 +18,7 @@ from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import SHELL_PORT, Guest
 from rayos_vmm.testing.picture import Picture, decode_png, decode_ppm
 from rayos_vmm.testing.ping import ping
+from rayos_vmm.vm.machine import PICTURE
 
 WAIT_S: Final = 10.0
 RETRY_S: Final = 0.1
@@ -142,12 +143,9 @@ async def check_display(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
         return decode_png(await guest.screenshot())
 
     async def qemus() -> Picture:
-        path = daemon.paths.vm_runtime(guest.name) / "smoke.ppm"
-        try:
-            await guest.qmp("screendump", filename=str(path))
-            return decode_ppm(await trio.Path(path).read_bytes())
-        finally:
-            await trio.Path(path).unlink(missing_ok=True)
+        path = daemon.paths.vm_runtime(guest.name) / PICTURE
+        await guest.qmp("screendump", filename=str(path))
+        return decode_ppm(await trio.Path(path).read_bytes())
 
     for whose, look in (("our picture", ours), ("QEMU's screendump", qemus)):
         pixel = await _until_shown(look, x, y)

@@ -22,6 +22,7 @@ from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
+from rayos_vmm.vm.confine import Reach, confined, program_directories
 from rayos_vmm.vm.hardware import (
     WORKER_LOG,
     DiskImage,
@@ -33,7 +34,8 @@ from rayos_vmm.vm.hardware import (
     Plugged,
     Tpms,
 )
-from rayos_vmm.vm.machine import Machine
+from rayos_vmm.vm.identity import user
+from rayos_vmm.vm.machine import PICTURE, Machine
 from rayos_vmm.vm.process import adopt, find_by_output, spawn
 from rayos_vmm.vm.record import Live
 
@@ -149,9 +151,25 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
     return plugged
 
 
+def _reach(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> Reach:
+    """The files and sockets that QEMU needs, and no others."""
+    boot = tpm.boot if tpm else launch.boot
+    inputs = (plugged.keyboard, plugged.mouse, plugged.tablet)
+    sockets = (*plugged.disks, plugged.net, plugged.gpu, *inputs, plugged.console, *plugged.console_ports)
+    files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom)
+    variables = boot.firmware_variables if boot.firmware_kind is FirmwareKind.PFLASH else None
+    return Reach(
+        read=[*program_directories(launch.argv), *(path.absolute() for path in files if path is not None)],
+        write=[machine.runtime / PICTURE, *([] if variables is None else [variables])],
+        sockets=[*(path for path in sockets if path is not None), *([tpm.socket] if tpm else [])],
+        devices=[Path("/dev/kvm")] if launch.accelerator == "kvm" else [],
+    )
+
+
 def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> None:
     fifo = machine.runtime / LOG_FIFO
     os.mkfifo(fifo, 0o600)
+    (machine.runtime / PICTURE).touch(0o600)
     with _listen(machine.runtime / QMP_SOCKET) as qmp, _listen(machine.runtime / SERIAL_SOCKET) as serial:
         argv = command_line(
             machine.record.spec,
@@ -175,6 +193,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
             has_pvpanic=launch.has_pvpanic,
             has_reconnect_ms=launch.has_reconnect_ms,
         )
+        argv = confined(argv, _reach(machine, launch, plugged, tpm), uid=user("qemu", plugged.slot))
         # Both ends are QEMU's: it neither gets SIGPIPE nor blocks when no daemon reads (a full pipe drops).
         output = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

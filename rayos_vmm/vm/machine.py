@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SERIAL_PORT = 3  # the console port by which the API reaches ttyS0; 0 to 2 are the virtio console's
 
+# In the runtime directory: the one file that QEMU may write, for its own view of the screen.
+PICTURE = "qemu.picture"
+
 
 class Machine:
     """A record with its life attached."""
@@ -53,6 +56,7 @@ class Machine:
         self.agent: Agent | None = None
         self.serial_stream: trio.SocketStream | None = None
         self.serial_lock = trio.Lock()
+        self.picture_lock = trio.Lock()
         self._changed = trio.Event()
         self._start_clock = 0.0
 

@@ -5,7 +5,6 @@ Key and pointer events are evdev's (linux/input-event-codes.h); the worker close
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import trio
 
 from devices.input import keymap
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
-from rayos_vmm.vm.machine import SERIAL_PORT, Machine
+from rayos_vmm.vm.machine import PICTURE, SERIAL_PORT, Machine
 from rayos_vmm.vm.picture import encode_png
 from rayos_vmm.worker.client import WorkerError, WorkerGone
 
@@ -24,6 +23,7 @@ _ABS_X, _ABS_Y = 0, 1
 _BUTTONS: Final = {"left": 0x110, "right": 0x111, "middle": 0x112}  # BTN_LEFT, BTN_RIGHT, BTN_MIDDLE
 POINTER_MAXIMUM: Final = 32767  # of the tablet's axes
 TEXT_MAXIMUM: Final = 65536  # characters at a time
+MAX_PICTURE_BYTES: Final = 128 << 20
 
 
 @contextmanager
@@ -134,7 +134,15 @@ async def screenshot(machine: Machine) -> bytes:
                     encode_png, frame.width, frame.height, frame.stride, frame.pixels
                 )
     qmp = machine.need_qmp()
-    with tempfile.TemporaryDirectory(dir=machine.runtime, prefix="shot-") as directory:
-        path = Path(directory) / "screen.png"
+    path = machine.runtime / PICTURE
+    async with machine.picture_lock:
         await qmp.execute("screendump", {"filename": str(path), "format": "png"})
-        return await trio.to_thread.run_sync(path.read_bytes)
+        return await trio.to_thread.run_sync(_take, path)
+
+
+def _take(path: Path) -> bytes:
+    """What QEMU wrote, at most MAX_PICTURE_BYTES of it, and nothing kept."""
+    with path.open("r+b") as file:
+        data = file.read(MAX_PICTURE_BYTES)
+        file.truncate(0)
+    return data

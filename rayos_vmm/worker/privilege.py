@@ -9,7 +9,7 @@ import ctypes
 import os
 import resource
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000
@@ -29,8 +29,25 @@ MS_NOEXEC: Final = 8
 MS_REMOUNT: Final = 0x20
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
+PROC_FLAGS: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MNT_DETACH: Final = 2
 _PIVOT_ROOT: Final = {"x86_64": 155}.get(os.uname().machine, 41)
+
+# linux/mount.h, linux/fcntl.h; new system calls have the same number everywhere.
+_OPEN_TREE: Final = 428
+_MOVE_MOUNT: Final = 429
+_MOUNT_SETATTR: Final = 442
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
+_AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_RECURSIVE: Final = 0x8000
+MOUNT_ATTR_RDONLY: Final = 1
+MOUNT_ATTR_NOSUID: Final = 2
+MOUNT_ATTR_NODEV: Final = 4
+MOUNT_ATTR_NOEXEC: Final = 8
+#: attr_set, attr_clr, propagation, userns_fd
+_MOUNT_ATTR: Final = struct.Struct("=QQQQ")
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
@@ -64,12 +81,40 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     _check(_libc.mount(*arguments), f"mount {target}")
 
 
-def begin_root() -> None:
-    """Mount an empty tmpfs, in a mount namespace of our own, and make it the working directory: fill it now."""
+def private_mounts() -> None:
+    """A mount namespace of our own: nothing that is mounted from here on is seen elsewhere. Errors: OSError."""
     unshare(CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
-    mount("none", _MOUNT_POINT, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
+
+
+def begin_root(size_bytes: int = 1 << 20) -> None:
+    """Mount an empty tmpfs and make it the working directory: fill it now, then `enter_root`."""
+    mount("none", _MOUNT_POINT, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,size={size_bytes}")
     os.chdir(_MOUNT_POINT)
+
+
+def clone_tree(path: str, attributes: int) -> int:
+    """A descriptor of a mount of `path` that is attached nowhere, with mount attributes added. Errors: OSError."""
+    fd = _libc.syscall(
+        ctypes.c_long(_OPEN_TREE),
+        ctypes.c_int(_AT_FDCWD),
+        path.encode(),
+        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE),
+    )
+    if fd < 0:
+        _check(-1, path)
+    wanted = _MOUNT_ATTR.pack(attributes, 0, 0, 0)
+    flags = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE)
+    size = ctypes.c_size_t(len(wanted))
+    _check(_libc.syscall(ctypes.c_long(_MOUNT_SETATTR), ctypes.c_int(fd), b"", flags, wanted, size), path)
+    return int(fd)
+
+
+def attach_tree(fd: int, path: str) -> None:
+    """Attach what `clone_tree` gave. Errors: OSError."""
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    here = ctypes.c_int(_AT_FDCWD)
+    _check(_libc.syscall(ctypes.c_long(_MOVE_MOUNT), ctypes.c_int(fd), b"", here, path.encode(), flags), path)
 
 
 def enter_root() -> None:
@@ -82,6 +127,7 @@ def enter_root() -> None:
 
 def empty_root() -> None:
     """A root directory with nothing in it, where nothing can be made. Errors: OSError."""
+    private_mounts()
     begin_root()
     enter_root()
 
@@ -103,9 +149,9 @@ def keep_capabilities(*kept: int) -> None:
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 
 
-def become(uid: int) -> None:
-    """Another user, in the group of the same number alone. Errors: OSError (EPERM without CAP_SETUID)."""
-    os.setgroups([])
+def become(uid: int, groups: Sequence[int] = ()) -> None:
+    """Another user, in the group of the same number and `groups`. Errors: OSError (EPERM without CAP_SETUID)."""
+    os.setgroups(list(groups))
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 
