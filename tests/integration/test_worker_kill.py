@@ -110,9 +110,7 @@ async def test_killed_while_drawing(guest_factory: GuestFactory, rayos_daemon: P
     """The picture is drawn on, and in the end it is the right one, ours and QEMU's."""
     async with guest_factory(disk="64MiB") as guest:
         async with killing(guest) as kills:
-            await guest.succeed(
-                "for n in $(seq 60); do dd if=/dev/urandom of=/dev/fb0 bs=64k count=16 seek=$((n % 40)) 2>/dev/null; done",
-                timeout=120,
-            )
+            draw = "dd if=/dev/urandom of=/dev/fb0 bs=64k count=16 seek=$((n % 40)) 2>/dev/null"
+            await guest.succeed(f"for n in $(seq 60); do {draw}; done", timeout=120)
         assert len(kills.pids) >= 10
         await check_all(guest, rayos_daemon)
