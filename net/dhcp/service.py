@@ -201,10 +201,11 @@ class DhcpService:
                 continue
             self._count("commits")
             for one in batch:
-                if one.reply is not None:
-                    self._send(one.reply)
+                # Told first: who guards the port must know the address before its guest uses it.
                 if one.event is not None and self._events is not None:
                     self._events(one.event)
+                if one.reply is not None:
+                    self._send(one.reply)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
