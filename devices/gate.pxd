@@ -1,4 +1,4 @@
-# C types of gate.py.
+# C types of gate.py. A device's page is mapped for reading only, so the view of it is const.
 cdef class Gate:
-    cdef readonly unsigned long long[::1] mask
+    cdef readonly const unsigned long long[::1] mask
     cpdef bint allows(self, int index) noexcept

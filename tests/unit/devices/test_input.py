@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 
 import pytest
@@ -221,14 +222,15 @@ def test_the_gate_is_asked(rig: Rig) -> None:
 
 
 def test_a_guest_that_may_not_poll_gets_nothing_and_loses_nothing() -> None:
-    gate = Gate(allowed=EVERYTHING & ~(1 << Op.INPUT_POLL.index))
+    page = memoryview(array("Q", [EVERYTHING & ~(1 << Op.INPUT_POLL.index)])).cast("B")
+    gate = Gate(page)
     with Stepped(lambda loop: InputBackend("k", loop, "keyboard", gate=gate)) as target:
         with Rig(target, 2, size=64) as rig:
             buffers = Buffers(rig)
             buffers.offer(8)
             target.backend.inject(PRESS)
             assert buffers.events() == []
-            gate.mask[0] = EVERYTHING
+            page.cast("Q")[0] = EVERYTHING
             buffers.offer(1)
             rig.queues[0].kick(always=True)
             assert buffers.events() == PRESS

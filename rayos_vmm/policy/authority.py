@@ -1,0 +1,348 @@
+"""The policy of a running service: the table, its record, its store, the gate pages and the clock.
+
+Order of every change: rights rise after their audit record is on disk, and fall before. So a service that dies between
+two steps, or whose disk is full, leaves less than was decided, never more; and a caller hears of success only when the
+decision, its record and the table are on disk. What a service that is gone had granted for a time ends with the next
+service, or with the machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+import trio
+
+from rayos_vmm.errors import Conflict, Invalid, NotFound
+from rayos_vmm.policy import compile as compiler
+from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
+from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
+from rayos_vmm.policy.capability import Capability, names, parse
+from rayos_vmm.policy.grant import Grant, Moment
+from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
+
+log = logging.getLogger(__name__)
+#: The wall clock may be set while we sleep: it is looked at again after so many seconds while a grant has an end.
+_LOOK_AGAIN_S: Final = 1.0
+
+
+class PolicyStore(Protocol):
+    """Where the table is kept."""
+
+    async def load_policy(self) -> bytes | None: ...
+    async def save_policy(self, data: bytes) -> None: ...
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The table, and the audit record that it is as new as."""
+
+    table: Saved
+    anchor: Anchor
+
+
+def read_clocks() -> Moment:
+    """Now."""
+    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), _boot_id())
+
+
+@cache
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Authority:
+    """Use `open_authority`. Every method may be called from any task of the same run."""
+
+    def __init__(
+        self, store: PolicyStore, audit: AuditLog, stored: Stored | None, now: Callable[[], Moment]
+    ) -> None:
+        self.audit = audit
+        self._store = store
+        self._now = now
+        self._table = Table(stored.table if stored else None)
+        self._anchor = stored.anchor if stored else Anchor()
+        self._pages: dict[str, compiler.GatePage] = {}
+        self._changed = trio.Event()
+        self._lock = trio.Lock()  # one change at a time
+
+    # -- machines ------------------------------------------------------------------------------------------------
+
+    async def define(self, vm: str, capabilities: Sequence[str]) -> None:
+        """A machine with the rights of its specification.
+
+        Raises:
+            Invalid: there is no such capability.
+            AuditFailed: it could not be recorded.
+        """
+        rights = parse_rights(capabilities)
+        async with self._lock:
+            if self._table.is_known(vm):  # of a definition that was not finished
+                self._table.forget(vm)
+            await self._rise(
+                lambda table: table.define(vm, rights), Operation.DEFINE, vm, capabilities=names(rights)
+            )
+
+    async def adopt(self, vm: str, capabilities: Sequence[str]) -> None:
+        """A machine that a former service defined, perhaps before there was a policy."""
+        if not self._table.is_known(vm):
+            await self.define(vm, capabilities)
+
+    async def forget(self, vm: str) -> None:
+        """A machine is removed: with it goes all that it held and passed on."""
+        async with self._lock:
+            gone = self._table.forget(vm)
+            self._write_pages(holders(gone))
+            with suppress(AuditFailed):  # nothing to refuse: it is gone
+                await self.audit.append(Operation.REMOVE, vm, grants=[grant.id for grant in gone])
+            await self._save()
+
+    def open(self, vm: str, runtime: Path, *, is_new: bool) -> None:
+        """The gate page in a machine's run directory says from now on what the policy says. Errors: OSError."""
+        self.close(vm)
+        page = compiler.GatePage(runtime / compiler.PAGE_NAME, is_new=is_new)
+        self._end(self._now())
+        page.write(compiler.word(self._table, vm))
+        self._pages[vm] = page
+
+    def close(self, vm: str) -> None:
+        """The machine's devices are gone. Safe to call again."""
+        page = self._pages.pop(vm, None)
+        if page is not None:
+            page.close()
+
+    # -- decisions -----------------------------------------------------------------------------------------------
+
+    async def grant(
+        self, vm: str, capabilities: Sequence[str], ttl_s: float | None, reason: str
+    ) -> dict[str, Any]:
+        """Gives rights, for a time or until they are revoked; in force on the running devices when this returns.
+
+        Raises:
+            NotFound: there is no such machine.
+            Invalid: there is no such capability.
+            Conflict: the policy does not allow it.
+            AuditFailed: it could not be recorded, and is not in force.
+        """
+        rights = parse_rights(capabilities)
+        async with self._lock:
+            now = self._now()
+            self._end(now)
+            return await self._rise(
+                lambda table: table.grant(vm, rights, ttl_s, reason, now),
+                Operation.GRANT,
+                vm,
+                capabilities=names(rights),
+                ttl_s=ttl_s,
+                reason=reason,
+            )
+
+    async def delegate(
+        self, source: str, to: str, capabilities: Sequence[str], ttl_s: float | None
+    ) -> dict[str, Any]:
+        """One machine passes rights on to another. Raises as `grant`."""
+        rights = parse_rights(capabilities)
+        async with self._lock:
+            now = self._now()
+            self._end(now)
+            return await self._rise(
+                lambda table: table.delegate(source, to, rights, ttl_s, now),
+                Operation.DELEGATE,
+                to,
+                source=source,
+                capabilities=names(rights),
+                ttl_s=ttl_s,
+            )
+
+    async def revoke(self, grant_id: int) -> list[dict[str, Any]]:
+        """Ends a grant and all that was passed on from it; returns what went.
+
+        Raises:
+            NotFound: there is none of that number (any more).
+            AuditFailed: it is in force, and could not be recorded.
+        """
+        return await self._fall(lambda table, now: table.revoke(grant_id, now), "", id=grant_id)
+
+    async def revoke_rights(self, vm: str, capabilities: Sequence[str]) -> list[dict[str, Any]]:
+        """Takes rights from a machine, wherever it has them from. Raises as `revoke`, and Invalid."""
+        rights = parse_rights(capabilities)
+        return await self._fall(
+            lambda table, now: table.revoke_rights(vm, rights, now), vm, capabilities=names(rights)
+        )
+
+    def denied(self, vm: str, device: str, counts: dict[str, Any]) -> None:
+        """A device refused operations for want of a capability."""
+        self.audit.note(Operation.CHECK_FAIL, vm, allowed=False, device=device, **counts)
+
+    # -- questions -----------------------------------------------------------------------------------------------
+
+    def grants(self, vm: str | None = None) -> list[dict[str, Any]]:
+        """What is granted, the machines' own rights among it, oldest first."""
+        now = self._now()
+        return [grant.view(now) for grant in self._table.grants.values() if vm in (None, grant.holder)]
+
+    def explain(self, vm: str) -> list[dict[str, Any]]:
+        """Each right of a machine and the chain of grants that it comes from.
+
+        Raises:
+            NotFound: there is no such machine.
+        """
+        if not self._table.is_known(vm):
+            raise NotFound(f"there is no machine {vm!r}")
+        return compiler.explain(self._table, vm, self._now())
+
+    def records(self, limit: int) -> list[Entry]:
+        """The last records."""
+        return list(self.audit.ring)[-limit:]
+
+    async def verify(self) -> dict[str, Any]:
+        """Whether the audit file is what was written; where it is not."""
+        await self.audit.sync()
+        anchors = (self._anchor, self.audit.anchor)
+        lines = self.audit.lines()
+        try:
+            end = await trio.to_thread.run_sync(lambda: verify(lines, anchors))
+        except Damage as damage:
+            return {
+                "ok": False,
+                "problem": str(damage),
+                "seq": damage.seq,
+                "offset": damage.offset,
+                "lost": self.audit.lost,
+            }
+        except OSError as error:
+            return {"ok": False, "problem": str(error), "seq": 0, "offset": 0, "lost": self.audit.lost}
+        return {"ok": True, "records": end.seq, "digest": end.digest, "lost": self.audit.lost}
+
+    # -- the clock -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ends grants when their time has come. Ends when cancelled."""
+        while True:
+            changed = self._changed
+            left = self._table.next_end(self._now())
+            if left is None:
+                await changed.wait()
+                continue
+            with trio.move_on_after(min(left, _LOOK_AGAIN_S)):
+                await changed.wait()
+                continue
+            await self._expire()
+
+    def _end(self, now: Moment) -> bool:
+        """Ends what is over, on the running devices too; whether there was any."""
+        gone = self._table.expire(now)
+        self._write_pages(holders(gone))
+        for grant in gone:
+            self.audit.note(
+                Operation.EXPIRE, grant.holder, id=grant.id, capabilities=names(grant.capabilities)
+            )
+        return bool(gone)
+
+    async def _expire(self) -> None:
+        if not self._end(self._now()):
+            return
+        await self.audit.sync()
+        async with self._lock:
+            try:
+                await self._save()
+            except Exception as error:  # of the store: the next start finds them over, by the clock
+                log.error("the end of grants could not be stored: %s", error)
+
+    # -- inner workings ------------------------------------------------------------------------------------------
+
+    async def _rise(
+        self, change: Callable[[Table], Grant], op: Operation, vm: str, **data: Any
+    ) -> dict[str, Any]:
+        """Tries the change on a copy, records it, makes it, stores it, and only then lets the devices know."""
+        try:
+            grant = change(self._table.copy())
+        except Denied as error:
+            raise self._refused(error, op, vm, data) from None
+        await self.audit.append(op, vm, id=grant.id, parent=grant.parent, **data)
+        try:
+            grant = change(self._table)  # time has passed: what it came from may be over
+        except Denied as error:
+            raise self._refused(error, op, vm, data) from None
+        try:
+            await self._save()
+        except BaseException:
+            self._table.drop(grant.id)
+            self.audit.note(Operation.REVOKE, vm, id=grant.id, why="it could not be stored")
+            raise
+        self._write_pages({vm})
+        self._wake()
+        return grant.view(self._now())
+
+    async def _fall(
+        self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
+    ) -> list[dict[str, Any]]:
+        async with self._lock:
+            now = self._now()
+            self._end(now)
+            try:
+                gone = change(self._table, now)
+            except Denied as error:
+                raise self._refused(error, Operation.REVOKE, vm, data) from None
+            self._write_pages(holders(gone))
+            self._wake()
+            lost = [grant.id for grant in gone]
+            await self.audit.append(
+                Operation.REVOKE, vm or (gone[0].holder if gone else ""), lost=lost, **data
+            )
+            await self._save()
+            return [grant.view(now) for grant in gone]
+
+    def _refused(self, error: Denied, op: Operation, vm: str, data: dict[str, Any]) -> NotFound | Conflict:
+        self.audit.note(Operation.CHECK_FAIL, vm, allowed=False, asked=op.value, why=str(error), **data)
+        return NotFound(str(error)) if isinstance(error, Unknown) else Conflict(str(error), code="denied")
+
+    def _write_pages(self, vms: set[str]) -> None:
+        for vm in vms & self._pages.keys():
+            self._pages[vm].write(compiler.word(self._table, vm))
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def _save(self) -> None:
+        anchor = self.audit.anchor
+        await self._store.save_policy(msgspec.json.encode(Stored(self._table.save(), anchor)))
+        self._anchor = anchor
+
+
+def parse_rights(words: Sequence[str]) -> Capability:
+    """See `capability.parse`. Raises Invalid."""
+    try:
+        return parse(words)
+    except ValueError as error:
+        raise Invalid(str(error)) from None
+
+
+@asynccontextmanager
+async def open_authority(
+    store: PolicyStore, audit_path: Path, now: Callable[[], Moment] = read_clocks
+) -> AsyncIterator[Authority]:
+    """The policy that a former service left, without what is over by now.
+
+    Raises:
+        AuditFailed: the audit file cannot be opened.
+    """
+    raw = await store.load_policy()
+    stored = msgspec.json.decode(raw, type=Stored) if raw else None
+    async with open_audit(audit_path, now) as audit:
+        authority = Authority(store, audit, stored, now)
+        if stored is not None and stored.anchor.seq > audit.anchor.seq and not audit.trouble:
+            audit.fail(
+                f"it ends at record {audit.anchor.seq}, and {stored.anchor.seq} was written: its end was cut off"
+            )
+        await authority._expire()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(authority.run)
+            yield authority
+            nursery.cancel_scope.cancel()

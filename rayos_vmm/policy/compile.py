@@ -1,0 +1,70 @@
+"""The policy as devices see it: one 64-bit word a machine, in the first bytes of its gate page.
+
+The page is a file of the machine's run directory, written by the service alone: a later service finds it there, and
+a worker has it mapped for reading only, so that a worker taken over by its guest cannot widen it. One aligned store
+changes every device's mind (x86-64: stores of eight aligned bytes are whole).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Final
+
+from rayos_vmm.policy.capability import Capability, mask, names
+from rayos_vmm.policy.delegation import chain
+from rayos_vmm.policy.grant import Moment
+from rayos_vmm.policy.table import Table
+
+PAGE_NAME: Final = "gate.page"
+PAGE_BYTES: Final = mmap.PAGESIZE
+
+
+class GatePage:
+    """The page of one machine. `write` acts on the running devices at once."""
+
+    def __init__(self, path: Path, *, is_new: bool) -> None:
+        """Errors: OSError when there is none (and `is_new` is false)."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o600)
+        try:
+            if is_new:
+                os.ftruncate(fd, PAGE_BYTES)
+            elif os.fstat(fd).st_size != PAGE_BYTES:
+                raise OSError(f"{path} has {os.fstat(fd).st_size} bytes, not {PAGE_BYTES}")
+            self._map = mmap.mmap(fd, PAGE_BYTES)
+        finally:
+            os.close(fd)
+        self._bytes = memoryview(self._map)
+        self._word = self._bytes.cast("Q")
+
+    def write(self, word: int) -> None:
+        self._word[0] = word
+
+    def close(self) -> None:
+        self._word.release()
+        self._bytes.release()
+        self._map.close()
+
+
+def word(table: Table, vm: str) -> int:
+    """What the gate page of `vm` says."""
+    return mask(table.holds(vm))
+
+
+def explain(table: Table, vm: str, now: Moment) -> list[dict[str, object]]:
+    """For each right of `vm`, the chains of grants that it comes from; for each that it lacks, none."""
+    own = [grant for grant in table.grants.values() if grant.holder == vm]
+    return [
+        {
+            "capability": name,
+            "allowed": Capability[name] in table.holds(vm),
+            "from": [
+                [link.view(now) for link in chain(table.grants, grant)]
+                for grant in own
+                if Capability[name] in grant.capabilities
+            ],
+        }
+        for name in names(Capability(sum(Capability) & ~(Capability.CAP_AUDIT | Capability.CAP_ADMIN)))
+    ]
