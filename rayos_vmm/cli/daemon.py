@@ -61,7 +61,8 @@ def _environment(paths: Paths) -> dict[str, str]:
 async def _read_report(fd: int) -> bytes:
     report = bytearray()
     async with trio.lowlevel.FdStream(fd) as stream:
-        async for piece in stream:
+        # Not to the end of the stream alone: what the daemon starts may hold the pipe as well.
+        while report != READY and (piece := await stream.receive_some()):
             report += piece
     return bytes(report)
 

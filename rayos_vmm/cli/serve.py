@@ -64,6 +64,8 @@ async def run_serve(args: argparse.Namespace, out: Output) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if args.report_fd >= 0:
+        os.set_inheritable(args.report_fd, False)
     try:
         await _serve(args, out)
     except RayosError as error:
