@@ -44,6 +44,11 @@ class Paths:
     def database(self) -> Path:
         return self.state / "rayos.db"
 
+    @property
+    def audit(self) -> Path:
+        """The record of every decision."""
+        return self.state / "audit.log"
+
     def vm_runtime(self, name: str) -> Path:
         """Sockets of a machine; removed when it stops."""
         return self.runtime / "vm" / name

@@ -54,6 +54,7 @@ class Service:
         self._clients = 0
         self._activity = trio.Event()
         self._started = time.monotonic()
+        self.policy = parts.authority
 
     # What there is
 
@@ -101,7 +102,12 @@ class Service:
         if spec.name in self._machines:
             raise Conflict(f"there is a machine {spec.name} already")
         machine = self._add(Record(spec=spec, uuid=str(uuid.uuid4())))
-        await self._parts.store.save(machine.record)
+        try:
+            await self.policy.define(spec.name, spec.capabilities)
+            await self._parts.store.save(machine.record)
+        except BaseException:
+            del self._machines[spec.name]
+            raise
         self._events.publish("vm.state", spec.name, state=VmState.DEFINED.value)
         return machine.view()
 
@@ -413,6 +419,7 @@ class Service:
 
     async def _forget(self, machine: Machine) -> None:
         await self._parts.store.delete(machine.name)
+        await self.policy.forget(machine.name)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)
@@ -435,6 +442,8 @@ class Service:
     async def adopt_all(self) -> None:
         """Takes over what a former daemon left; returns when every machine is looked after, or has ended."""
         machines = [self._add(record) for record in await self._parts.store.load()]
+        for machine in machines:
+            await self.policy.adopt(machine.name, machine.record.spec.capabilities)
         live = [machine for machine in machines if machine.is_live]
         for machine in live:
             await self._jobs.send((adopt_machine, machine))

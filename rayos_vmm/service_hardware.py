@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone
@@ -18,6 +19,7 @@ from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
 from rayos_vmm.worker.spec import Device
 
+log = logging.getLogger(__name__)
 _INPUTS: Final = ("keyboard", "mouse", "tablet")
 
 
@@ -66,8 +68,18 @@ def _open_disk(disk: DiskImage) -> int:
         raise Busy(f"disk {disk.path} cannot be opened: {error.strerror}") from None
 
 
+class Gates(Protocol):
+    """Writes the gate pages: what each machine's devices may do (`policy.authority`)."""
+
+    def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path: ...
+    def close(self, vm: str) -> None: ...
+
+
 class WorkerHardware:
-    """The `Hardware` of the real service."""
+    """The `Hardware` of the real service. Without `gates` every operation may happen."""
+
+    def __init__(self, gates: Gates | None = None) -> None:
+        self._gates = gates
 
     async def plug(
         self,
@@ -93,6 +105,11 @@ class WorkerHardware:
             for disk in disks:
                 disk_fds.append(_open_disk(disk))
             devices = _devices(spec, disks, disk_fds, tap_fd, has_console=has_console)
+            gate_fd = -1
+            if self._gates is not None:
+                page = self._gates.open(spec.name, runtime, is_new=True)
+                gate_fd = os.open(page, os.O_RDONLY | os.O_CLOEXEC)
+                fds.append(gate_fd)
             with claim() as identity:
                 keeper = await start_keeper(
                     spec.name,
@@ -101,6 +118,7 @@ class WorkerHardware:
                     logs / WORKER_LOG,
                     identity=identity,
                     memory_bytes=spec.memory_bytes,
+                    gate_fd=gate_fd,
                 )
         except KeeperFailed as error:
             raise GuestGone(f"the devices did not start: {error}") from None
@@ -130,6 +148,13 @@ class WorkerHardware:
     async def connect(self, runtime: Path) -> AsyncIterator[Worker | None]:
         """See `Hardware.connect`."""
         client = WorkerClient(runtime)
+        if self._gates is not None:
+            try:
+                self._gates.open(runtime.name, runtime, is_new=False)
+            except OSError as error:
+                log.warning(
+                    "a machine's devices obey no policy", extra={"vm": runtime.name, "why": str(error)}
+                )
         try:
             yield client
         finally:
@@ -147,5 +172,7 @@ class WorkerHardware:
 
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
         """See `Hardware.unplug`."""
+        if self._gates is not None:
+            self._gates.close(runtime.name)
         if start_time(keeper.pid) == keeper.start_time:
             await stop_keeper(Keeper(keeper.pid, runtime))

@@ -16,6 +16,7 @@ from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, one_error
 from rayos_vmm.events import EventLog
 from rayos_vmm.paths import Paths
+from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.service_network import HostNetwork, open_network
 from rayos_vmm.service_platform import Platform
@@ -39,6 +40,7 @@ class Parts:
     hardware: Hardware
     network: HostNetwork
     tpms: Tpms
+    authority: Authority
 
     async def leases(self) -> list[dict[str, Any]]:
         """The leases of our DHCP."""
@@ -98,6 +100,7 @@ async def open_parts(
         async with (
             _only_daemon(paths.lock),
             open_store(paths.database) as store,
+            open_authority(store, paths.audit, events=events) as authority,
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
@@ -106,7 +109,8 @@ async def open_parts(
                 events=events,
                 store=store,
                 platform=Platform(paths.cache, events),
-                hardware=hardware or WorkerHardware(),
+                hardware=hardware or WorkerHardware(authority),
                 network=network,
                 tpms=tpms,
+                authority=authority,
             )

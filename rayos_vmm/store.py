@@ -19,7 +19,10 @@ from rayos_vmm.errors import RayosError
 from rayos_vmm.vm.record import Record
 
 SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT"
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS policy (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
+)
 _T = TypeVar("_T")
 
 
@@ -73,6 +76,21 @@ class Store:
         with trio.CancelScope(shield=True):
             await self._run(write)
 
+    async def load_policy(self) -> bytes | None:
+        """What `save_policy` was given last; None when that was never called."""
+        row = await self._run(lambda: self._connection.execute("SELECT content FROM policy").fetchone())
+        return bytes(row[0]) if row else None
+
+    async def save_policy(self, data: bytes) -> None:
+        """Replaces the policy; it is on disk when this returns. Not cancelled half-way."""
+
+        def write() -> None:
+            with self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO policy VALUES (1, ?)", (data,))
+
+        with trio.CancelScope(shield=True):
+            await self._run(write)
+
     async def _run(self, function: Callable[[], _T]) -> _T:
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter)
@@ -89,7 +107,8 @@ def _open(path: Path) -> sqlite3.Connection:
         if version > SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"schema version {version}; this program knows {SCHEMA_VERSION}")
         with connection:
-            connection.execute(_SCHEMA)
+            for statement in _SCHEMA:
+                connection.execute(statement)
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     except BaseException:
         connection.close()

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.policy.audit import RING, Entry
 from rayos_vmm.vm.view import VmView
 
 Port = Annotated[int, Meta(ge=0, le=31, description="console port; 0 is the shell")]
@@ -88,6 +89,51 @@ class Leases(msgspec.Struct, frozen=True, kw_only=True):
     """The addresses that our DHCP server has given out."""
 
     leases: list[dict[str, Any]]
+
+
+class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Capabilities by name, such as `CAP_NET`; `all` is every one."""
+
+    capabilities: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(min_length=1, max_length=16)]
+
+
+class AskGrant(Rights, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rights for a machine; without a time they last until they are revoked."""
+
+    ttl_s: Annotated[float, Meta(gt=0, le=366 * 86400)] | None = None
+    reason: Annotated[str, Meta(max_length=200)] = ""
+
+
+class AskDelegation(Rights, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rights to pass on; they last no longer than those that they come from."""
+
+    to: Annotated[str, Meta(max_length=32)]
+    ttl_s: Annotated[float, Meta(gt=0, le=366 * 86400)] | None = None
+
+
+class Grants(msgspec.Struct, frozen=True, kw_only=True):
+    """Grants; those taken away are told as they were."""
+
+    grants: list[dict[str, Any]]
+
+
+class GrantsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of which machine; absent means of all."""
+
+    vm: str | None = None
+
+
+class AuditQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many of the last records."""
+
+    limit: Annotated[int, Meta(ge=1, le=RING)] = 100
+
+
+class AuditRecords(msgspec.Struct, frozen=True, kw_only=True):
+    """Audit records, oldest first, and how many were lost since the service started."""
+
+    records: list[Entry]
+    lost: int
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ error. Paths are absolute once the specification reached the service (`rayos` re
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,12 @@ Name = Annotated[
     str,
     Meta(pattern=NAME_PATTERN, description="1 to 32 of a-z, 0-9 and -, no - at the ends", examples=["dev"]),
 ]
+
+
+CapabilityName = Literal[
+    "CAP_NET", "CAP_DISK_R", "CAP_DISK_W", "CAP_GPU", "CAP_INPUT", "CAP_CONSOLE_R", "CAP_CONSOLE_W"
+]
+CAPABILITIES: Final[tuple[CapabilityName, ...]] = get_args(CapabilityName)
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,6 +101,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cdrom: str | None = None
     ephemeral: bool = False
     quota: Quota = Quota()
+    capabilities: tuple[CapabilityName, ...] = CAPABILITIES
 
     @property
     def memory_bytes(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from rayos_vmm.errors import Conflict, Invalid, NotFound
+from rayos_vmm.events import EventLog
 from rayos_vmm.policy import compile as compiler
 from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
@@ -102,13 +103,15 @@ class Authority:
                 await self.audit.append(Operation.REMOVE, vm, grants=[grant.id for grant in gone])
             await self._save()
 
-    def open(self, vm: str, runtime: Path, *, is_new: bool) -> None:
+    def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path:
         """The gate page in a machine's run directory says from now on what the policy says. Errors: OSError."""
         self.close(vm)
-        page = compiler.GatePage(runtime / compiler.PAGE_NAME, is_new=is_new)
+        path = runtime / compiler.PAGE_NAME
+        page = compiler.GatePage(path, is_new=is_new)
         self._end(self._now())
         page.write(compiler.word(self._table, vm))
         self._pages[vm] = page
+        return path
 
     def close(self, vm: str) -> None:
         """The machine's devices are gone. Safe to call again."""
@@ -175,9 +178,15 @@ class Authority:
             lambda table, now: table.revoke_rights(vm, rights, now), vm, capabilities=names(rights)
         )
 
-    def denied(self, vm: str, device: str, counts: dict[str, Any]) -> None:
-        """A device refused operations for want of a capability."""
-        self.audit.note(Operation.CHECK_FAIL, vm, allowed=False, device=device, **counts)
+    async def follow(self, events: EventLog) -> None:
+        """Records what machines and their devices tell: life cycle, and operations refused. Ends when cancelled."""
+        async with aclosing(events.follow(None)) as news:
+            async for event in news:
+                if event.type in ("vm.state", "vm.adopted"):
+                    data = {"state": "adopted", **event.data}
+                    self.audit.note(Operation.STATE, event.vm or "", **data)
+                elif event.type == "devices.denied":
+                    self.audit.note(Operation.CHECK_FAIL, event.vm or "", allowed=False, **event.data)
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -326,7 +335,11 @@ def parse_rights(words: Sequence[str]) -> Capability:
 
 @asynccontextmanager
 async def open_authority(
-    store: PolicyStore, audit_path: Path, now: Callable[[], Moment] = read_clocks
+    store: PolicyStore,
+    audit_path: Path,
+    *,
+    events: EventLog | None = None,
+    now: Callable[[], Moment] = read_clocks,
 ) -> AsyncIterator[Authority]:
     """The policy that a former service left, without what is over by now.
 
@@ -344,5 +357,11 @@ async def open_authority(
         await authority._expire()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(authority.run)
-            yield authority
-            nursery.cancel_scope.cancel()
+            if events is not None:
+                nursery.start_soon(authority.follow, events)
+            try:
+                yield authority
+            finally:
+                nursery.cancel_scope.cancel()
+                for vm in list(authority._pages):
+                    authority.close(vm)

@@ -138,6 +138,7 @@ class Keeper:
             kept = {0, 1, 2, link.fileno(), self._control.fileno()}
             kept.update(device.fd for device in self._spec.devices if device.fd >= 0)
             kept.update(fd for memory in self._memory for fd in memory.fds)
+            kept.update({self._spec.gate_fd} - {-1})
             kept.update(sock.fileno() for socks in self._chardevs for sock in socks)
             _close_all_but(kept)
             run_worker(self._spec, link, self._control, self._memory, self._chardevs, self._inherited)
@@ -183,7 +184,7 @@ class Keeper:
     def _confined(self, layers: dict[str, Any]) -> None:
         """A worker told what holds it; what does not is in the log once, and in the status always."""
         absent = {name: layer["what"] for name, layer in layers.items() if not layer["on"]}
-        if absent and not self._layers:
+        if absent and self.restarts == 0:
             log.warning("the sandbox lacks: %s", "; ".join(f"{name} ({why})" for name, why in absent.items()))
         self._layers = layers
 
@@ -193,6 +194,7 @@ class Keeper:
         self._loop.unregister(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
+        self._layers = {}
         if self._link is not None:
             self._loop.unregister(self._link.fileno())
             self._link.close()

@@ -58,11 +58,12 @@ async def start_keeper(
     *,
     identity: Identity = NOBODY,
     memory_bytes: int = 0,
+    gate_fd: int = -1,
 ) -> Keeper:
     """Start a keeper that inherits the devices' descriptors; the caller may close its own afterwards.
 
     The keeper holds the claim on `identity` and its workers take its user; `memory_bytes` is the guest's, which
-    bounds what they map.
+    bounds what they map. `gate_fd` is the gate page, open for reading (-1: everything may happen).
     `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
     Errors: KeeperFailed. Cancellation kills it and leaves its sockets for the caller to remove with the directory.
     """
@@ -73,8 +74,10 @@ async def start_keeper(
         uid=user("worker", identity.slot),
         memory_bytes=memory_bytes,
         sandbox=_mode(),
+        gate_fd=gate_fd,
     )
     fds = [*identity.fds, *(device.fd for device in devices if device.fd >= 0)]
+    fds += [gate_fd] if gate_fd >= 0 else []
     keeper_in, spec_out = os.pipe2(os.O_CLOEXEC)
     word_in, keeper_out = os.pipe2(os.O_CLOEXEC)
     async with trio.lowlevel.FdStream(spec_out) as to_keeper, trio.lowlevel.FdStream(word_in) as from_keeper:

@@ -17,6 +17,7 @@ from devices.blk.store import RawStore
 from devices.console.backend import ConsoleBackend
 from devices.console.chardev import ChardevPort
 from devices.console.port import PortSpec
+from devices.gate import Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
@@ -25,7 +26,8 @@ from devices.net.port import TapPort
 from devices.vhost_user.connection import Connection
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.control import Control
-from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, shared_bytes
+from rayos_vmm.worker.denials import DenialWatch
+from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_gate, shared_bytes
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
 from rayos_vmm.worker.spec import Device, WorkerSpec
 
@@ -45,8 +47,9 @@ class Worker:
     ) -> None:
         self.loop = Loop()
         self._link = link
+        gate = map_gate(spec.gate_fd)
         self.backends = [
-            build(device, held, self.loop) for device, held in zip(spec.devices, memory, strict=True)
+            build(device, held, self.loop, gate) for device, held in zip(spec.devices, memory, strict=True)
         ]
         for backend, listening in zip(self.backends, chardevs, strict=True):
             if isinstance(backend, ConsoleBackend):
@@ -55,6 +58,7 @@ class Worker:
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
         self._control = Control(self.loop, control, self.backends)
+        DenialWatch(self.loop, self.backends, lambda event: self._tell({"op": "event", "event": event}))
 
     def _link_ready(self, _events: int) -> None:
         try:
@@ -88,19 +92,26 @@ class Worker:
         self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)
 
 
-def build(device: Device, memory: DeviceMemory, loop: Loop) -> Backend:
-    """The backend of one device, in the state its predecessor left."""
+def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backend:
+    """The backend of one device, in the state its predecessor left; it asks `gate` for each operation."""
     state = memory.store()
     match device.kind:
         case "blk":
             store = RawStore(device.fd, read_only=device.read_only)
-            return BlkBackend(device.name, loop, store, serial=device.serial, quota_bytes=device.quota_bytes)
+            return BlkBackend(
+                device.name, loop, store, serial=device.serial, quota_bytes=device.quota_bytes, gate=gate
+            )
         case "net":
             rate = device.rate_bytes_per_second
-            return NetBackend(device.name, loop, TapPort(device.fd), rate_bytes_per_second=rate)
+            return NetBackend(device.name, loop, TapPort(device.fd), rate_bytes_per_second=rate, gate=gate)
         case "input":
             return InputBackend(
-                device.name, loop, device.input_kind, state=state, queue_limit=device.queue_limit
+                device.name,
+                loop,
+                device.input_kind,
+                state=state,
+                queue_limit=device.queue_limit,
+                gate=gate,
             )
         case "gpu":
             return GpuBackend(
@@ -111,10 +122,16 @@ def build(device: Device, memory: DeviceMemory, loop: Loop) -> Backend:
                 quota_bytes=device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES,
                 heap_fd=memory.bulk_fd,
                 state=state,
+                gate=gate,
             )
         case "console":
             return ConsoleBackend(
-                device.name, loop, ports=_ports(device), state=state, history_fd=memory.bulk_fd
+                device.name,
+                loop,
+                ports=_ports(device),
+                state=state,
+                history_fd=memory.bulk_fd,
+                gate=gate,
             )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from devices.console.backend import ConsoleBackend
+from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.state import StateStore
@@ -45,6 +47,11 @@ class DeviceMemory:
 
     def store(self) -> StateStore | None:
         return StateStore(self.state_fd, self.state_bytes) if self.state_fd >= 0 else None
+
+
+def map_gate(fd: int) -> Gate:
+    """The gate of all devices of a VM: the page behind the descriptor, which we may only read."""
+    return OPEN if fd < 0 else Gate(memoryview(mmap.mmap(fd, mmap.PAGESIZE, prot=mmap.PROT_READ)))
 
 
 def shared_bytes(devices: Sequence[Device]) -> int:

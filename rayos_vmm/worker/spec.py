@@ -42,6 +42,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     #: The workers' user, 0 where they stay who they are; the guest's memory, 0 unknown.
     uid: int = 0
     memory_bytes: int = 0
+    #: The gate page, open for reading; -1: everything may happen.
+    gate_fd: int = -1
     #: See `rayos_vmm.worker.sandbox.Mode`.
     sandbox: Literal["on", "trap", "off"] = "on"
 

@@ -1,0 +1,108 @@
+"""Rights of machines: grant, revoke, delegate, and what there is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from rayos_vmm.cli.arguments import duration
+from rayos_vmm.cli.completion import add_name, machine_names
+from rayos_vmm.cli.daemon import the_daemon
+from rayos_vmm.cli.output import Output
+from rayos_vmm.config.spec import CAPABILITIES
+from rayos_vmm.errors import Invalid
+
+_HEADER: Final = ("ID", "MACHINE", "CAPABILITIES", "KIND", "LEFT", "FROM", "REASON")
+
+
+def _words(parser: argparse.ArgumentParser, **options: Any) -> None:
+    action = parser.add_argument(
+        "capabilities", metavar="CAP", help=f"{', '.join(CAPABILITIES)}, or all", **options
+    )
+    action.completer = lambda **_: [*CAPABILITIES, "all"]  # type: ignore[attr-defined]  # argcomplete's convention
+
+
+def _left(grant: dict[str, Any]) -> str:
+    return "-" if grant["left_s"] is None else f"{grant['left_s']:.1f} s"
+
+
+def _row(grant: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(grant["id"]),
+        grant["vm"],
+        " ".join(grant["capabilities"]) or "none",
+        grant["kind"],
+        _left(grant),
+        str(grant["parent"] or "-"),
+        grant["reason"] or "-",
+    )
+
+
+def _vm(name: str) -> str:
+    return f"/vms/{quote(name, safe='')}"
+
+
+def add_grant(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    _words(parser, nargs="+")
+    parser.add_argument("--ttl", type=duration, help="for so long, such as 30s (default: until revoked)")
+    parser.add_argument("--reason", default="", help="why, for the record")
+
+
+async def run_grant(args: argparse.Namespace, out: Output) -> None:
+    body = {"capabilities": args.capabilities, "ttl_s": args.ttl, "reason": args.reason}
+    grant = msgspec.json.decode(await the_daemon().request("POST", f"{_vm(args.name)}/grants", body=body))
+    out.table(grant, _HEADER, [_row(grant)])
+
+
+def add_revoke(parser: argparse.ArgumentParser) -> None:
+    action = parser.add_argument("what", metavar="ID|NAME", help="a grant's number, or a machine")
+    action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
+    _words(parser, nargs="*")
+
+
+async def run_revoke(args: argparse.Namespace, out: Output) -> None:
+    client = the_daemon()
+    if args.capabilities:
+        body = {"capabilities": args.capabilities}
+        answer = await client.request("POST", f"{_vm(args.what)}/revoke", body=body)
+    elif args.what.isdecimal():
+        answer = await client.request("DELETE", f"/grants/{args.what}")
+    else:
+        raise Invalid(
+            f"{args.what!r} is not a grant's number, and no capability was named",
+            hint=f"rayos revoke {args.what} CAP_NET, or rayos revoke ID with an ID of `rayos grants`",
+        )
+    gone = msgspec.json.decode(answer)["grants"]
+    out.table(gone, _HEADER, [_row(grant) for grant in gone])
+
+
+def add_grants(parser: argparse.ArgumentParser) -> None:
+    action = parser.add_argument("name", nargs="?", metavar="NAME", help="of one machine only")
+    action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
+
+
+async def run_grants(args: argparse.Namespace, out: Output) -> None:
+    query = {"vm": args.name} if args.name else None
+    grants = msgspec.json.decode(await the_daemon().request("GET", "/grants", query=query))["grants"]
+    out.table(grants, _HEADER, [_row(grant) for grant in grants])
+
+
+def add_delegate(parser: argparse.ArgumentParser) -> None:
+    for dest, metavar, what in (("name", "FROM", "who passes on"), ("to", "TO", "who receives")):
+        action = parser.add_argument(dest, metavar=metavar, help=what)
+        action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
+    _words(parser, nargs="+")
+    parser.add_argument(
+        "--ttl", type=duration, help="for so long at most (default: as long as what it comes from)"
+    )
+
+
+async def run_delegate(args: argparse.Namespace, out: Output) -> None:
+    body = {"to": args.to, "capabilities": args.capabilities, "ttl_s": args.ttl}
+    answer = await the_daemon().request("POST", f"{_vm(args.name)}/delegations", body=body)
+    grant = msgspec.json.decode(answer)
+    out.table(grant, _HEADER, [_row(grant)])
