@@ -34,9 +34,8 @@ async def ping(address: str, *, timeout: float) -> float:
         TimeoutError: none came within `timeout` seconds.
     """
     identifier = os.getpid() & 0xFFFF
-    icmp = socket.getprotobyname("icmp")
     with trio.move_on_after(timeout):
-        with trio.socket.socket(socket.AF_INET, socket.SOCK_RAW, icmp) as sock:
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
             for sequence in range(int(timeout / RETRY_S) + 1):
                 sent = trio.current_time()
                 await sock.sendto(_request(identifier, sequence), (address, 0))
