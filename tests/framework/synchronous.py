@@ -1,0 +1,23 @@
+"""`python -P -m tests.framework.synchronous`: a keeper whose workers have no io_uring: strace sees each call."""
+
+from __future__ import annotations
+
+import sys
+from typing import Never
+
+import devices.uring
+from rayos_vmm.worker.keeper import main
+
+
+def _refuse(*_: object) -> Never:
+    raise OSError("calls are to be seen")
+
+
+def no_uring() -> None:
+    """From here on this process makes no io_uring."""
+    devices.uring._setup = _refuse  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    no_uring()
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Kill -9 of the worker under verified writes, full and failing disks: what was acknowledged is on the disk.
+
+`make soak` kills 1,000 times (RAYOS_KILLS); the harness is itself tested with a worker that acknowledges too early.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from rayos_vmm.worker.sandbox import Mode
+from rayos_vmm.worker.spec import Device
+from tests.framework.durable_disk import BLOCK, kill_under_load, stamp
+from tests.framework.kept import KEEPER, Kept, Link
+from tests.framework.target import Rig
+
+KILLS: Final = int(os.environ.get("RAYOS_KILLS", "100"))
+IMAGE_BYTES: Final = 16 << 20
+IOERR: Final = 1
+
+
+@contextmanager
+def disk(
+    directory: Path,
+    image: Path,
+    *,
+    command: Sequence[str | Path] = KEEPER,
+    pure: bool = False,
+    sandbox: Mode = "on",
+) -> Iterator[Kept]:
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    environment = {"RAYOS_PURE": "1"} if pure else {}
+    try:
+        with Kept(
+            directory,
+            [Device(kind="blk", name="disk", fd=fd)],
+            sandbox=sandbox,
+            command=command,
+            environment=environment,
+        ) as kept:
+            os.close(fd)
+            fd = -1
+            yield kept
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def make_image(directory: Path, size: int = IMAGE_BYTES) -> Path:
+    path = directory / "image"
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def test_X_no_acknowledged_write_is_lost_in_kills(tmp_path: Path) -> None:
+    """Killed at any moment: every acknowledged block is in the image, no request fails, none is left unanswered."""
+    image = make_image(tmp_path)
+    with disk(tmp_path, image) as kept:
+        tally = kill_under_load(kept, image, KILLS)
+        assert kept.status()["restarts"] == KILLS
+    print(f"{tally.kills} kills, {tally.acknowledged} acknowledged writes, {len(tally.lost)} lost")
+    assert tally.lost == []
+    assert tally.errors == 0
+    assert tally.acknowledged > 10 * KILLS
+
+
+def test_X_the_harness_catches_an_early_acknowledgement(tmp_path: Path) -> None:
+    """A worker that answers before it writes loses writes, and the check sees it."""
+    image = make_image(tmp_path)
+    mutant = (sys.executable, "-P", "-m", "tests.framework.mutant")
+    with disk(tmp_path, image, command=mutant, pure=True) as kept:
+        tally = kill_under_load(kept, image, 20)
+    assert tally.lost, f"{tally.kills} kills of a broken worker, and nothing was noticed"
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    path = tmp_path / "full"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def write(rig: Rig, block: int, generation: int) -> int:
+    """One write; its status."""
+    request = struct.pack("<IIQ", 1, 0, block * BLOCK // 512) + stamp(block, generation)
+    return rig.request(request, 1)[0]
+
+
+def test_X_a_full_disk_acknowledges_nothing_it_has_not(tmp_path: Path, full: Path) -> None:
+    """ENOSPC: an I/O error for the guest, no false acknowledgement, and the disk goes on when there is room."""
+    image = make_image(full, 4 << 20)
+    with disk(tmp_path, image) as kept, Rig(Link(kept, "disk")) as rig:
+        outcomes = [write(rig, block, block + 1) for block in range(400)]
+        good = [block for block, status in enumerate(outcomes) if status == 0]
+        assert set(outcomes) == {0, IOERR} and 0 < len(good) <= 256
+        data = image.read_bytes()
+        assert all(data[block * BLOCK : (block + 1) * BLOCK] == stamp(block, block + 1) for block in good)
+        subprocess.run(["mount", "-o", "remount,size=8m", full], check=True)
+        assert write(rig, 399, 1) == 0
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5])
+@pytest.mark.parametrize("call", ["pwritev2", "fdatasync"])
+def test_X_an_io_error_is_never_success(tmp_path: Path, nth: int, call: str) -> None:
+    """EIO on every n-th call of the real worker (strace): what was answered with 0 is in the image.
+
+    A failed sync latches: no later flush claims that anything is durable. The worker is not sandboxed: strace makes
+    a call fail by changing its number to -1, which the filter kills.
+    """
+    assert shutil.which("strace"), "apt-get install strace"
+    image = make_image(tmp_path, 1 << 20)
+    calls = (
+        f"{call},pwritev" if call == "pwritev2" else call
+    )  # the C library takes the older one without flags
+    strace = ("strace", "-f", "-qqq", "-o", "/dev/null", "-e", f"trace={calls}")
+    command = (*strace, "-e", f"inject={calls}:error=EIO:when={nth}+{nth}", sys.executable, "-P", "-m")
+    traced = (*command, "tests.framework.synchronous")
+    with (
+        disk(tmp_path, image, command=traced, pure=True, sandbox="off") as kept,
+        Rig(Link(kept, "disk")) as rig,
+    ):
+        flush = struct.pack("<IIQ", 4, 0, 0)
+        outcomes = []
+        flushes = []
+        for block in range(20):
+            outcomes.append(write(rig, block, block + 1))
+            flushes.append(rig.request(flush, 1)[0])
+        data = image.read_bytes()
+    for block, status in enumerate(outcomes):
+        if status == 0:
+            assert data[block * BLOCK : (block + 1) * BLOCK] == stamp(block, block + 1), block
+    if call == "fdatasync":
+        assert IOERR not in outcomes
+        first = flushes.index(IOERR)
+        assert first == nth - 1 and set(flushes[first:]) == {IOERR}
+    else:
+        assert IOERR in outcomes and (nth == 1) == (0 not in outcomes)
+        assert set(flushes) == {0}
+
+
+def test_X_an_image_has_one_writer(tmp_path: Path) -> None:
+    """A second worker on the same image does not serve it, and the first is not disturbed."""
+    image = make_image(tmp_path, 1 << 20)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with disk(tmp_path / "one", image) as first, Rig(Link(first, "disk")) as rig:
+        with disk(tmp_path / "two", image) as second:
+            deadline = time.monotonic() + 10
+            while "in use by another writer" not in second.log.read_text():
+                assert time.monotonic() < deadline, "the second worker serves the image too"
+                time.sleep(0.01)
+        assert write(rig, 3, 1) == 0
