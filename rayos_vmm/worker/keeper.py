@@ -1,0 +1,385 @@
+"""The keeper: holds everything that must outlive a worker, and starts the next one.
+
+It owns the sockets QEMU is connected to (through relays), the image and tap descriptors, and the memfds in which
+devices keep their state. It parses nothing a guest wrote. A worker is a fork of it: the code is loaded, the descriptors
+are there, so a successor serves within milliseconds. A worker that dies again and again within MIN_LIFE seconds is
+restarted with growing pauses; more than DEGRADED_DEATHS in DEGRADED_SECONDS and the VM is reported degraded.
+A death that was asked for counts as neither.
+
+When QEMU has left and no service is connected for LINGER seconds, the keeper ends: nobody will come back.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from devices.loop import Loop
+from devices.serve import listen
+from devices.vhost_user.relay import Relay
+from rayos_vmm.worker import packet, sandbox
+from rayos_vmm.worker.main import run_worker
+from rayos_vmm.worker.memory import DeviceMemory
+from rayos_vmm.worker.sandbox import Report
+from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET, Device, WorkerSpec, device_socket
+
+log = logging.getLogger(__name__)
+
+#: A worker that lived shorter died of something a restart does not cure.
+MIN_LIFE: Final = 0.1
+LONGEST_PAUSE: Final = 2.0
+DEGRADED_DEATHS: Final = 5
+DEGRADED_SECONDS: Final = 60.0
+LINGER: Final = 15.0
+#: Connections of services at a time.
+MAX_CLIENTS: Final = 8
+
+
+class Keeper:
+    """`run` until told to quit. Single-threaded, since it forks."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._run_dir = Path(spec.run_dir)
+        self._run_dir_fd = os.open(spec.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._inherited = Report()
+        self._layers: dict[str, Any] = {}
+        self._loop = Loop()
+        self._memory = [DeviceMemory.create(device) for device in spec.devices]
+        self._paths: list[Path] = []
+        self._control = self._listen_packets(CONTROL_SOCKET, 16)
+        self._relays = {index: self._relay(index, device) for index, device in _relayed(spec)}
+        self._chardevs = self._listen_chardevs()
+        self._own = self._listen_packets(KEEPER_SOCKET, 4)
+        self._clients: dict[int, socket.socket] = {}
+        self._loop.register(self._own.fileno(), self._accept_client)
+        self._link: socket.socket | None = None
+        self._worker_pid = 0
+        self._pidfd = -1
+        self._started_at = 0.0
+        self._short_lives = 0
+        self._deaths: deque[float] = deque(maxlen=DEGRADED_DEATHS + 1)
+        self._is_asked_for = False
+        self.restarts = -1
+        self._linger = 0
+        self._was_connected = False
+
+    # -- sockets -------------------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> Path:
+        path = self._run_dir / name
+        self._paths.append(path)
+        return path
+
+    def _listen_packets(self, name: str, backlog: int) -> socket.socket:
+        path = self._path(name)
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.listen(backlog)
+        sock.setblocking(False)
+        return sock
+
+    def _relay(self, index: int, device: Device) -> Relay:
+        def connect(has_history: bool) -> socket.socket | None:
+            return self._connect_device(index, has_history)
+
+        queues = 2 + 2 * len(device.ports) if device.kind == "console" else 2
+        listening = listen(self._path(device_socket(device.name)))
+        return Relay(device.name, queues, listening, self._loop, connect)
+
+    def _listen_chardevs(self) -> list[list[socket.socket]]:
+        return [
+            [listen(self._path(f"{device.name}.{port}.sock")) for port in range(len(device.ports))]
+            if device.chardev
+            else []
+            for device in self._spec.devices
+        ]
+
+    # -- the worker ----------------------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(theirs)
+        theirs.close()
+        ours.setblocking(False)
+        self._link = ours
+        self._loop.register(ours.fileno(), self._link_ready)
+        self._worker_pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.register(self._pidfd, self._worker_died)
+        self._started_at = self._loop.now()
+        self.restarts += 1
+        for relay in self._relays.values():
+            relay.attach()
+        self._tell({"event": "worker_started", "pid": pid, "restarts": self.restarts})
+
+    def _become_worker(self, link: socket.socket) -> None:
+        """In the child: keep only what a worker needs, serve, never return."""
+        code = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            kept = {0, 1, 2, link.fileno(), self._control.fileno()}
+            kept.update(device.fd for device in self._spec.devices if device.fd >= 0)
+            kept.update(fd for memory in self._memory for fd in memory.fds)
+            kept.update({self._spec.gate_fd} - {-1})
+            kept.update(sock.fileno() for socks in self._chardevs for sock in socks)
+            _close_all_but(kept)
+            run_worker(self._spec, link, self._control, self._memory, self._chardevs, self._inherited)
+            code = 0
+        except BaseException:
+            log.exception("worker died of an error of ours")
+        finally:
+            os._exit(code)
+
+    def _connect_device(self, index: int, has_history: bool) -> socket.socket | None:
+        if self._link is None:
+            return None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        head = packet.encode({"op": "connect", "device": index, "resume": has_history})
+        fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
+        try:
+            self._link.sendmsg([head], fds, socket.MSG_NOSIGNAL)
+        except OSError:
+            ours.close()
+            return None
+        finally:
+            theirs.close()
+        self._was_connected = True
+        return ours
+
+    def _link_ready(self, _events: int) -> None:
+        assert self._link is not None
+        try:
+            data = self._link.recv(packet.MAX_PACKET_BYTES)
+        except (BlockingIOError, ConnectionError):
+            return
+        if not data:
+            self._loop.unregister(self._link.fileno())  # its death follows by the pidfd
+            return
+        head, _ = packet.decode(data)
+        if head["op"] == "dropped":
+            self._relays[head["device"]].drop(head["reason"])
+        elif head["op"] == "event":
+            self._tell(head["event"])
+        elif head["op"] == "confined":
+            self._confined(head["layers"])
+
+    def _confined(self, layers: dict[str, Any]) -> None:
+        """A worker told what holds it; what does not is in the log once, and in the status always."""
+        absent = {name: layer["what"] for name, layer in layers.items() if not layer["on"]}
+        if absent and self.restarts == 0:
+            log.warning("the sandbox lacks: %s", "; ".join(f"{name} ({why})" for name, why in absent.items()))
+        self._layers = layers
+
+    def _worker_died(self, _events: int) -> None:
+        _, status = os.waitpid(self._worker_pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._loop.unregister(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._layers = {}
+        if self._link is not None:
+            self._loop.unregister(self._link.fileno())
+            self._link.close()
+            self._link = None
+        for relay in self._relays.values():
+            relay.drain()
+        pause = self._pause()
+        if code == -signal.SIGSYS:
+            log.error(
+                "worker %d made a system call that no worker makes (class X, audit event 1326 of the kernel); "
+                "RAYOS_SANDBOX=trap names it",
+                self._worker_pid,
+            )
+        log.warning("worker %d ended with %d; the next starts in %.3f s", self._worker_pid, code, pause)
+        self._tell(
+            {"event": "worker_exited", "pid": self._worker_pid, "code": code, "degraded": self.is_degraded}
+        )
+        self._loop.call_at(self._loop.now() + pause, self._spawn)
+
+    def _pause(self) -> float:
+        """Seconds until the next start: none after a long life, doubling from 10 ms after short ones."""
+        now = self._loop.now()
+        asked_for, self._is_asked_for = self._is_asked_for, False
+        if asked_for:
+            return 0.0
+        self._deaths.append(now)
+        if now - self._started_at >= MIN_LIFE:
+            self._short_lives = 0
+            return 0.0
+        self._short_lives += 1
+        return min(LONGEST_PAUSE, 0.005 * 2.0**self._short_lives) if self._short_lives > 1 else 0.0
+
+    @property
+    def is_degraded(self) -> bool:
+        recent = self._loop.now() - DEGRADED_SECONDS
+        return sum(death > recent for death in self._deaths) > DEGRADED_DEATHS
+
+    # -- services ------------------------------------------------------------------------------------------------
+
+    def _accept_client(self, _events: int) -> None:
+        try:
+            sock, _ = self._own.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        if len(self._clients) >= MAX_CLIENTS:
+            sock.close()
+            return
+        sock.setblocking(False)
+        fd = sock.fileno()
+        self._clients[fd] = sock
+        self._loop.register(fd, lambda _events: self._client_ready(fd))
+
+    def _client_ready(self, fd: int) -> None:
+        sock = self._clients[fd]
+        try:
+            data = sock.recv(packet.MAX_PACKET_BYTES)
+            head, _ = packet.decode(data) if data else ({}, b"")
+        except (OSError, ValueError):
+            data, head = b"", {}
+        if not data:
+            self._loop.unregister(fd)
+            del self._clients[fd]
+            sock.close()
+            return
+        answers: dict[str, Callable[[], dict[str, Any]]] = {
+            "status": self._status,
+            "kill_worker": self._kill_worker,
+            "quit": self._quit,
+        }
+        answer = answers.get(head.get("op", ""))
+        reply = answer() if answer else {"error": f"unknown operation; known: {', '.join(answers)}"}
+        self._send(sock, {"id": head.get("id"), **reply})
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "worker_pid": self._worker_pid,
+            "restarts": self.restarts,
+            "degraded": self.is_degraded,
+            "sandbox": self._layers,
+            "connected": [relay.name for relay in self._relays.values() if relay.is_connected],
+        }
+
+    def _kill_worker(self) -> dict[str, Any]:
+        if self._pidfd >= 0:
+            self._is_asked_for = True
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        return {"worker_pid": self._worker_pid}
+
+    def _quit(self) -> dict[str, Any]:
+        self._loop.call_soon(self._loop.stop)
+        return {}
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        for sock in list(self._clients.values()):
+            self._send(sock, event)
+
+    @staticmethod
+    def _send(sock: socket.socket, head: dict[str, Any]) -> None:
+        # A service that does not read loses events; it finds the state by asking.
+        try:
+            sock.send(packet.encode(head), socket.MSG_NOSIGNAL)
+        except OSError as error:
+            log.debug("a service takes no packets: %s", error)
+
+    def _check_linger(self) -> None:
+        """End when everybody has been gone for LINGER seconds."""
+        abandoned = self._was_connected and not self._clients
+        if abandoned and not any(relay.is_connected for relay in self._relays.values()):
+            self._linger += 1
+            if self._linger >= LINGER:
+                log.info("nobody is left")
+                self._loop.stop()
+        else:
+            self._linger = 0
+        self._loop.call_at(self._loop.now() + 1.0, self._check_linger)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serve; `ready` is called when the sockets exist and the first worker was started."""
+        signal.signal(signal.SIGTERM, lambda *_: self._loop.call_soon(self._loop.stop))
+        signal.set_wakeup_fd(_wakeup(self._loop))
+        self._inherited = sandbox.confine_keeper(self._spec.sandbox)
+        self._spawn()
+        self._check_linger()
+        ready()
+        self._loop.run()
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing behind: the worker, the sockets."""
+        for relay in self._relays.values():
+            relay.close()
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            os.waitpid(self._worker_pid, 0)
+        for path in self._paths:
+            with suppress(FileNotFoundError):
+                os.unlink(path.name, dir_fd=self._run_dir_fd)
+
+
+def _relayed(spec: WorkerSpec) -> list[tuple[int, Device]]:
+    return [(index, device) for index, device in enumerate(spec.devices) if not device.chardev]
+
+
+def _wakeup(loop: Loop) -> int:
+    """A descriptor that ends epoll when a signal comes, so that its handler runs."""
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def wake(_events: int) -> None:
+        os.read(read, 64)
+
+    loop.register(read, wake)
+    return write
+
+
+def _close_all_but(kept: set[int]) -> None:
+    before = 0
+    for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:
+        if fd > before:
+            os.closerange(before, fd)
+        before = fd + 1
+
+
+def main() -> int:
+    """`python -P -m rayos_vmm.worker`: the spec comes on standard input, one JSON line goes to standard output."""
+    spec = _read_spec()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s", stream=sys.stderr)
+    logging.Formatter.converter = time.gmtime
+
+    null = os.open(os.devnull, os.O_RDWR)
+
+    def ready() -> None:
+        print(json.dumps({"ready": True, "pid": os.getpid()}), flush=True)
+        # The service may go away; standard output must not keep a pipe of it.
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+
+    Keeper(spec).run(ready)
+    return 0
+
+
+def _read_spec() -> WorkerSpec:
+    import msgspec
+
+    return msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
