@@ -10,8 +10,6 @@ from __future__ import annotations
 class TokenBucket:
     """`rate` units a second, at most `burst` units at once. Time is the caller's, in seconds, never backwards."""
 
-    __slots__ = ("_level", "_stamp", "burst", "rate")
-
     def __init__(self, rate: float, burst: float, *, now: float) -> None:
         if rate <= 0 or burst <= 0:
             raise ValueError(f"rate {rate} and burst {burst} must both be above 0")
@@ -23,7 +21,9 @@ class TokenBucket:
     def wait(self, now: float) -> float:
         """Seconds until the next operation may start; 0.0 when it may now."""
         if now > self._stamp:
-            self._level = min(self.burst, self._level + (now - self._stamp) * self.rate)
+            self._level += (now - self._stamp) * self.rate
+            if self._level > self.burst:
+                self._level = self.burst
             self._stamp = now
         # Less than a microsecond is float dust (at 10^6 seconds and 1 Gbit/s even the clock's last digit is more than a
         # byte): without the slack a timer could fire a hair early for ever. The debt stays, so no rate is lost.

@@ -30,6 +30,10 @@ MODULES: Final = (
     "devices.uring",
     "devices.blk.flight",
     "devices.blk.ring",
+    "devices.bucket",
+    "devices.net.queue",
+    "devices.net.path",
+    "devices.net.ring",
 )
 PURE_VARIABLE: Final = "RAYOS_PURE"
 

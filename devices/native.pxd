@@ -43,6 +43,9 @@ cdef class Buffers:
     cdef unsigned long long[::1] _words
     cpdef void clear(self) noexcept
     cpdef bint add(self, unsigned long long address, unsigned long long length) noexcept
+    cpdef tuple at(self, unsigned int index)
+    cpdef bint is_full(self) noexcept
+    cpdef void drop_last(self) noexcept
     @cython.locals(index=cython.uint, seen=cython.ulonglong)
     cpdef bint is_aligned(self, unsigned long long mask) noexcept
     @cython.locals(first=cython.uint, index=cython.uint)

@@ -110,6 +110,17 @@ class Buffers:
         self.total += length
         return True
 
+    def at(self, index: int) -> tuple[int, int]:
+        """Address and length of one of them."""
+        return self._words[2 * index], self._words[2 * index + 1]
+
+    def is_full(self) -> bool:
+        return self.count >= MAX_BUFFERS
+
+    def drop_last(self) -> None:
+        self.count -= 1
+        self.total -= self._words[2 * self.count + 1]
+
     def is_aligned(self, mask: int) -> bool:
         """No address and no length has a bit of `mask`."""
         seen = 0

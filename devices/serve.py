@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from devices.backend import Backend
 from devices.errors import DeviceError
 from devices.loop import Loop
-from devices.net.port import EchoPort, FramePort, SinkPort, TapPort, open_tap
+from devices.net.port import EchoPort, Port, SinkPort, TapPort, open_tap
 from devices.vhost_user.connection import Connection
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
         case "net":
             from devices.net.backend import NetBackend
 
-            return NetBackend("net", loop, _frame_port(arguments))
+            return NetBackend("net", loop, _frame_port(arguments), rate_bytes_per_second=arguments.rate)
         case "gpu":
             from devices.gpu.backend import GpuBackend
 
@@ -125,7 +125,7 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
             return console
 
 
-def _frame_port(arguments: argparse.Namespace) -> FramePort:
+def _frame_port(arguments: argparse.Namespace) -> Port:
     if arguments.echo:
         return EchoPort()
     if arguments.sink:
@@ -178,6 +178,9 @@ def parser() -> argparse.ArgumentParser:
             port.add_argument("--tap", help="name of the tap to create or attach to")
             port.add_argument("--echo", action="store_true", help="send every frame back")
             port.add_argument("--sink", action="store_true", help="take every frame")
+            device.add_argument(
+                "--rate", type=float, help="bytes a second, each direction; default unbounded"
+            )
         elif name == "input":
             device.add_argument("--kind", choices=("keyboard", "mouse", "tablet"), default="keyboard")
     return top

@@ -1,7 +1,7 @@
 # C types of stats.py.
 cimport cython
 
-cdef int LATENCY_BUCKETS, OP_WORDS, DENIAL_BASE
+cdef int _BUCKETS, _WORDS
 
 cdef class Stats:
     cdef readonly tuple ops

@@ -20,6 +20,10 @@ DENIAL_BASE: Final = OP_COUNT * OP_WORDS
 PAGE_WORDS: Final = DENIAL_BASE + len(Denial)
 PAGE_BYTES: Final = 8 * PAGE_WORDS
 
+# The same for the compiled code: C integers, which other modules cannot import.
+_BUCKETS: Final = LATENCY_BUCKETS
+_WORDS: Final = OP_WORDS
+
 
 class Stats:
     """Counts the operations of `ops`; `page` is PAGE_BYTES of zeroed or earlier counted memory."""
@@ -41,17 +45,17 @@ class Stats:
 
     def count(self, index: int, size_bytes: int) -> None:
         """`allow` by the operation's index."""
-        base = index * OP_WORDS
+        base = index * _WORDS
         self.words[base] += 1
         self.words[base + 2] += size_bytes
 
     def sample(self, index: int, nanoseconds: int) -> None:
         """Count one latency of the operation with this index."""
         bucket = 0
-        while nanoseconds and bucket < LATENCY_BUCKETS - 1:
+        while nanoseconds and bucket < _BUCKETS - 1:
             nanoseconds >>= 1
             bucket += 1
-        self.words[index * OP_WORDS + 3 + bucket] += 1
+        self.words[index * _WORDS + 3 + bucket] += 1
 
     def percentile(self, op: Op, fraction: float) -> int:
         """Nanoseconds that `fraction` of the sampled operations stayed below; 0 when none was sampled."""

@@ -13,7 +13,10 @@ from devices.backend import Backend
 from devices.bucket import TokenBucket
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
-from devices.net.port import FramePort
+from devices.native import address_of, now_ns
+from devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
+from devices.net.port import Port, path_of
+from devices.net.ring import NetRing
 from devices.net.wire import (
     ETHERNET_HEADER_BYTES,
     HEADER_BYTES,
@@ -41,13 +44,13 @@ class NetBackend(Backend):
     """`rate_bytes_per_second` shapes each direction on its own; None is unshaped."""
 
     device_id = DeviceId.NET
-    BUDGET: ClassVar[int] = 64
+    BUDGET: ClassVar[int] = 256
 
     def __init__(
         self,
         name: str,
         loop: Loop,
-        port: FramePort,
+        port: Port,
         *,
         rate_bytes_per_second: float | None = None,
         gate: Gate = OPEN,
@@ -55,14 +58,20 @@ class NetBackend(Backend):
         super().__init__(name, 2, loop, Stats(Op.NET_TX, Op.NET_RX, Op.NET_CONFIG), gate)
         self.port = port
         self.rate_bytes_per_second = rate_bytes_per_second
-        self._buckets: list[TokenBucket | None] = [None, None]
+        buckets: list[TokenBucket | None] = [None, None]
         if rate_bytes_per_second is not None:
             burst = max(rate_bytes_per_second * _BURST_SECONDS, float(_MAX_BYTES))
             now = loop.now()
-            self._buckets = [TokenBucket(rate_bytes_per_second, burst, now=now) for _ in (RX, TX)]
+            buckets = [TokenBucket(rate_bytes_per_second, burst, now=now) for _ in (RX, TX)]
+        spill = bytearray(_MAX_BYTES)
+        self._spill = memoryview(spill)
+        path = path_of(port)
+        self._rings = [
+            NetRing(vring, path, self.stats, gate, bucket, address_of(spill))
+            for vring, bucket in zip(self.queues, buckets, strict=True)
+        ]
         self._timers = [0, 0]
         self._is_listening = False
-        self._spill = memoryview(bytearray(_MAX_BYTES))
 
     @property
     def features(self) -> int:
@@ -102,84 +111,67 @@ class NetBackend(Backend):
         if self._timers[queue]:
             self.loop.cancel(self._timers[queue])
             self._timers[queue] = 0
+        self._rings[queue].buffers.clear()
 
     # -- guest to host -------------------------------------------------------------------------------------------
 
     def _transmit(self) -> bool:
         vring = self.queues[TX]
-        for _ in range(self.BUDGET):
-            if self._must_wait(TX):
-                vring.publish()
+        ring = self._rings[TX]
+        budget = self.BUDGET
+        while budget > 0:
+            outcome = ring.transmit(budget)
+            if outcome == SPENT:
+                return True
+            if outcome == WAIT:
+                self._wait(TX)
                 return False
-            chain = vring.pop()
-            if chain is None:
-                vring.publish()
-                if not vring.arm():
-                    return False
-                continue
-            self._send(chain)
-            vring.push(chain.head, 0)
+            if outcome == DRY:
+                return False
+            budget -= ring.served
+            # In more pieces than one call takes: by way of memory of ours.
+            data = bytearray(vring.chain(outcome).read(vring.readable_bytes))
+            ring.buffers.clear()
+            ring.buffers.add(address_of(data), len(data))
+            ring.sent(ring.path.send(ring.buffers), len(data), now_ns())
+            vring.push(outcome, 0)
         vring.publish()
         return True
-
-    def _send(self, chain: Chain) -> None:
-        size = chain.readable_bytes
-        denial: Denial | None
-        if not _MIN_BYTES <= size <= _MAX_BYTES:
-            denial = Denial.INVALID
-        else:
-            denial = self.gate.check(Op.NET_TX, size - HEADER_BYTES)
-        if denial is None:
-            try:
-                self.port.send(chain.readable)
-            except OSError:
-                denial = Denial.IO_ERROR
-        if denial is not None:
-            self.stats.deny(Op.NET_TX, denial)
-            return
-        self.stats.allow(Op.NET_TX, size - HEADER_BYTES)
-        bucket = self._buckets[TX]
-        if bucket is not None:
-            bucket.take(size - HEADER_BYTES)
 
     # -- host to guest -------------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        vring = self.queues[RX]
-        for _ in range(self.BUDGET):
-            if self._must_wait(RX):
-                self._listen(False)
-                vring.publish()
+        ring = self._rings[RX]
+        budget = self.BUDGET
+        while budget > 0:
+            outcome = ring.receive(budget)
+            if outcome == QUIET:
+                self._listen(True)
                 return False
-            chain = vring.pop()
-            if chain is None:
-                vring.publish()
-                if vring.arm():
-                    continue
+            if outcome == DRY:
                 # Without buffers a readable port would wake us for nothing; the next kick listens again.
                 self._listen(False)
                 return False
-            try:
-                size = self.port.receive([*chain.writable, self._spill])
-            except BlockingIOError:
-                vring.unpop(chain.head)
-                vring.publish()
-                self._listen(True)
+            if outcome == WAIT:
+                self._listen(False)
+                self._wait(RX)
                 return False
-            except OSError:
-                vring.unpop(chain.head)
-                vring.publish()
+            if outcome == FAILED:
                 self.stats.deny(Op.NET_RX, Denial.IO_ERROR)
                 self._listen(False)
                 self._call_later(RX, _RETRY_SECONDS)
                 return False
-            self._deliver(chain, size)
-        vring.publish()
+            if outcome == SPENT:
+                break
+            budget -= ring.served
+            self._deliver(self.queues[RX].chain(outcome), ring.size, ring.inside)
+        self.queues[RX].publish()
         self._listen(True)
         return False
 
-    def _deliver(self, chain: Chain, size: int) -> None:
-        """Complete `chain`, and as many more as a mergeable frame of `size` bytes with header needs."""
+    def _deliver(self, chain: Chain, size: int, inside: int) -> None:
+        """Complete `chain`, which holds the first `inside` bytes of a frame of `size` with its header, and as many more
+        as the rest needs when the driver merges buffers."""
         vring = self.queues[RX]
         denial = Denial.INVALID if size < _MIN_BYTES else self.gate.check(Op.NET_RX, size - HEADER_BYTES)
         spilled = size - chain.writable_bytes
@@ -206,18 +198,16 @@ class NetBackend(Backend):
                     vring.push(taken.head, 0)
             self.stats.deny(Op.NET_RX, denial or Denial.INVALID)
             return
+        done = 0
+        if size > inside:
+            done = chain.write(self._spill[: size - inside], inside)
         chain.write((1 + len(more)).to_bytes(2, "little"), NUM_BUFFERS_OFFSET)
         vring.push(chain.head, min(size, chain.writable_bytes))
-        done = 0
         for extra in more:
-            piece = self._spill[done : min(spilled, done + extra.writable_bytes)]
-            extra.write(piece)
-            vring.push(extra.head, len(piece))
-            done += len(piece)
-        self.stats.allow(Op.NET_RX, size - HEADER_BYTES)
-        bucket = self._buckets[RX]
-        if bucket is not None:
-            bucket.take(size - HEADER_BYTES)
+            written = extra.write(self._spill[done : min(size - inside, done + extra.writable_bytes)])
+            vring.push(extra.head, written)
+            done += written
+        self._rings[RX].received(size)
 
     def _listen(self, wanted: bool) -> None:
         if wanted != self._is_listening:
@@ -232,16 +222,9 @@ class NetBackend(Backend):
 
     # -- shaping -------------------------------------------------------------------------------------------------
 
-    def _must_wait(self, queue: int) -> bool:
-        bucket = self._buckets[queue]
-        if bucket is None:
-            return False
-        now = self.loop.now()
-        wait = bucket.wait(now)
-        if wait == 0.0:
-            return False
-        self._call_later(queue, wait)
-        return True
+    def _wait(self, queue: int) -> None:
+        bucket = self._rings[queue].bucket
+        self._call_later(queue, bucket.wait(self.loop.now()))
 
     def _call_later(self, queue: int, seconds: float) -> None:
         if not self._timers[queue]:

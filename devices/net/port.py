@@ -9,11 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections import deque
-from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, Protocol, cast, runtime_checkable
 
-from devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES
+from devices.net.path import FilePath, Path, QueuePath, ViewPath
+from devices.net.queue import FrameQueue
+from devices.net.wire import HEADER_BYTES
 
 # linux/if_tun.h
 TUNSETIFF: Final = 0x400454CA
@@ -27,12 +27,31 @@ TUN_F_TSO4: Final = 0x02
 TUN_F_TSO6: Final = 0x04
 
 
-class FramePort(Protocol):
-    """One attachment to a network. `receive` and `send` never block."""
+class Port(Protocol):
+    """One attachment to a network: a PathPort or a FramePort."""
 
     def fileno(self) -> int:
         """Readable when a frame waits."""
         ...
+
+    def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
+        """What may be delivered: partial checksums, TCP segments up to 64 KiB."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class PathPort(Port, Protocol):
+    """A port that the compiled rings reach by themselves."""
+
+    def path(self) -> Path:
+        """Asked for once."""
+        ...
+
+
+class FramePort(Port, Protocol):
+    """A port in Python, a call and some views a frame. `receive` and `send` never block."""
 
     def receive(self, buffers: list[memoryview]) -> int:
         """One frame with its header into the buffers; its bytes. Errors: BlockingIOError when there is none."""
@@ -42,12 +61,6 @@ class FramePort(Protocol):
         """One frame with its header. Errors: OSError when it cannot be taken (down, malformed): it is dropped."""
         ...
 
-    def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
-        """What `receive` may deliver: partial checksums, TCP segments up to 64 KiB."""
-        ...
-
-    def close(self) -> None: ...
-
 
 class TapPort:
     """A tap's descriptor (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, header size 12), which becomes the port's own."""
@@ -56,14 +69,11 @@ class TapPort:
         os.set_blocking(fd, False)
         self._fd = fd
 
+    def path(self) -> Path:
+        return FilePath(self._fd)
+
     def fileno(self) -> int:
         return self._fd
-
-    def receive(self, buffers: list[memoryview]) -> int:
-        return os.readv(self._fd, buffers)
-
-    def send(self, buffers: list[memoryview]) -> None:
-        os.writev(self._fd, buffers)
 
     def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
         flags = (TUN_F_CSUM if csum else 0) | (TUN_F_TSO4 if tso4 else 0) | (TUN_F_TSO6 if tso6 else 0)
@@ -91,6 +101,9 @@ class SinkPort:
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
+    def path(self) -> Path:
+        return Path()
+
     def fileno(self) -> int:
         return self._fd
 
@@ -107,32 +120,42 @@ class SinkPort:
         os.close(self._fd)
 
 
-class EchoPort(SinkPort):
-    """Sends every frame back with its Ethernet addresses swapped; holds at most `LIMIT`, then drops the oldest."""
+class QueuePort:
+    """One end of a cable inside this process. A frame arrives as it was sent, also one of 64 KiB with a partial
+    checksum: both drivers must have acked the same offloads."""
 
-    LIMIT: Final = 1024
+    def __init__(self, outgoing: FrameQueue, incoming: FrameQueue) -> None:
+        self._outgoing = outgoing
+        self._incoming = incoming
+
+    def path(self) -> Path:
+        return QueuePath(self._outgoing, self._incoming)
+
+    def fileno(self) -> int:
+        return self._incoming.fd
+
+    def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        self._incoming.close()
+
+
+def join_ports() -> tuple[QueuePort, QueuePort]:
+    """Two ports, each other's network, without a tap: for two network devices of one process."""
+    one, other = FrameQueue(), FrameQueue()
+    return QueuePort(one, other), QueuePort(other, one)
+
+
+class EchoPort(QueuePort):
+    """Sends every frame back with its Ethernet addresses swapped."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._frames: deque[bytes] = deque(maxlen=self.LIMIT)
+        both = FrameQueue()
+        super().__init__(both, both)
 
-    def receive(self, buffers: list[memoryview]) -> int:
-        if not self._frames:
-            # Level-triggered: the counter stays up exactly as long as frames wait.
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._fd)
-            raise BlockingIOError
-        frame = self._frames.popleft()
-        done = 0
-        for buffer in buffers:
-            piece = frame[done : done + len(buffer)]
-            buffer[: len(piece)] = piece
-            done += len(piece)
-        return done
 
-    def send(self, buffers: list[memoryview]) -> None:
-        frame = b"".join(buffers)
-        addresses = frame[HEADER_BYTES : HEADER_BYTES + 12]
-        swapped = frame[:HEADER_BYTES] + addresses[6:] + addresses[:6] + frame[HEADER_BYTES + 12 :]
-        self._frames.append(swapped[: HEADER_BYTES + MAX_FRAME_BYTES])
-        os.eventfd_write(self._fd, 1)
+def path_of(port: Port) -> Path:
+    """The port's own path; a class of its own `send` and `receive` has none and is asked by those."""
+    is_direct = "send" not in vars(type(port)) or "path" in vars(type(port))
+    return port.path() if is_direct and isinstance(port, PathPort) else ViewPath(cast("FramePort", port))

@@ -1,0 +1,20 @@
+"""What the loops of `devices.net.ring` return beside the head of a chain."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+#: What a path's `receive` returns when no frame waits.
+EMPTY: Final = -errno.EAGAIN
+
+#: The budget is used up: there may be more.
+SPENT: Final = -2
+#: No chain is left, and a kick was asked for.
+DRY: Final = -3
+#: No frame is left.
+QUIET: Final = -4
+#: The bucket is empty.
+WAIT: Final = -5
+#: The port failed; its chain was given back.
+FAILED: Final = -6

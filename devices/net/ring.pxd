@@ -1,0 +1,39 @@
+# C types of ring.py.
+cimport cython
+from devices.bucket cimport TokenBucket
+from devices.gate cimport Gate
+from devices.native cimport Buffers, now_ns
+from devices.net.path cimport Path
+from devices.stats cimport Stats
+from devices.virtio.memory cimport Region
+from devices.virtio.vring cimport Vring
+
+cdef int PUBLISH_EVERY, SAMPLE_MASK, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
+cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET
+
+cdef class NetRing:
+    cdef readonly Vring vring
+    cdef readonly Path path
+    cdef readonly Stats stats
+    cdef readonly Gate gate
+    cdef readonly TokenBucket bucket
+    cdef readonly bint is_shaped
+    cdef readonly unsigned long long spill
+    cdef readonly Buffers buffers
+    cdef readonly int served
+    cdef readonly unsigned long long size, inside
+    cdef unsigned int _frames
+
+    @cython.locals(vring=Vring, head=cython.int, started=cython.ulonglong)
+    cpdef int transmit(self, int budget) except? -9
+    @cython.locals(vring=Vring, size=cython.ulonglong, index=cython.uint, region=Region)
+    cdef bint _send(self, unsigned long long started) except *
+    cpdef sent(self, long long result, unsigned long long size, unsigned long long started)
+    cdef void _count(self, int operation, unsigned long long size, unsigned long long started) noexcept
+    @cython.locals(vring=Vring, head=cython.int, started=cython.ulonglong, size=cython.longlong)
+    cpdef int receive(self, int budget) except? -9
+    @cython.locals(vring=Vring, index=cython.uint, region=Region)
+    cdef void _collect(self) noexcept
+    @cython.locals(vring=Vring, first=cython.uint, region=Region, at=cython.ulonglong)
+    cdef bint _deliver(self, unsigned int head, unsigned long long size, unsigned long long started) except *
+    cpdef received(self, unsigned long long size)

@@ -1,0 +1,183 @@
+"""The network device's hot loops: frames off the transmit ring and onto the receive ring, with every check in place.
+
+Out: take -> length -> gate -> bucket -> one send of the guest's own pages -> count -> push. In: take -> bucket -> one
+receive into the guest's own pages -> length, gate -> number of buffers -> count -> push. A chain that is odd (too many
+pieces, a header in two, a frame over several receive buffers) is left to the general path: the loop returns with it in
+hand. Every SAMPLE_EVERY-th frame's time is sampled.
+"""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from devices.bucket import TokenBucket
+from devices.gate import Denial, Gate, Op
+from devices.native import Buffers, now_ns
+from devices.net.outcome import DRY, EMPTY, FAILED, QUIET, SPENT, WAIT
+from devices.net.path import Path
+from devices.net.wire import ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS_OFFSET
+from devices.stats import Stats
+from devices.virtio.vring import Vring
+
+MIN_BYTES: Final = HEADER_BYTES + ETHERNET_HEADER_BYTES
+MAX_BYTES: Final = HEADER_BYTES + MAX_FRAME_BYTES
+#: Frames after which the driver is told, if it wants.
+PUBLISH_EVERY: Final = 16
+SAMPLE_MASK: Final = 15
+
+TX_OP: Final = Op.NET_TX.index
+RX_OP: Final = Op.NET_RX.index
+
+
+class NetRing:
+    """One queue's loop over `path`. `bucket` shapes; None lets everything pass.
+
+    `served` counts the chains of the last call, `size` is the frame that the general path gets with its chain, `inside`
+    how much of it the chain has taken; the rest is at `spill`, MAX_BYTES of memory.
+    """
+
+    def __init__(
+        self, vring: Vring, path: Path, stats: Stats, gate: Gate, bucket: TokenBucket | None, spill: int
+    ) -> None:
+        self.vring = vring
+        self.path = path
+        self.stats = stats
+        self.gate = gate
+        self.bucket = cast("TokenBucket", bucket)
+        self.is_shaped = bucket is not None
+        self.spill = spill
+        self.buffers = Buffers()
+        self.served = 0
+        self.size = 0
+        self.inside = 0
+        self._frames = 0
+
+    def transmit(self, budget: int) -> int:
+        """Send up to `budget` frames and publish; DRY, SPENT, WAIT, or the head of a chain for the general path.
+
+        Errors: QueueError from the vring.
+        """
+        vring = self.vring
+        self.served = 0
+        while self.served < budget:
+            started = now_ns()
+            if self.is_shaped and self.bucket.wait(started * 1e-9) > 0.0:
+                vring.publish()
+                return WAIT
+            head = vring.take()
+            if head < 0:
+                vring.publish()
+                if vring.arm():
+                    continue
+                return DRY
+            self.served += 1
+            if not self._send(started):
+                return head
+            vring.push(head, 0)
+            if self.served % PUBLISH_EVERY == 0:
+                vring.publish()
+        vring.publish()
+        return SPENT
+
+    def _send(self, started: int) -> bool:
+        vring = self.vring
+        size = vring.readable_bytes
+        if size < MIN_BYTES or size > MAX_BYTES:
+            self.stats.deny(Op.NET_TX, Denial.INVALID)
+            return True
+        if not self.gate.allows(TX_OP):
+            self.stats.deny(Op.NET_TX, Denial.CAPABILITY)
+            return True
+        self.buffers.clear()
+        for index in range(vring.readable_count):
+            region = vring.regions[index]
+            if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
+                return False
+        self.sent(self.path.send(self.buffers), size, started)
+        return True
+
+    def sent(self, result: int, size: int, started: int) -> None:
+        """Count a frame of `size` bytes with header that the port took, or not."""
+        if result < 0:
+            self.stats.deny(Op.NET_TX, Denial.IO_ERROR)
+            return
+        self._count(TX_OP, size - HEADER_BYTES, started)
+
+    def _count(self, operation: int, size: int, started: int) -> None:
+        self.stats.count(operation, size)
+        if self.is_shaped:
+            self.bucket.take(size)
+        self._frames += 1
+        if self._frames & SAMPLE_MASK == 0:
+            self.stats.sample(operation, now_ns() - started)
+
+    def receive(self, budget: int) -> int:
+        """Fill up to `budget` chains and publish; DRY without chains, QUIET without frames, WAIT, FAILED, SPENT, or the
+        head of a chain for the general path.
+
+        Errors: QueueError from the vring.
+        """
+        vring = self.vring
+        self.served = 0
+        while self.served < budget:
+            started = now_ns()
+            if self.is_shaped and self.bucket.wait(started * 1e-9) > 0.0:
+                vring.publish()
+                return WAIT
+            head = vring.take()
+            if head < 0:
+                vring.publish()
+                if vring.arm():
+                    continue
+                return DRY
+            self._collect()
+            size = self.path.receive(self.buffers)
+            if size < 0:
+                vring.unpop(head)
+                vring.publish()
+                return QUIET if size == EMPTY else FAILED
+            self.served += 1
+            if not self._deliver(head, size, started):
+                return head
+            if self.served % PUBLISH_EVERY == 0:
+                vring.publish()
+        vring.publish()
+        return SPENT
+
+    def _collect(self) -> None:
+        """The chain's writable buffers, as many as there is room for, and behind them the spill."""
+        vring = self.vring
+        self.buffers.clear()
+        for index in range(vring.readable_count, vring.count):
+            region = vring.regions[index]
+            if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
+                break
+        if self.buffers.is_full():
+            self.buffers.drop_last()
+        self.inside = self.buffers.total
+        self.buffers.add(self.spill, MAX_BYTES)
+
+    def _deliver(self, head: int, size: int, started: int) -> bool:
+        vring = self.vring
+        self.size = size
+        first = vring.readable_count
+        if (
+            size < MIN_BYTES
+            or size > self.inside
+            or first == vring.count
+            or vring.lengths[first] < HEADER_BYTES
+        ):
+            return False
+        if not self.gate.allows(RX_OP):
+            return False
+        region = vring.regions[first]
+        at = vring.starts[first] + NUM_BUFFERS_OFFSET
+        region.ram[at] = 1
+        region.ram[at + 1] = 0
+        vring.push(head, size)
+        self._count(RX_OP, size - HEADER_BYTES, started)
+        return True
+
+    def received(self, size: int) -> None:
+        """Count a frame of `size` bytes with header that the general path delivered."""
+        self._count(RX_OP, size - HEADER_BYTES, now_ns())
