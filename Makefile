@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test check format images setup setup-dev lock clean bench-boot
+.PHONY: help run smoke build test check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -47,3 +47,18 @@ lock: setup-dev  ## resolve the dependencies anew (scripts/lock --upgrade for ne
 clean:  ## remove the virtual environment and what tools and tests left in this folder
 	rm -rf .venv devices/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bench-blk: setup-dev build  ## block against qemu-storage-daemon; the results go into docs/performance.md
+	$(PYTHON) -m benchmarks.blk
+
+bench-net: setup-dev build  ## frames against DPDK's vhost port
+	$(PYTHON) -m benchmarks.net
+
+bench-latency: setup-dev build  ## one request alone, kick to call
+	$(PYTHON) -m benchmarks.latency
+
+bench-scale: setup-dev build  ## 1, 8 and 64 workers: start, memory; eight disks at once
+	$(PYTHON) -m benchmarks.scale
+
+bench-limits: setup-dev build  ## what gate, bucket, quota, counters and latency samples cost
+	$(PYTHON) -m benchmarks.limits

@@ -47,7 +47,7 @@ def serve(
     log = path.with_suffix(".log")
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | environment
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=out, stderr=out, env=os.environ | environment
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT

@@ -11,7 +11,7 @@ from devices.build import compile_extension
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[1]
-LOADS = ("load",)
+LOADS = ("load", "netload")
 
 
 def build_loads() -> None:

@@ -172,4 +172,3 @@ class BlkLoad:
         if ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF):
             self.kicks += 1
             os.eventfd_write(self.kick_fd, 1)
-

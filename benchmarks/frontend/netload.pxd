@@ -1,0 +1,2 @@
+cdef extern from *:
+    void fence "__sync_synchronize"() noexcept nogil
