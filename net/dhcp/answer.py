@@ -56,33 +56,25 @@ class Answers:
             for code in (Code.ROUTER, Code.DNS, Code.DOMAIN_NAME, Code.NTP, Code.MTU)
             if code in self._values
         )
-        self._cache: dict[bytes, tuple[tuple[int, bytes], ...]] = {}
+        self._cache: dict[bytes, tuple[bytes, ...]] = {}
+        self._starts: dict[tuple[MessageType, int, int | None], bytes] = {}
 
     def lease(
         self, request: Message, kind: MessageType, ip: int, seconds: int | None, *, rapid: bool = False
     ) -> Reply:
         """An OFFER or ACK of `ip` for `seconds`; with `seconds` None the ACK to an INFORM (RFC 2131, 4.3.5)."""
         boot = self._boot(request)
-        options: list[tuple[int, bytes]] = [
-            (Code.MESSAGE_TYPE, bytes((kind,))),
-            (Code.SERVER_ID, _U32.pack(self.server_id(request))),
-        ]
-        if seconds is not None:
-            options.append((Code.LEASE_TIME, _U32.pack(seconds)))
-            if seconds != option.INFINITE:
-                options.append((Code.RENEWAL_TIME, _U32.pack(seconds // 2)))
-                options.append((Code.REBINDING_TIME, _U32.pack(seconds * 7 // 8)))
-        options.append((Code.SUBNET_MASK, self._values[Code.SUBNET_MASK]))
+        asked = request.options.get(55, self._default_list)
+        options = [self._start(kind, self.server_id(request), seconds)]
         if rapid:
-            options.append((Code.RAPID_COMMIT, b""))
+            options.append(option.encode(Code.RAPID_COMMIT, b""))
         client_id = request.options.get(61)
         if client_id is not None:
-            options.append((Code.CLIENT_ID, client_id))
-        asked = request.options.get(55, self._default_list)
+            options.append(option.encode(Code.CLIENT_ID, client_id))
         options += self._asked(asked)
         name = self._host_names.get(request.chaddr.hex(":")) if self._host_names else None
         if name is not None and Code.HOST_NAME in asked:
-            options.append((Code.HOST_NAME, name.encode()))
+            options.append(option.encode(Code.HOST_NAME, name.encode()))
         if boot is not None:
             options += _boot_options(request, boot, asked)
         relay = request.options.get(82) if request.giaddr else None
@@ -109,14 +101,14 @@ class Answers:
 
     def nak(self, request: Message, reason: str) -> Reply:
         """A NAK: only the options of RFC 2131, table 3, addresses zero, broadcast, also behind a relay."""
-        options: list[tuple[int, bytes]] = [
-            (Code.MESSAGE_TYPE, bytes((MessageType.NAK,))),
-            (Code.SERVER_ID, _U32.pack(self.server_id(request))),
-            (Code.MESSAGE, reason.encode()[: option.LENGTH_MAX]),
+        options = [
+            option.encode(Code.MESSAGE_TYPE, bytes((MessageType.NAK,))),
+            option.encode(Code.SERVER_ID, _U32.pack(self.server_id(request))),
+            option.encode(Code.MESSAGE, reason.encode()[: option.LENGTH_MAX]),
         ]
         client_id = request.options.get(61)
         if client_id is not None:
-            options.append((Code.CLIENT_ID, client_id))
+            options.append(option.encode(Code.CLIENT_ID, client_id))
         relayed = request.giaddr != 0
         header = Message(
             wire.BOOT_REPLY,
@@ -147,13 +139,32 @@ class Answers:
                 return override
         return self.server
 
-    def _asked(self, asked: bytes) -> tuple[tuple[int, bytes], ...]:
+    def _start(self, kind: MessageType, server: int, seconds: int | None) -> bytes:
+        # What every reply begins with; the lease time, the server and the kind make few combinations.
+        key = (kind, server, seconds)
+        found = self._starts.get(key)
+        if found is None:
+            found = option.encode(Code.MESSAGE_TYPE, bytes((kind,)))
+            found += option.encode(Code.SERVER_ID, _U32.pack(server))
+            if seconds is not None:
+                found += option.encode(Code.LEASE_TIME, _U32.pack(seconds))
+                if seconds != option.INFINITE:
+                    found += option.encode(Code.RENEWAL_TIME, _U32.pack(seconds // 2))
+                    found += option.encode(Code.REBINDING_TIME, _U32.pack(seconds * 7 // 8))
+            found += option.encode(Code.SUBNET_MASK, self._values[Code.SUBNET_MASK])
+            if len(self._starts) >= _CACHE_MAX:
+                self._starts.clear()
+            self._starts[key] = found
+        return found
+
+    def _asked(self, asked: bytes) -> tuple[bytes, ...]:
         found = self._cache.get(asked)
         if found is None:
             values = self._values
-            always = (Code.SUBNET_MASK,)
             found = tuple(
-                (code, values[code]) for code in dict.fromkeys(asked) if code in values and code not in always
+                option.encode(code, values[code])
+                for code in dict.fromkeys(asked)
+                if code in values and code != Code.SUBNET_MASK
             )
             if len(self._cache) >= _CACHE_MAX:
                 self._cache.clear()
@@ -208,7 +219,7 @@ def relay_value(request: Message, code: RelayCode) -> bytes | None:
     return None
 
 
-def _with_relay(header: Message, options: list[tuple[int, bytes]], relay: bytes | None, limit: int) -> bytes:
+def _with_relay(header: Message, options: list[bytes], relay: bytes | None, limit: int) -> bytes:
     if relay is None:
         return wire.encode(header, options, limit)
     data = wire.encode(header, options, limit).rstrip(b"\0")  # ends with the end option, 255
@@ -216,15 +227,16 @@ def _with_relay(header: Message, options: list[tuple[int, bytes]], relay: bytes 
     return (data[:-1] + tail).ljust(wire.MINIMUM_SIZE, b"\0")
 
 
-def _boot_options(request: Message, boot: BootFile, asked: bytes) -> list[tuple[int, bytes]]:
-    options: list[tuple[int, bytes]] = []
+def _boot_options(request: Message, boot: BootFile, asked: bytes) -> list[bytes]:
+    options = []
     vendor = request.options.get(60, b"")
     if vendor.startswith(b"HTTPClient"):
-        options.append((Code.VENDOR_CLASS, b"HTTPClient"))  # UEFI 2.10, 24.7.3: else the offer is not for it
+        # UEFI 2.10, 24.7.3: else the offer is not for it
+        options.append(option.encode(Code.VENDOR_CLASS, b"HTTPClient"))
     if Code.TFTP_SERVER in asked and boot.next_server is not None:
-        options.append((Code.TFTP_SERVER, (boot.server_name or str(boot.next_server)).encode()))
+        options.append(option.encode(Code.TFTP_SERVER, (boot.server_name or str(boot.next_server)).encode()))
     if Code.BOOT_FILE in asked or len(boot.file) >= wire.FILE_SIZE:
-        options.append((Code.BOOT_FILE, boot.file.encode()))
+        options.append(option.encode(Code.BOOT_FILE, boot.file.encode()))
     return options
 
 

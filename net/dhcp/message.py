@@ -8,7 +8,7 @@ Addresses are plain integers and the message is a NamedTuple, since a server han
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -73,7 +73,7 @@ class Message(NamedTuple):
 
     def encode(self, max_size: int = DEFAULT_MAX_SIZE) -> bytes:
         """The datagram, options in the order of the mapping, at most `max_size` bytes. See `encode`."""
-        return encode(self, self.options.items(), max_size)
+        return encode(self, [option.encode(code, value) for code, value in self.options.items()], max_size)
 
 
 def decode(data: bytes) -> Message:
@@ -119,34 +119,17 @@ def decode(data: bytes) -> Message:
     )
 
 
-def encode(message: Message, options: Iterable[tuple[int, bytes]], max_size: int) -> bytes:
-    """The datagram for the header fields of `message` and `options` in their order, at most `max_size` bytes.
+def encode(message: Message, options: Sequence[bytes], max_size: int) -> bytes:
+    """The datagram for the header fields of `message` and the encoded `options`, at most `max_size` bytes.
 
     What does not fit in the options area goes to `file`, then `sname`, if those are empty (RFC 2131, 4.1);
     what fits nowhere is left out. Put the necessary ones first.
     """
     room = max(max_size, MINIMUM_SIZE) - HEADER_SIZE - 1  # the end option
     sname, file = message.sname, message.file
-    parts = []
-    total = 0
-    late: list[bytes] = []
-    for code, value in options:
-        encoded = option.encode(code, value)
-        # Reserve 3 bytes for the overload option once something has to move.
-        if not late and total + len(encoded) <= room:
-            parts.append(encoded)
-            total += len(encoded)
-        else:
-            late.append(encoded)
-    if late:
-        while parts and total + 3 > room:
-            last = parts.pop()
-            total -= len(last)
-            late.insert(0, last)
-        flag, file, sname = _overload(late, file, sname)
-        if flag:
-            parts.append(bytes((Code.OVERLOAD, 1, flag)))
-    area = b"".join(parts) + b"\xff"
+    area = b"".join(options)
+    if len(area) > room:
+        area, sname, file = _fit(options, room, sname, file)
     header = _HEADER.pack(
         message.op,
         ETHERNET,
@@ -164,7 +147,27 @@ def encode(message: Message, options: Iterable[tuple[int, bytes]], max_size: int
         file,
         COOKIE,
     )
-    return (header + area).ljust(MINIMUM_SIZE, b"\0")
+    return (header + area + b"\xff").ljust(MINIMUM_SIZE, b"\0")
+
+
+def _fit(options: Sequence[bytes], room: int, sname: bytes, file: bytes) -> tuple[bytes, bytes, bytes]:
+    parts: list[bytes] = []
+    late: list[bytes] = []
+    total = 0
+    for encoded in options:
+        if not late and total + len(encoded) <= room:
+            parts.append(encoded)
+            total += len(encoded)
+        else:
+            late.append(encoded)
+    while parts and total + 3 > room:  # the overload option itself
+        last = parts.pop()
+        total -= len(last)
+        late.insert(0, last)
+    flag, file, sname = _overload(late, file, sname)
+    if flag:
+        parts.append(bytes((Code.OVERLOAD, 1, flag)))
+    return b"".join(parts), sname, file
 
 
 def _read_overload(

@@ -17,7 +17,6 @@ nothing that it sends raises an exception. `now` is in seconds since the epoch a
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from net.dhcp import message as wire
 from net.dhcp import option
@@ -90,6 +89,7 @@ class Server:
         self.counters: dict[str, int] = {}
         self._host_names = dict(subnet.host_names)
         self._answers = {id(pool): Answers(pool.config, self._host_names) for pool in self.pools}
+        self._relays = [(int(one.network_address), int(one.broadcast_address)) for one in subnet.relays]
         self._probing: dict[int, _Probing] = {}
         self._probed: dict[int, float] = {}
         self._buckets = Buckets(subnet.limits.requests_per_second, subnet.limits.burst)
@@ -194,8 +194,8 @@ class Server:
             if source.unicast and request.ciaddr and not own.contains(request.ciaddr):
                 return next((one for one in self.pools if one.contains(request.ciaddr)), own)
             return own
-        relay = IPv4Address(request.giaddr)
-        if not any(relay in network for network in self.config.relays):
+        relay = request.giaddr
+        if not any(first <= relay <= last for first, last in self._relays):
             return None
         selected = option.u32(relay_value(request, RelayCode.LINK_SELECTION))
         if selected is None:

@@ -34,9 +34,10 @@ from net.dhcp.store import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 64  # datagrams handled before other tasks get a turn
+BATCH: Final = 32  # datagrams handled, and answered, before others get a turn: see BURST
 PENDING_MAX: Final = 4096  # ACKs that may wait for the disk; beyond, requests are dropped and come again
-COMMIT_MAX: Final = 32  # leases in one sync: a longer burst of ACKs overflows the receive buffers of clients
+BURST: Final = 32  # ACKs at once: a longer burst overflows the receive buffers of clients
+BURST_PAUSE_SECONDS: Final = 0.001
 _LOG_EVERY_SECONDS: Final = 10.0
 
 
@@ -154,6 +155,8 @@ class DhcpService:
                     continue
                 source = Source(ports.of(seen.hardware, now), seen.destination == own)
                 self._perform(server.receive(seen.payload, source, now))
+            else:
+                await trio.sleep(BURST_PAUSE_SECONDS)  # there is more
             self._arm()
 
     async def _receive_arp(self) -> None:
@@ -189,9 +192,7 @@ class DhcpService:
         while True:
             await self._has_pending.wait()
             self._has_pending = trio.Event()
-            batch, self._pending = self._pending[:COMMIT_MAX], self._pending[COMMIT_MAX:]
-            if self._pending:
-                self._has_pending.set()
+            batch, self._pending = self._pending, []
             try:
                 await trio.to_thread.run_sync(self._store.write, [one.binding for one in batch])
             except StoreError as error:
@@ -200,12 +201,14 @@ class DhcpService:
                 self._log_seldom("Leases could not be stored", error=str(error), leases=len(batch))
                 continue
             self._count("commits")
-            for one in batch:
+            for number, one in enumerate(batch, 1):
                 # Told first: who guards the port must know the address before its guest uses it.
                 if one.event is not None and self._events is not None:
                     self._events(one.event)
                 if one.reply is not None:
                     self._send(one.reply)
+                if number % BURST == 0:
+                    await trio.sleep(BURST_PAUSE_SECONDS)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
