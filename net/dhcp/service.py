@@ -34,7 +34,7 @@ from net.dhcp.store import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 32  # datagrams handled, and answered, before others get a turn: see BURST
+BATCH: Final = 32  # datagrams handled before other tasks get a turn
 PENDING_MAX: Final = 4096  # ACKs that may wait for the disk; beyond, requests are dropped and come again
 BURST: Final = 32  # ACKs at once: a longer burst overflows the receive buffers of clients
 BURST_PAUSE_SECONDS: Final = 0.001
@@ -66,6 +66,7 @@ class DhcpService:
         self._arp: socket.socket
         self._ports: Ports
         self._hardware = b""
+        self._burst = 0  # replies without a pause
 
     @property
     def counters(self) -> dict[str, int]:
@@ -155,9 +156,10 @@ class DhcpService:
                     continue
                 source = Source(ports.of(seen.hardware, now), seen.destination == own)
                 self._perform(server.receive(seen.payload, source, now))
-            else:
-                await trio.sleep(BURST_PAUSE_SECONDS)  # there is more
             self._arm()
+            if self._burst >= BURST:  # only for replies: what is dropped must not hold up the others
+                self._burst = 0
+                await trio.sleep(BURST_PAUSE_SECONDS)
 
     async def _receive_arp(self) -> None:
         while True:
@@ -214,6 +216,7 @@ class DhcpService:
         for action in actions:
             match action:
                 case Send(reply):
+                    self._burst += 1
                     self._send(reply)
                 case Commit():
                     if len(self._pending) >= PENDING_MAX:
