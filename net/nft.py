@@ -16,9 +16,9 @@ class NftError(RuntimeError):
     """nft is missing, or the kernel refused a script; the text is its first line of complaint."""
 
 
-def guard_tap(tap: str, guard: Guard) -> None:
+def guard_tap(tap: str, guard: Guard, *, dhcp_per_second: int | None = 50) -> None:
     """Put the spoof guard on the ingress of `tap`. It outlives the tap: call unguard_tap when that is gone."""
-    run(nftables.install(tap, guard))
+    run(nftables.install(tap, guard, dhcp_per_second=dhcp_per_second))
 
 
 def bind_tap(tap: str, addresses: Iterable[int]) -> None:

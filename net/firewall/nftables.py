@@ -47,7 +47,7 @@ _IPV4: Final = """\
     ip frag-off & 0x1fff != 0 goto {chain}.v4later
     udp sport 67 counter drop comment "dhcp_server"
     udp dport 68 counter drop comment "dhcp_server"
-    udp dport 67 @th,288,48 != {mac_hex} counter drop comment "dhcp_client"
+{dhcp_limit}    udp dport 67 @th,288,48 != {mac_hex} counter drop comment "dhcp_client"
     udp dport 67 ip frag-off & 0x2000 != 0 counter drop comment "dhcp_client"
     udp dport 67 udp length >= 42 ip saddr 0.0.0.0 accept
     ip saddr != @{ip4} counter drop comment "source_address"
@@ -99,8 +99,11 @@ _CHAINS: Final = {
 }
 
 
-def install(tap: str, guard: Guard) -> str:
-    """The script that puts the guard on `tap`, in the place of one that is there already."""
+def install(tap: str, guard: Guard, *, dhcp_per_second: int | None = 50) -> str:
+    """The script that puts the guard on `tap`, in the place of one that is there already.
+
+    More DHCP messages than `dhcp_per_second` are dropped in the kernel, before the server spends time on them.
+    """
     ip4, ip6 = f"{tap}.ip4", f"{tap}.ip6"
     words = {
         "chain": tap,
@@ -108,6 +111,9 @@ def install(tap: str, guard: Guard) -> str:
         "mac_hex": f"0x{guard.mac.hex()}",
         "ip4": ip4,
         "ip6": ip6,
+        "dhcp_limit": ""
+        if dhcp_per_second is None
+        else f'    udp dport 67 limit rate over {dhcp_per_second}/second counter drop comment "dhcp_rate"\n',
         "own6": ", ".join(f"0x{address:032x}" for address in sorted(guard.addresses6)),
     }
     return (
