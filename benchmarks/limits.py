@@ -24,10 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 REMOVED = (
     ("blk/ring.py", " or not self.gate.allows(operation)", ""),
     ("blk/ring.py", "            self.stats.count(operation, length)\n", ""),
-    ("blk/ring.py", "            self.stats.sample(operation, now_ns() - started)\n", ""),
-    ("blk/ring.py", "        started = now_ns()\n", "        started = 0\n"),
+    (
+        "blk/ring.py",
+        "            self._clock = now_ns()\n            self.stats.sample(operation, self._clock - started)\n",
+        "",
+    ),
     ("net/ring.py", "        if not self.gate.allows(TX_OP):\n", "        if False:\n"),
-    ("net/ring.py", "            started = now_ns()\n", "            started = 0\n"),
+    (
+        "net/ring.py",
+        "            if self.served & SAMPLE_MASK == 0:\n                self._clock = now_ns()\n",
+        "",
+    ),
     ("net/ring.py", "        self.stats.count(operation, size)\n", "        return\n"),
 )
 SIZE = 256

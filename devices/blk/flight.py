@@ -97,12 +97,14 @@ class Flight:
         self._pool.append(request)
 
     def add(self, request: Request) -> None:
-        """Put `request` behind the others, and start it unless it is over already."""
+        """Put `request` behind the others, and start it unless it is over or has failed already."""
         slot = self._next & SLOT_MASK
         self.requests[slot] = request
         self._next += 1
         self.in_flight += 1
         self.growth += request.growth
+        if request.error:
+            return
         if request.kind == READ or request.kind == WRITE:
             request.waiting = 1
             if self.is_async:

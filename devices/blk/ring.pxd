@@ -8,7 +8,7 @@ from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
 cdef int RWF_NOWAIT, SECTOR_SHIFT, SECTOR_MASK, HEADER_BYTES, TYPE_IN, TYPE_OUT, STATUS_OK, OVER, READ, WRITE
-cdef int NOTHING, SPENT, IDLE, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EOPNOTSUPP
+cdef int NOTHING, SPENT, IDLE, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EAGAIN, EINTR, EOPNOTSUPP, LATER
 cdef int POLL_SHARE_SHIFT
 cdef long long SLOW_NS, SLOW_PAUSE_NS, POLL_SAVED_NS
 
@@ -29,7 +29,7 @@ cdef class BlkRing:
     cdef unsigned char[::1] _header
     cdef bint _can_peek
     cdef unsigned int _misses
-    cdef unsigned long long _slow_until, _poll_stamp
+    cdef unsigned long long _slow_until, _poll_stamp, _clock
     cdef long long _poll_credit
 
     @cython.locals(vring=Vring, flight=Flight, head=cython.int)

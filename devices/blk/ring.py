@@ -10,7 +10,7 @@ returns with it in hand.
 
 from __future__ import annotations
 
-from errno import EOPNOTSUPP
+from errno import EAGAIN, EINTR, EOPNOTSUPP
 from typing import Final
 
 from devices.blk.flight import Flight, Request
@@ -34,6 +34,8 @@ PUBLISH_EVERY: Final = 4
 #: A buffered write that takes longer was held up by the disk; then writes go to io_uring for a while.
 SLOW_NS: Final = 2_000_000
 SLOW_PAUSE_NS: Final = 100_000_000
+#: Nothing was done at once.
+LATER: Final = -EAGAIN
 #: After so many misses in a row only every eighth read is tried in the page cache first.
 MISS_STREAK: Final = 16
 RETRY_MASK: Final = 7
@@ -75,6 +77,8 @@ class BlkRing:
         self._slow_until = 0
         self._poll_credit = 0
         self._poll_stamp = 0
+        # When the request before was over, and this one could begin.
+        self._clock = 0
 
     def run(self, budget: int) -> int:
         """Serve up to `budget` requests and publish; IDLE, SPENT, or the head of a taken chain for the general path.
@@ -84,6 +88,7 @@ class BlkRing:
         vring = self.vring
         flight = self.flight
         self.served = 0
+        self._clock = now_ns()
         if flight.in_flight:
             flight.reap()
         try:
@@ -164,12 +169,12 @@ class BlkRing:
     def perform(self, head: int) -> None:
         """Do the read or write that was parsed last, which may happen: at once when that is quick, else in flight."""
         vring = self.vring
-        started = now_ns()
+        started = self._clock
         length = self.buffers.total
         if length == 0:
             done = 0
         elif self.is_direct or not self.flight.is_async:
-            done = -1
+            done = LATER
         elif self.kind == TYPE_OUT:
             done = self._write_now(started)
         else:
@@ -181,7 +186,8 @@ class BlkRing:
             operation = READ_OP if self.kind == TYPE_IN else WRITE_OP
             region.ram[at] = STATUS_OK
             self.stats.count(operation, length)
-            self.stats.sample(operation, now_ns() - started)
+            self._clock = now_ns()
+            self.stats.sample(operation, self._clock - started)
             self.complete(head, vring.writable_bytes)
             return
         request = self.flight.claim()
@@ -197,15 +203,17 @@ class BlkRing:
         request.started = started
         request.region = region
         request.status_at = at
+        if done < 0 and done != LATER and done != -EOPNOTSUPP and done != -EINTR:
+            request.error = -done
         self.flight.add(request)
 
     def _read_now(self) -> int:
         """What is in the page cache; less than all, or minus errno, when the disk has to be asked."""
         if self._misses >= MISS_STREAK and self._misses & RETRY_MASK:
             self._misses += 1
-            return -1
+            return LATER
         if not self._can_peek:
-            return -1
+            return LATER
         done = self.buffers.read(self.fd, self.offset, RWF_NOWAIT)
         if done == self.buffers.total:
             self._misses = 0
@@ -217,7 +225,7 @@ class BlkRing:
 
     def _write_now(self, started: int) -> int:
         if started < self._slow_until:
-            return -1
+            return LATER
         done = self.buffers.write(self.fd, self.offset, 0)
         ended = now_ns()
         if ended - started > SLOW_NS:

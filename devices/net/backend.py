@@ -13,7 +13,7 @@ from devices.backend import Backend
 from devices.bucket import TokenBucket
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
-from devices.native import address_of, now_ns
+from devices.native import address_of
 from devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
 from devices.net.port import Port, path_of
 from devices.net.ring import NetRing
@@ -133,7 +133,7 @@ class NetBackend(Backend):
             data = bytearray(vring.chain(outcome).read(vring.readable_bytes))
             ring.buffers.clear()
             ring.buffers.add(address_of(data), len(data))
-            ring.sent(ring.path.send(ring.buffers), len(data), now_ns())
+            ring.sent(ring.path.send(ring.buffers), len(data))
             vring.push(outcome, 0)
         vring.publish()
         return True

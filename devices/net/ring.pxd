@@ -22,18 +22,18 @@ cdef class NetRing:
     cdef readonly Buffers buffers
     cdef readonly int served
     cdef readonly unsigned long long size, inside
-    cdef unsigned int _frames
+    cdef unsigned long long _clock
 
-    @cython.locals(vring=Vring, head=cython.int, started=cython.ulonglong)
+    @cython.locals(vring=Vring, head=cython.int)
     cpdef int transmit(self, int budget) except? -9
     @cython.locals(vring=Vring, size=cython.ulonglong, index=cython.uint, region=Region)
-    cdef bint _send(self, unsigned long long started) except *
-    cpdef sent(self, long long result, unsigned long long size, unsigned long long started)
-    cdef void _count(self, int operation, unsigned long long size, unsigned long long started) noexcept
-    @cython.locals(vring=Vring, head=cython.int, started=cython.ulonglong, size=cython.longlong)
+    cdef bint _send(self) except *
+    cpdef sent(self, long long result, unsigned long long size)
+    cdef void _count(self, int operation, unsigned long long size) noexcept
+    @cython.locals(vring=Vring, head=cython.int, size=cython.longlong)
     cpdef int receive(self, int budget) except? -9
     @cython.locals(vring=Vring, index=cython.uint, region=Region)
     cdef void _collect(self) noexcept
     @cython.locals(vring=Vring, first=cython.uint, region=Region, at=cython.ulonglong)
-    cdef bint _deliver(self, unsigned int head, unsigned long long size, unsigned long long started) except *
+    cdef bint _deliver(self, unsigned int head, unsigned long long size) except *
     cpdef received(self, unsigned long long size)
