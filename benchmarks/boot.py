@@ -2,9 +2,9 @@
 
 Same QEMU, kernel, initramfs, memory and devices (disk, network, GPU, three inputs, console of three ports), same
 bridge and DHCP server; only who serves the devices differs. Rounds alternate; the time is from QEMU's start to the
-guest's ready line. Prints a table; `make bench-boot` appends it to docs/performance.md.
+guest's ready line. Prints a table and appends it to docs/performance.md.
 
-    python -P -m benchmarks.boot [--rounds 5]
+    python -P -m benchmarks.boot [--rounds 5] [--no-append]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from benchmarks.report import publish
+from benchmarks.report import publish, table
 from images import Cache, initramfs
 from images import kernel as kernels
 from images import qemu as qemus
@@ -120,7 +120,9 @@ async def measure(rounds: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Boot time beside QEMU's own virtio devices.")
     parser.add_argument("--rounds", type=int, default=5)
-    times = trio.run(measure, parser.parse_args().rounds)
+    parser.add_argument("--no-append", action="store_true", help="leave docs/performance.md as it is")
+    arguments = parser.parse_args()
+    times = trio.run(measure, arguments.rounds)
     peer = statistics.median(times["in-process"])
     rows = [
         [
@@ -131,7 +133,9 @@ def main() -> None:
         ]
         for name, values in times.items()
     ]
-    publish("Boot: QEMU's start to the ready line, TCG", ["devices", "median", "range", "× in-process"], rows)
+    head = ["devices", "median", "range", "× in-process"]
+    title = "Boot: QEMU's start to the ready line, TCG"
+    publish(title, table(head, rows), append=not arguments.no_append)
 
 
 if __name__ == "__main__":
