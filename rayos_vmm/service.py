@@ -23,6 +23,7 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import EventLog
 from rayos_vmm.paths import Paths
+from rayos_vmm.service_attestation import MachineTpm
 from rayos_vmm.service_open import Parts, open_parts
 from rayos_vmm.vm import seat
 from rayos_vmm.vm.agent import Agent
@@ -305,9 +306,31 @@ class Service:
         """What the machine's devices counted."""
         return await self._machine(name).need_worker().stats()
 
+    def tpm(self, name: str) -> MachineTpm:
+        """A machine's TPM, to be asked.
+
+        Raises:
+            NotFound: there is no machine of that name.
+        """
+        return MachineTpm(self._machine(name))
+
     async def leases(self) -> builtins.list[dict[str, Any]]:
         """The addresses that our DHCP gave out."""
         return await self._parts.leases()
+
+    async def dhcp_status(self) -> dict[str, Any]:
+        """Our DHCP server: its link and subnet, or why it does not serve; leases by state; counters."""
+        return self._parts.network.dhcp_status()
+
+    async def release_lease(self, address: str) -> None:
+        """Takes a lease back; its guest is refused when it renews, and asks anew.
+
+        Raises:
+            Invalid: that is no address.
+            NotFound: nobody has a lease for it.
+            Busy: our DHCP server does not run.
+        """
+        self._parts.network.release(address)
 
     def events(self, since: int | None = None) -> AsyncGenerator[Event, None]:
         """From event `since`+1 on, then live and without end; None = from now. Close it with `aclosing`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,7 +24,7 @@ from net.dhcp.service import DhcpError, DhcpService, serve_dhcp
 from net.link import LinkError, Links
 from net.naming import mac, tap_name
 from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.errors import Busy
+from rayos_vmm.errors import Busy, Invalid, NotFound
 from rayos_vmm.events import EventLog
 
 LOG: Final = logging.getLogger(__name__)
@@ -88,6 +89,36 @@ class HostNetwork:
             }
             for one in self._dhcp.leases()
         ]
+
+    def dhcp_status(self) -> dict[str, Any]:
+        """The server at a glance: its link and subnet, why it does not serve, leases by state, counters."""
+        leases = [] if self._dhcp is None else self._dhcp.leases()
+        return {
+            "serving": self._dhcp is not None,
+            "trouble": self.trouble,
+            "link": self.bridge,
+            "subnet": str(self.subnet),
+            "leases": dict(sorted(Counter(one.state.value for one in leases).items())),
+            "counters": {} if self._dhcp is None else dict(sorted(self._dhcp.counters.items())),
+        }
+
+    def release(self, address: str) -> None:
+        """Takes a lease back.
+
+        Raises:
+            Invalid: that is no address.
+            NotFound: nobody has a lease for it.
+            Busy: the server does not run.
+        """
+        try:
+            parsed = ipaddress.IPv4Address(address)
+        except ValueError:
+            raise Invalid(f"{address[:40]!r} is not an IPv4 address") from None
+        if self._dhcp is None:
+            why = self.trouble or "it has not started"
+            raise Busy(f"our DHCP server does not run: {why}", code="no_network")
+        if not self._dhcp.release(parsed):
+            raise NotFound(f"nobody has a lease for {parsed}", hint="`rayos dhcp leases` lists them")
 
     def address_of(self, mac: str) -> str | None:
         """The address that a card has a lease for now."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from rayos_vmm.api.endpoint import Call, Endpoint
-from rayos_vmm.api.types import Create, Leases, Stop, VmList, WaitQuery
+from rayos_vmm.api.types import Create, Stop, VmList, WaitQuery
 from rayos_vmm.vm.view import VmView
 
 
@@ -41,10 +41,6 @@ async def _wait(call: Call) -> VmView:
 
 async def _stats(call: Call) -> dict[str, Any]:
     return await call.service.stats(call.name)
-
-
-async def _leases(call: Call) -> Leases:
-    return Leases(leases=await call.service.leases())
 
 
 def _verb(verb: str, summary: str) -> Endpoint:
@@ -96,5 +92,4 @@ ENDPOINTS: Final = (
         is_long=True,
     ),
     Endpoint("GET", "/v1/vms/{name}/stats", _stats, "Counters of the devices", answers=dict[str, Any]),
-    Endpoint("GET", "/v1/dhcp/leases", _leases, "Addresses given out", answers=Leases),
 )

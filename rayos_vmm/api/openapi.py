@@ -99,8 +99,15 @@ def build(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
     }
     (name_schema,), _ = msgspec.json.schema_components([Name], ref_template=REF_TEMPLATE)
     for path, item in paths.items():
-        if "{name}" in path:
-            item["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": name_schema}]
+        item["parameters"] = [
+            {
+                "name": key,
+                "in": "path",
+                "required": True,
+                "schema": name_schema if key == "name" else {"type": "string"},
+            }
+            for key in re.findall(r"{([a-z]+)}", path)
+        ]
     return {
         "openapi": "3.1.0",
         "info": {

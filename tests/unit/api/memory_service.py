@@ -10,10 +10,36 @@ import msgspec
 import trio
 
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.errors import Conflict, NotFound, Timeout_
+from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import EventLog
+from rayos_vmm.service_attestation import parse_pcrs
 from rayos_vmm.vm.history import History
 from rayos_vmm.vm.view import Event, ExecResult, VmState, VmView
+from tpm.event_log import Entry, Log, Source
+from tpm.explain import explain
+from tpm.protocol import Attestation, QuoteBundle, State, Status
+
+
+class MemoryTpm:
+    """A TPM that measured a kernel, whose quotes nobody signed."""
+
+    async def status(self) -> Status:
+        return Status("uuid", State.MEASURED, "", "seed", 1, "launch", 1, 0, 0, 1, 1.0, 0.0, "")
+
+    async def pcrs(self, chosen: str | None) -> dict[int, bytes]:
+        return {index: bytes(32) for index in parse_pcrs(chosen) or range(2)}
+
+    async def log(self) -> Log:
+        return Log("uuid", "seed", [Entry(8, b"k" * 32, Source.HOST, "kernel", "kernel vmlinux")])
+
+    async def explain(self, chosen: str | None) -> list[str]:
+        return explain(await self.log(), pcrs=parse_pcrs(chosen))
+
+    async def attest(self, nonce: bytes, chosen: str | None) -> Attestation:
+        if nonce == b"\0":
+            raise GuestGone("attestation unavailable: the guest damaged it", code="attestation_unavailable")
+        values = {str(index): value for index, value in (await self.pcrs(chosen)).items()}
+        return Attestation(QuoteBundle(b"message", b"signature", nonce, values, b"key"), await self.log())
 
 
 class MemoryService:
@@ -24,6 +50,7 @@ class MemoryService:
         self.files: dict[tuple[str, str], bytes] = {}
         self.consoles: dict[tuple[str, int], History] = {}
         self.sizes: list[tuple[str, int, int, int]] = []
+        self.addresses = ["10.86.0.2"]
         self.log = EventLog()
         self.clients = 0
         self.nobody = trio.Event()
@@ -127,8 +154,20 @@ class MemoryService:
     async def stats(self, name: str) -> dict[str, Any]:
         raise RuntimeError("a bug")
 
+    def tpm(self, name: str) -> MemoryTpm:
+        self._find(name)
+        return MemoryTpm()
+
     async def leases(self) -> Any:
-        return []
+        return [{"address": address} for address in self.addresses]
+
+    async def dhcp_status(self) -> dict[str, Any]:
+        return {"serving": True, "leases": {"bound": len(self.addresses)}, "counters": {}}
+
+    async def release_lease(self, address: str) -> None:
+        if address not in self.addresses:
+            raise NotFound(f"nobody has a lease for {address}")
+        self.addresses.remove(address)
 
     def events(self, since: int | None = None) -> AsyncIterator[Event]:
         return self.log.follow(since)
