@@ -44,6 +44,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "grants": ("grant", "show which machine may do what, by whose leave, until when"),
     "delegate": ("grant", "let a machine pass rights on to another"),
     "audit": ("audit", "show, check or export the record of every decision"),
+    "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
+    "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),
     "doctor": ("doctor", "check this machine and say what to do"),
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
     "serve": ("serve", "run the daemon in the foreground"),
@@ -96,6 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rayos_vmm.cli.device import main as device
 
         return device(words[1:])
+    plain = [word for word in words if word != "--json"]
+    if plain[:2] == ["dhcp", "serve"]:  # likewise; its events are JSON lines in any case
+        from rayos_vmm.cli.dhcp import serve
+
+        return serve(plain[2:])
     wanted = next((word for word in words if not word.startswith("-")), "")
     parser = _parser(wanted)
     # What stands behind `--` belongs to the guest.

@@ -41,19 +41,20 @@ def add_stats(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as rows of (path, value)."""
     if isinstance(value, dict) and value:
         pairs: list[tuple[str, Any]] = [(str(key), inner) for key, inner in value.items()]
     elif isinstance(value, list) and value:
         pairs = [(str(index), inner) for index, inner in enumerate(value)]
     else:
         return [(prefix, "-" if value in ("", None, [], {}) else str(value))]
-    return [row for key, inner in pairs for row in _flat(inner, f"{prefix}.{key}" if prefix else key)]
+    return [row for key, inner in pairs for row in flatten(inner, f"{prefix}.{key}" if prefix else key)]
 
 
 async def run_stats(args: argparse.Namespace, out: Output) -> None:
     stats = await the_daemon().stats(args.name)
-    out.table(stats, ("COUNTER", "VALUE"), _flat(stats))
+    out.table(stats, ("COUNTER", "VALUE"), flatten(stats))
 
 
 def add_leases(parser: argparse.ArgumentParser) -> None:

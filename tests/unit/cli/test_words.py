@@ -11,7 +11,7 @@ import pytest
 from rayos_vmm.cli.agent import guest_command, split_remote
 from rayos_vmm.cli.boot import boot_table
 from rayos_vmm.cli.main import _parser
-from rayos_vmm.cli.observe import _flat, qmp_arguments
+from rayos_vmm.cli.observe import flatten, qmp_arguments
 from rayos_vmm.cli.output import render_table
 from rayos_vmm.cli.run import to_table
 from rayos_vmm.config.spec import VmSpec
@@ -109,7 +109,7 @@ def test_words_that_are_no_arguments_are_refused(words: list[str]) -> None:
 
 
 def test_counters_are_flattened_to_rows() -> None:
-    assert _flat({"net": {"queues": [{"kicks": 2, "broken": ""}], "none": {}}}) == [
+    assert flatten({"net": {"queues": [{"kicks": 2, "broken": ""}], "none": {}}}) == [
         ("net.queues.0.kicks", "2"),
         ("net.queues.0.broken", "-"),
         ("net.none", "-"),

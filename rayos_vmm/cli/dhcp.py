@@ -1,0 +1,72 @@
+"""Our DHCP server: what it does, whom it gave addresses, taking one back; and the server alone on a link."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from rayos_vmm.cli import observe
+from rayos_vmm.cli.daemon import the_daemon
+from rayos_vmm.cli.output import Output
+
+
+def _links(**_arguments: Any) -> list[str]:
+    return sorted(path.name for path in Path("/sys/class/net").iterdir())
+
+
+def _addresses(**_arguments: Any) -> list[str]:
+    """The addresses that a daemon gave out; none when none answers."""
+    import trio
+
+    from rayos_vmm.cli.completion import DAEMON_TIMEOUT_S
+    from rayos_vmm.errors import RayosError
+
+    async def addresses() -> list[str]:
+        with trio.move_on_after(DAEMON_TIMEOUT_S):
+            return [lease["address"] for lease in await the_daemon().leases()]
+        return []
+
+    try:
+        return trio.run(addresses)
+    except RayosError:
+        return []
+
+
+def add_dhcp(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="status|leases|release|serve", required=True)
+    status = verbs.add_parser("status", help="the server, its leases by state, its counters")
+    leases = verbs.add_parser("leases", help="the addresses that it gave out")
+    release = verbs.add_parser("release", help="take a lease back; its guest has to ask anew")
+    action = release.add_argument("address", metavar="ADDRESS")
+    action.completer = _addresses  # type: ignore[attr-defined]  # argcomplete's convention
+    # Here for help and completion; `serve` reads the words itself, and has more options.
+    serving = verbs.add_parser("serve", help="serve one link in the foreground, events as JSON lines")
+    action = serving.add_argument("--link", required=True)
+    action.completer = _links  # type: ignore[attr-defined]  # argcomplete's convention
+    serving.add_argument("--subnet", required=True, metavar="ADDRESS/PREFIX")
+    for sub in (status, leases, release, serving):
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+async def run_dhcp(args: argparse.Namespace, out: Output) -> None:
+    client = the_daemon()
+    if args.verb == "leases":
+        await observe.run_leases(args, out)
+    elif args.verb == "release":
+        await client.request("DELETE", f"/dhcp/leases/{quote(args.address, safe='')}")
+        out.result({"released": args.address}, f"{args.address} is taken back")
+    else:
+        status = msgspec.json.decode(await client.request("GET", "/dhcp"))
+        out.table(status, ("DHCP", "VALUE"), observe.flatten(status))
+
+
+def serve(words: Sequence[str]) -> int:
+    """`words` after `rayos dhcp serve`; returns the exit status."""
+    from net.dhcp.service import main
+
+    return main(list(words))
