@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits
+.PHONY: help run smoke build test check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -62,3 +62,12 @@ bench-scale: setup-dev build  ## 1, 8 and 64 workers: start, memory; eight disks
 
 bench-limits: setup-dev build  ## what gate, bucket, quota, counters and latency samples cost
 	$(PYTHON) -m benchmarks.limits
+
+bench-tpm: setup-dev  ## start, measure, key and quote of 64 TPMs
+	$(PYTHON) -m benchmarks.tpm
+
+bench-dhcp: setup-dev  ## our DHCP server beside Kea and dnsmasq; says which of them is not installed
+	$(PYTHON) -m benchmarks.dhcp
+
+bench-firewall: setup-dev  ## 16 to 2,048 rules, beside a linear scan and nftables
+	$(PYTHON) -m benchmarks.firewall
