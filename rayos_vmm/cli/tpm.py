@@ -88,7 +88,7 @@ async def run_tpm(args: argparse.Namespace, out: Output) -> None:
             out.table(pcrs, ("PCR", "SHA-256"), list(pcrs.items()))
         case "log":
             log = msgspec.json.decode(await _get(args.name, "/log", args), type=Log)
-            rows = [
+            changes = [
                 (
                     str(entry.pcr),
                     entry.source,
@@ -98,7 +98,7 @@ async def run_tpm(args: argparse.Namespace, out: Output) -> None:
                 )
                 for entry in log.entries
             ]
-            out.table(log, ("PCR", "SOURCE", "PHASE", "SHA-256", "WHAT"), rows)
+            out.table(log, ("PCR", "SOURCE", "PHASE", "SHA-256", "WHAT"), changes)
         case "explain":
             lines = msgspec.json.decode(await _get(args.name, "/explain", args))["lines"]
             out.result({"lines": lines}, "\n".join(lines))

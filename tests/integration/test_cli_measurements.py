@@ -1,0 +1,56 @@
+"""`rayos tpm` and `rayos dhcp` on a real guest, judged by tpm2-tools."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.cli_lab import open_lab
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+NONCE = "00112233445566778899aabbccddeeff"
+
+
+def check_quote(directory: Path, nonce: str) -> int:
+    """The exit status of tpm2_checkquote, as `rayos tpm quote` tells to call it."""
+    words = ["tpm2_checkquote", "-u", "ak.pem", "-m", "quote.msg", "-s", "quote.sig", "-f", "pcrs.tpm2", "-q"]
+    return subprocess.run([*words, nonce], cwd=directory, capture_output=True, check=False).returncode
+
+
+def test_a_guest_is_quoted_explained_and_verified_and_its_lease_taken_back(tmp_path: Path) -> None:
+    """What `rayos tpm quote` wrote convinces tpm2_checkquote and `rayos tpm verify`; tampering convinces neither."""
+    out, bad = tmp_path / "quote", tmp_path / "bad"
+    with open_lab() as lab:
+        machine = lab.json("run", "--config", lab.config, "--name", "one", "--detach")
+        assert lab.json("tpm", "status", "one")["state"] == "measured"
+        registers = lab.json("tpm", "pcr", "one")
+        shown = lab.rayos("exec", "one", "--", "cat", "/sys/class/tpm/tpm0/pcr-sha256/8")
+        assert registers["8"] == shown.strip().lower()
+        assert "kernel vmlinux" in {
+            entry["description"] for entry in lab.json("tpm", "log", "one")["entries"]
+        }
+        assert f"= PCR  8 {registers['8']}" in lab.rayos("tpm", "explain", "one", "--pcr", "8")
+
+        told = lab.json("tpm", "quote", "one", "--nonce", NONCE, "--out", str(out))
+        assert told["nonce"] == NONCE and all(Path(path).exists() for path in told["files"])
+        assert check_quote(out, NONCE) == 0
+        assert check_quote(out, "ff" + NONCE[2:]) != 0
+        assert lab.rayos("tpm", "verify", str(out), "--nonce", NONCE) == "verified\n"
+        lab.rayos("tpm", "verify", str(out), "--nonce", "00", status=1)
+        shutil.copytree(out, bad)
+        (bad / "pcrs.bin").write_bytes(bytes((out / "pcrs.bin").stat().st_size))
+        lab.rayos("tpm", "verify", str(bad), "--nonce", NONCE, status=1)
+
+        status = lab.json("dhcp", "status")
+        assert (status["serving"], status["leases"]["bound"]) == (True, 1)
+        assert machine["address"] in lab.rayos("dhcp", "leases")
+        assert lab.json("dhcp", "release", machine["address"]) == {"released": machine["address"]}
+        lab.rayos("dhcp", "release", machine["address"], status=3)
+
+        lab.rayos("kill", "one")
+        stopped = lab.finish("tpm", "quote", "one", "--out", str(out))
+        assert (stopped.returncode, "its TPM runs while it does" in stopped.stderr) == (4, True)
