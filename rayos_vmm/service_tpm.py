@@ -14,6 +14,7 @@ import trio
 from rayos_vmm.errors import GuestGone
 from rayos_vmm.vm.arguments import is_booted_by_qboot
 from rayos_vmm.vm.boot import Boot, FirmwareKind
+from rayos_vmm.vm.confine import Reach, confined, program_directories
 from rayos_vmm.vm.hardware import MeasuredTpm
 from rayos_vmm.vm.process import ProcessId
 from rayos_vmm.vm.record import Record
@@ -23,6 +24,7 @@ from tpm.client import TpmClient
 from tpm.errors import TpmError
 from tpm.launch import Tpm, start_tpm
 from tpm.process import Process
+from tpm.program import find_swtpm
 from tpm.protocol import State, Status
 from tpm.qemu import qemu_arguments
 from tpm.spawner import Spawner, open_spawner
@@ -75,6 +77,7 @@ class MeasuringTpms:
                 measurements=measured.measurements,
                 profile="host-reserved" if is_uefi else "seed",
                 locks_platform=has_qboot,
+                launcher=confined((), Reach(read=program_directories([find_swtpm()]), write=[state]), uid=0),
             )
         except TpmError as error:
             measured.close()

@@ -99,6 +99,7 @@ async def start_tpm(
     locks_platform: bool = False,
     quote_interval_s: float = 0.0,
     connect_limit_s: float = 60.0,
+    launcher: Sequence[str] = (),
 ) -> Tpm:
     """Start the TPM of one VM and return it, ready for QEMU to connect.
 
@@ -113,6 +114,7 @@ async def start_tpm(
     locks_platform: true for firmware without a TPM driver (qboot), which leaves the platform hierarchy open.
     quote_interval_s: seconds between periodic quotes, 0 for none.
     connect_limit_s: the TPM ends when QEMU has not connected by then.
+    launcher: what swtpm's command line is appended to, such as a sandbox.
     After an error or cancellation nothing is left running. TpmError: why the VM must not start.
     """
     chosen = profile_named(profile)
@@ -131,6 +133,7 @@ async def start_tpm(
         locks_platform=locks_platform,
         quote_interval_s=quote_interval_s,
         connect_limit_s=connect_limit_s,
+        launcher=tuple(launcher),
     )
     remove_sockets(run_dir)
     (run_dir / STATUS).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -33,12 +34,15 @@ def find_swtpm() -> str:
     return program
 
 
-def spawn_swtpm(directory: Path, *, sock: socket.socket, key: bytes, log: Path) -> Process:
+def spawn_swtpm(
+    directory: Path, *, sock: socket.socket, key: bytes, log: Path, launcher: Sequence[str] = ()
+) -> Process:
     """Start the program on a prepared state directory.
 
     sock: swtpm's end of the control connection; it ends when the other end closes.
     key: 32 bytes that encrypt the state; they travel through a pipe, never in arguments.
     log: swtpm's messages are appended here.
+    launcher: an absolute path and arguments that the command line is appended to; it executes that in the end.
     MissingSwtpm: no program. StateError: a directory that swtpm's option syntax cannot name.
     """
     if "," in str(directory):
@@ -58,7 +62,7 @@ def spawn_swtpm(directory: Path, *, sock: socket.socket, key: bytes, log: Path) 
             pipe.write(key)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("TPM_")}
         return spawn(
-            [program, "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={directory},mode=0600",
+            [*launcher, program, "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={directory},mode=0600",
              "--ctrl", "type=unixio,clientfd=3", "--key", "fd=4,mode=aes-256-cbc,format=binary",
              "--seccomp", "action=kill"],
             descriptors={0: opened[0], 1: opened[1], 2: opened[1], 3: sock.fileno(), 4: read_end},

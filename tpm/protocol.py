@@ -250,6 +250,7 @@ class Config(msgspec.Struct, frozen=True):
     log: where the process and swtpm write their messages.
     allowed: the digests that may be measured, by phase; a phase that is absent allows all.
     nv_policy, sealed: stored at each INIT when not null.
+    launcher: what swtpm's command line is appended to, such as a sandbox; empty for none.
     locks_platform: give the platform hierarchy a random authorization before the guest runs.
     quote_interval_s: 0 for no periodic quotes. connect_limit_s: how long to wait for QEMU.
     """
@@ -266,3 +267,4 @@ class Config(msgspec.Struct, frozen=True):
     locks_platform: bool = False
     quote_interval_s: float = 0.0
     connect_limit_s: float = 60.0
+    launcher: tuple[str, ...] = ()

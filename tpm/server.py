@@ -256,7 +256,7 @@ async def _open_guard(config: Config, key: bytes) -> Guard:
         state.begin(directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
-        process = spawn_swtpm(directory, sock=theirs, key=key, log=log)
+        process = spawn_swtpm(directory, sock=theirs, key=key, log=log, launcher=config.launcher)
     emulator = Emulator(trio.socket.from_stdlib_socket(ours))
     try:
         await emulator.open_data()

@@ -130,7 +130,7 @@ def _private_copy(path: Path) -> bytes | None:
 
 def _build_root(reach: Reach, uid: int) -> None:
     privilege.private_mounts()
-    trees: list[tuple[Path, int]] = []
+    trees: list[tuple[Path, bool, int]] = []
     copies: list[tuple[Path, bytes]] = []
     for kind, paths in _by_kind(reach):
         for path in paths:
@@ -142,11 +142,11 @@ def _build_root(reach: Reach, uid: int) -> None:
                 continue
             if kind in ("write", "socket") and uid:
                 _hand_over(path, uid)
-            trees.append((path, privilege.clone_tree(str(path), _ATTRIBUTES[kind])))
+            trees.append((path, path.is_dir(), privilege.clone_tree(str(path), _ATTRIBUTES[kind])))
     privilege.begin_root((1 << 20) + sum(len(data) + 4096 for _, data in copies))
-    for path, tree in sorted(trees):  # a directory before what is in it
+    for path, is_directory, tree in sorted(trees):  # a directory before what is in it
         here = Path(*path.parts[1:])
-        if path.is_dir():
+        if is_directory:
             here.mkdir(parents=True, exist_ok=True)
         elif not here.exists():
             here.parent.mkdir(parents=True, exist_ok=True)
