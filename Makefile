@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall
+.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -18,6 +18,9 @@ build: setup  ## compile the data path; without a C compiler it runs interpreted
 test: check build  ## the checks, then every test, those of the devices also interpreted; a skipped test fails
 	CI=true $(PYTHON) -m pytest
 	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices
+
+soak: build  ## kill the worker 1,000 times under verified writes
+	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"
 
 check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff check .

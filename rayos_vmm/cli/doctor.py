@@ -28,6 +28,7 @@ from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths, default_paths
+from rayos_vmm.worker import landlock, seccomp
 
 PYTHON_MINIMUM: Final = (3, 11)
 # The cache holds QEMU, kernels and initramfs (250 MiB); a guest's disks are sparse.
@@ -131,6 +132,30 @@ def _privileges() -> Iterator[Finding]:
         yield Finding(name="tun", state="limited", found=f"{tun}: {error.strerror}", advice=advice)
 
 
+def _sandbox() -> Iterator[Finding]:
+    """What holds a worker or QEMU that a guest has taken over; each layer that is missing, by name."""
+    is_root = os.geteuid() == 0
+    yield Finding(
+        name="sandbox: user, namespaces",
+        state="ok" if is_root else "limited",
+        found="each machine gets its own" if is_root else "machines run as you, among your processes",
+        advice="" if is_root else "run the service as root to separate machines from each other",
+    )
+    version = landlock.abi()
+    is_whole = version >= landlock.WHOLE_ABI
+    yield Finding(
+        name="sandbox: Landlock",
+        state="ok" if is_whole else "limited",
+        found=f"ABI {version}" if version else "not in this kernel",
+        advice="" if is_whole else f"Linux 6.12 has ABI {landlock.WHOLE_ABI}, which also scopes signals",
+    )
+    try:
+        seccomp.check_machine()
+        yield Finding(name="sandbox: system calls", state="ok", found=f"{seccomp.COUNT} allowed")
+    except OSError as error:
+        yield Finding(name="sandbox: system calls", state="limited", found=f"not filtered: {error.strerror}")
+
+
 def _programs() -> Iterator[Finding]:
     for program, package, what in (
         ("swtpm", "swtpm", "guests need --no-tpm"),
@@ -177,6 +202,7 @@ async def run_doctor(args: argparse.Namespace, out: Output) -> int:
         _packages,
         lambda: _qemu(cache),
         _privileges,
+        _sandbox,
         _programs,
         lambda: _space(paths),
     ]

@@ -19,6 +19,9 @@ _RESTRICT_SELF: Final = 446
 _CREATE_RULESET_VERSION: Final = 1
 _RULE_PATH_BENEATH: Final = 1
 
+#: From here on it covers files, TCP, signals and abstract sockets.
+WHOLE_ABI: Final = 6
+
 EXECUTE: Final = 1 << 0
 WRITE_FILE: Final = 1 << 1
 READ_FILE: Final = 1 << 2
