@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
 
 from rayos_vmm.api.app import create_app
@@ -78,6 +78,16 @@ def open_socket(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
 
 
+class _Config(Config):
+    """Hypercorn lets children inherit its sockets: a guest's QEMU would hold ours, and outlive us with it."""
+
+    def create_sockets(self) -> Sockets:
+        sockets = super().create_sockets()
+        for sock in (*sockets.insecure_sockets, *sockets.secure_sockets, *sockets.quic_sockets):
+            sock.set_inheritable(False)
+        return sockets
+
+
 async def serve_api(
     service: Service,
     path: Path,
@@ -91,7 +101,7 @@ async def serve_api(
         Busy, Invalid: as `open_socket`.
     """
     with open_socket(path) as listener:
-        config = Config()
+        config = _Config()
         config.bind = [f"fd://{listener.fileno()}"]
         config.graceful_timeout = GRACE_S
         config.websocket_max_message_size = WEBSOCKET_MESSAGE_MAXIMUM_BYTES
