@@ -1,0 +1,103 @@
+"""Rights of a real guest: what is taken away fails at once and by name, what is given works at once, until its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_network
+
+import pytest
+import trio
+
+from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.config.spec import Disk, VmSpec
+from rayos_vmm.errors import RayosError
+from rayos_vmm.paths import Paths
+from rayos_vmm.service import Service, open_service
+from tests.integration.service_lab import BRIDGE, home
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+WRITE = "dd if=/dev/zero of=/dev/vda bs=4k count=4 oflag=direct 2>&1"
+READ = "dd if=/dev/vda of=/dev/null bs=4k count=4 iflag=direct 2>&1"
+DRAW = "dd if=/dev/urandom of=/dev/fb0 bs=4096 count=64 2>&1; sleep 0.3"
+PING = "ping -c 1 -W 1 {}"
+SPEC = VmSpec(name="svc", memory="128MiB", tpm=False, disks=[Disk(size="16MiB")])
+
+
+@asynccontextmanager
+async def whole(paths: Paths, *, keep: bool = False) -> AsyncIterator[Service]:
+    """A service with its own devices; the guest ends with it unless it is to be kept."""
+    async with open_service(ServiceConfig(network=True, bridge=BRIDGE), paths) as service:
+        try:
+            yield service
+        finally:
+            if not keep:
+                with trio.CancelScope(shield=True), suppress(RayosError):
+                    await service.kill("svc")
+
+
+async def run(service: Service, command: str) -> tuple[int, str]:
+    result = await service.exec("svc", command, 20)
+    return result.exit_status, (result.stdout + result.stderr).decode()
+
+
+async def denied(service: Service, device: str) -> int:
+    return int((await service.stats("svc"))[device]["denials"].get("capability", 0))
+
+
+async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> None:
+    """Disk, network and GPU taken and given back; a grant ends by itself; the next service has grants and audit."""
+    async with home() as paths:
+        async with whole(paths, keep=True) as service:
+            policy = service.policy
+            ping = PING.format(next(ip_network((await service.info())["subnet"], strict=False).hosts()))
+            await service.define(SPEC)
+            await service.start("svc")
+            await service.wait("svc", "ready", 60)
+            assert (await run(service, WRITE))[0] == 0
+
+            await policy.revoke_rights("svc", ["CAP_DISK_W"])
+            status, said = await run(service, WRITE)
+            assert status != 0 and "Input/output error" in said
+            assert await denied(service, "disk0") >= 1
+            assert (await run(service, READ))[0] == 0
+            await policy.grant("svc", ["CAP_DISK_W"], 2.0, "a short while")
+            end = trio.current_time() + 2.0
+            assert (await run(service, WRITE))[0] == 0
+            await trio.sleep_until(end + 0.05)
+            assert (await run(service, WRITE))[0] != 0
+
+            assert (await run(service, ping))[0] == 0
+            await policy.revoke_rights("svc", ["CAP_NET"])
+            assert (await run(service, ping))[0] != 0
+            assert await denied(service, "net") >= 1
+            await policy.grant("svc", ["CAP_NET"], None, "")
+            assert (await run(service, ping))[0] == 0
+
+            await policy.revoke_rights("svc", ["CAP_GPU"])
+            await run(service, DRAW)
+            refused = await denied(service, "gpu")
+            assert refused >= 1
+            await policy.grant("svc", ["CAP_GPU"], 60.0, "for the next service")
+            await run(service, DRAW)
+            assert await denied(service, "gpu") == refused
+            await trio.sleep(1.2)  # a worker tells of refusals once a second
+            operations = [entry.op.value for entry in policy.records(1000)]
+            assert {"GRANT", "REVOKE", "EXPIRE", "CHECK_FAIL", "STATE", "DEFINE"} <= set(operations)
+            before = policy.grants()
+            records = (await policy.verify())["records"]
+
+        async with whole(paths) as service:
+            after = service.policy.grants()
+            strip = [{key: value for key, value in grant.items() if key != "left_s"} for grant in after]
+            assert strip == [{k: v for k, v in grant.items() if k != "left_s"} for grant in before]
+            found = await service.policy.verify()
+            assert found["ok"] and found["records"] >= records
+            with paths.audit.open("r+b") as file:
+                byte = os.pread(file.fileno(), 1, 500)
+                os.pwrite(file.fileno(), bytes([byte[0] ^ 1]), 500)
+                found = await service.policy.verify()
+                os.pwrite(file.fileno(), byte, 500)
+            assert not found["ok"] and found["offset"] <= 500
