@@ -19,8 +19,9 @@ test: check build  ## the checks, then every test, those of the devices also int
 	CI=true $(PYTHON) -m pytest
 	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices
 
-soak: build  ## kill the worker 1,000 times under verified writes
+soak: build  ## kill the worker 1,000 times under verified writes; 10^6 steps of grants against the model
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"
+	@RAYOS_SOAK_EXAMPLES=10000 RAYOS_SOAK_STEPS=100 $(PYTHON) -m pytest -q tests/property/policy/test_rights.py
 
 check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff check .
