@@ -40,6 +40,10 @@ def _directories(mark: str) -> frozenset[str]:
     return frozenset(str(path) for path in Path("/tmp").glob(f"rayos-{mark[:MARK_CHARACTERS]}*"))
 
 
+def _setting(mark: str) -> bytes:
+    return f"{VARIABLE}={mark}".encode()
+
+
 def _processes(mark: bytes) -> Iterator[str]:
     for directory in Path("/proc").iterdir():
         if not directory.name.isdecimal() or int(directory.name) == os.getpid():
@@ -57,6 +61,7 @@ class Leftovers:
     """How the host was. Make one before, ask it after."""
 
     mark: str
+    processes: frozenset[str]
     links: frozenset[str]
     directories: frozenset[str]
 
@@ -64,11 +69,11 @@ class Leftovers:
     def now(cls) -> Leftovers:
         """The host as it is; marks this process's later children."""
         mark = session_mark()
-        return cls(mark, _links(mark), _directories(mark))
+        return cls(mark, frozenset(_processes(_setting(mark))), _links(mark), _directories(mark))
 
     def _left(self) -> list[str]:
         return [
-            *_processes(f"{VARIABLE}={self.mark}".encode()),
+            *(process for process in _processes(_setting(self.mark)) if process not in self.processes),
             *(f"link {name}" for name in sorted(_links(self.mark) - self.links)),
             *(f"directory {name}" for name in sorted(_directories(self.mark) - self.directories)),
         ]
