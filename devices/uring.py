@@ -17,9 +17,14 @@ from typing import Final
 from devices.native import enter, fence
 
 _SYS_IO_URING_SETUP: Final = 425
+_SYS_IO_URING_REGISTER: Final = 427
 IORING_OFF_SQES: Final = 0x10000000
 SETUP_CQSIZE: Final = 1 << 3
+SETUP_R_DISABLED: Final = 1 << 6
 SETUP_COOP_TASKRUN: Final = 1 << 8
+REGISTER_RESTRICTIONS: Final = 11
+REGISTER_ENABLE_RINGS: Final = 12
+RESTRICTION_SQE_OP: Final = 1
 FEAT_SINGLE_MMAP: Final = 1 << 0
 FEAT_NODROP: Final = 1 << 1
 FEAT_SUBMIT_STABLE: Final = 1 << 2
@@ -31,6 +36,11 @@ OP_FSYNC: Final = 3
 OP_FALLOCATE: Final = 17
 FSYNC_DATASYNC: Final = 1
 
+#: What a ring may ever do; a worker that was taken over cannot open or connect anything by it.
+OPERATIONS: Final = (OP_READV, OP_WRITEV, OP_FSYNC, OP_FALLOCATE)
+#: struct io_uring_restriction: opcode u16, sqe_op u8, 13 reserved.
+_RESTRICTION: Final = struct.Struct("<HB13x")
+
 #: sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd, resv[3]; then two offset tables.
 _PARAMETERS: Final = struct.Struct("<7I12x 6I I4x8x 6I8x8x")
 SQE_WORDS: Final = 8
@@ -41,7 +51,7 @@ class Uring:
 
     def __init__(self, entries: int) -> None:
         parameters = bytearray(_PARAMETERS.size)
-        fd = _setup(entries, parameters, SETUP_COOP_TASKRUN | SETUP_CQSIZE)
+        fd = _setup(entries, parameters, SETUP_COOP_TASKRUN | SETUP_CQSIZE | SETUP_R_DISABLED)
         fields = _PARAMETERS.unpack(parameters)
         count, cq_count, features = fields[0], fields[1], fields[5]
         sq_head, sq_tail, sq_mask, _, _, _, sq_array = fields[7:14]
@@ -53,6 +63,11 @@ class Uring:
         try:
             rings = mmap.mmap(fd, max(sq_array + 4 * count, cqes + 16 * cq_count), mmap.MAP_SHARED)
             entries_map = mmap.mmap(fd, 64 * count, mmap.MAP_SHARED, offset=IORING_OFF_SQES)
+        except OSError:
+            os.close(fd)
+            raise
+        try:
+            _restrict(fd)
         except OSError:
             os.close(fd)
             raise
@@ -152,3 +167,16 @@ def _setup(entries: int, parameters: bytearray, flags: int) -> int:
         if code != errno.EINVAL or not flags & SETUP_COOP_TASKRUN:
             raise OSError(code, os.strerror(code))
         flags &= ~SETUP_COOP_TASKRUN
+
+
+def _restrict(fd: int) -> None:
+    """Allow OPERATIONS for as long as the ring lives, and start it. Errors: OSError."""
+    wanted = b"".join(_RESTRICTION.pack(RESTRICTION_SQE_OP, operation) for operation in OPERATIONS)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for operation, argument, count in (
+        (REGISTER_RESTRICTIONS, wanted, len(OPERATIONS)),
+        (REGISTER_ENABLE_RINGS, None, 0),
+    ):
+        if libc.syscall(_SYS_IO_URING_REGISTER, fd, operation, argument, count) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))

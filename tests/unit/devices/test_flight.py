@@ -16,6 +16,7 @@ import devices.blk.backend
 from devices.blk.backend import BlkBackend
 from devices.blk.store import RawStore
 from devices.loop import Loop
+from devices.uring import Uring
 from tests.framework.target import Rig, Stepped
 
 BLOCK = 4096
@@ -124,3 +125,15 @@ def test_a_queue_that_stops_has_nothing_on_its_way(rig: Rig, image: Path) -> Non
     rig.target.backend.run_queue(0)  # type: ignore[attr-defined]
     rig.target.backend.stop_queue(0)  # type: ignore[attr-defined]
     assert [head for head, _ in queue.collect()] == heads
+
+
+def test_a_ring_of_ours_does_nothing_else() -> None:
+    """The kernel refuses other operations (here: a send), whoever fills the entries."""
+    uring = Uring(8)
+    try:
+        uring.prepare(26, 0, 0, 0, 0, 0, 7)
+        uring.wait()
+        assert uring.reap()
+        assert (uring.user_data, uring.result) == (7, -errno.EACCES)
+    finally:
+        uring.close()
