@@ -7,7 +7,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build  ## boot a Linux guest on our devices and take its console (Ctrl-] detaches)
-	@.venv/bin/rayos run --rm
+	@.venv/bin/rayos run --rm --disk 64MiB
 
 smoke: build  ## boot a guest, check every device from inside, print one JSON object
 	@.venv/bin/rayos smoke
