@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import pytest
 
+from devices.uring import Uring
 from rayos_vmm.worker import sandbox, seccomp
 from rayos_vmm.worker.spec import Device
 from tests.framework.frontend import Dropped
@@ -255,6 +256,25 @@ def test_X_a_way_out_is_closed(probe: Probe, target: int, listener: int, abstrac
 def test_X_a_call_no_worker_makes_is_its_end(probe: Probe) -> None:
     """Not an error that an attacker may retry around: the process dies of SIGSYS."""
     assert attempt(lambda: probe(0, 0, ""), BOUNDS).signal == signal.SIGSYS
+
+
+def test_X_a_ring_takes_only_a_disks_operations() -> None:
+    """The filter does not see what io_uring is asked to do; the kernel holds the ring to its own list."""
+    open_at, here = 18, 0xFFFFFF9C  # IORING_OP_OPENAT, AT_FDCWD
+    path = ctypes.create_string_buffer(b"/etc/passwd")
+    for bounds in (None, BOUNDS):
+        ring = Uring(4)
+
+        def run(ring: Uring = ring) -> int:
+            ring.prepare(open_at, here, 0, ctypes.addressof(path), 0, os.O_RDONLY, 1)
+            ring.wait()
+            assert ring.reap()
+            return ring.result
+
+        try:
+            assert attempt(run, bounds).value == -errno.EACCES
+        finally:
+            ring.close()
 
 
 def test_X_names_lead_nowhere_and_late_imports_fail_softly() -> None:
