@@ -20,6 +20,7 @@ from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
 from rayos_vmm.worker import packet
+from rayos_vmm.worker.clients import Clients
 
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16
@@ -45,9 +46,7 @@ class Control:
 
     def __init__(self, loop: Loop, control: socket.socket, backends: Sequence[Backend]) -> None:
         self._loop = loop
-        self._control = control
         self._backends = {backend.name: backend for backend in backends}
-        self._clients: dict[int, socket.socket] = {}
         self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
         self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
             "stats": self._stats,
@@ -59,8 +58,7 @@ class Control:
             "gpu.frame": self._gpu_frame,
             "gpu.wait": self._gpu_wait,
         }
-        control.setblocking(False)
-        loop.register(control.fileno(), self._accept)
+        self._clients = Clients(loop, control, MAX_CLIENTS, self._answer, self._closed)
         self._retrying = False
         for backend in backends:
             if isinstance(backend, ConsoleBackend):
@@ -70,34 +68,7 @@ class Control:
             elif isinstance(backend, InputBackend):
                 backend.on_room = self._something_happened
 
-    def _accept(self, _events: int) -> None:
-        try:
-            sock, _ = self._control.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        if len(self._clients) >= MAX_CLIENTS:
-            sock.close()
-            return
-        sock.setblocking(False)
-        fd = sock.fileno()
-        self._clients[fd] = sock
-        self._loop.register(fd, lambda _events: self._receive(fd))
-
-    def _receive(self, fd: int) -> None:
-        sock = self._clients[fd]
-        try:
-            data = sock.recv(packet.MAX_PACKET_BYTES)
-            head, payload = packet.decode(data) if data else ({}, b"")
-        except BlockingIOError:
-            return
-        except (OSError, ValueError):
-            data, head, payload = b"", {}, b""
-        if not data or not self._answer(fd, head, payload):
-            self._close(fd)
-
-    def _close(self, fd: int) -> None:
-        self._loop.unregister(fd)
-        self._clients.pop(fd).close()
+    def _closed(self, fd: int) -> None:
         self._waiting = [entry for entry in self._waiting if entry[0] != fd]
 
     def _answer(self, fd: int, head: dict[str, Any], payload: bytes) -> bool:
@@ -122,7 +93,7 @@ class Control:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             reply = packet.encode({"id": head.get("id"), **fields}, data)
-            self._clients[fd].sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)
+            self._clients.sockets[fd].sendmsg([reply], ancillary, socket.MSG_NOSIGNAL)
         except OSError:
             return False
         finally:
@@ -139,8 +110,8 @@ class Control:
         self._retrying = False
         waiting, self._waiting = self._waiting, []
         for fd, head, payload in waiting:
-            if fd in self._clients and not self._answer(fd, head, payload):
-                self._close(fd)
+            if fd in self._clients.sockets and not self._answer(fd, head, payload):
+                self._clients.close(fd)
 
     # -- operations ----------------------------------------------------------------------------------------------
 

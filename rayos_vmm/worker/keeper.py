@@ -29,6 +29,7 @@ from devices.loop import Loop
 from devices.serve import listen
 from devices.vhost_user.relay import Relay
 from rayos_vmm.worker import packet, sandbox
+from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.main import run_worker
 from rayos_vmm.worker.memory import DeviceMemory
 from rayos_vmm.worker.sandbox import Report
@@ -62,8 +63,7 @@ class Keeper:
         self._relays = {index: self._relay(index, device) for index, device in _relayed(spec)}
         self._chardevs = self._listen_chardevs()
         self._own = self._listen_packets(KEEPER_SOCKET, 4)
-        self._clients: dict[int, socket.socket] = {}
-        self._loop.register(self._own.fileno(), self._accept_client)
+        self._clients = Clients(self._loop, self._own, MAX_CLIENTS, self._answer)
         self._link: socket.socket | None = None
         self._worker_pid = 0
         self._pidfd = -1
@@ -234,31 +234,7 @@ class Keeper:
 
     # -- services ------------------------------------------------------------------------------------------------
 
-    def _accept_client(self, _events: int) -> None:
-        try:
-            sock, _ = self._own.accept()
-        except (BlockingIOError, ConnectionError):
-            return
-        if len(self._clients) >= MAX_CLIENTS:
-            sock.close()
-            return
-        sock.setblocking(False)
-        fd = sock.fileno()
-        self._clients[fd] = sock
-        self._loop.register(fd, lambda _events: self._client_ready(fd))
-
-    def _client_ready(self, fd: int) -> None:
-        sock = self._clients[fd]
-        try:
-            data = sock.recv(packet.MAX_PACKET_BYTES)
-            head, _ = packet.decode(data) if data else ({}, b"")
-        except (OSError, ValueError):
-            data, head = b"", {}
-        if not data:
-            self._loop.unregister(fd)
-            del self._clients[fd]
-            sock.close()
-            return
+    def _answer(self, fd: int, head: dict[str, Any], _data: bytes) -> bool:
         answers: dict[str, Callable[[], dict[str, Any]]] = {
             "status": self._status,
             "kill_worker": self._kill_worker,
@@ -266,7 +242,8 @@ class Keeper:
         }
         answer = answers.get(head.get("op", ""))
         reply = answer() if answer else {"error": f"unknown operation; known: {', '.join(answers)}"}
-        self._send(sock, {"id": head.get("id"), **reply})
+        self._send(self._clients.sockets[fd], {"id": head.get("id"), **reply})
+        return True
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -289,7 +266,7 @@ class Keeper:
         return {}
 
     def _tell(self, event: dict[str, Any]) -> None:
-        for sock in list(self._clients.values()):
+        for sock in list(self._clients.sockets.values()):
             self._send(sock, event)
 
     @staticmethod
@@ -302,7 +279,7 @@ class Keeper:
 
     def _check_linger(self) -> None:
         """End when everybody has been gone for LINGER seconds."""
-        abandoned = self._was_connected and not self._clients
+        abandoned = self._was_connected and not self._clients.sockets
         if abandoned and not any(relay.is_connected for relay in self._relays.values()):
             self._linger += 1
             if self._linger >= LINGER:
