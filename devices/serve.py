@@ -1,6 +1,6 @@
 """Serve one backend alone on a unix socket, for any VMM or tool that speaks vhost-user.
 
-    python -P -m devices.serve blk --socket S --image F [--read-only] [--direct] [--serial TEXT]
+    python -P -m devices.serve blk --socket S --image F [--read-only] [--direct] [--serial TEXT] [--queues N]
     python -P -m devices.serve net --socket S (--tap NAME | --echo | --sink)
     python -P -m devices.serve gpu|input|console --socket S
 
@@ -101,8 +101,9 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
             mode = os.O_RDONLY if arguments.read_only else os.O_RDWR
             image = os.open(arguments.image, mode | os.O_CLOEXEC)
             store = RawStore(image, read_only=arguments.read_only, is_direct=arguments.direct)
+            poll_ns = int(arguments.poll_us * 1000)
             return BlkBackend(
-                "blk", loop, store, serial=arguments.serial, poll_ns=int(arguments.poll_us * 1000)
+                "blk", loop, store, serial=arguments.serial, queues=arguments.queues, poll_ns=poll_ns
             )
         case "net":
             from devices.net.backend import NetBackend
@@ -170,6 +171,7 @@ def parser() -> argparse.ArgumentParser:
             device.add_argument("--read-only", action="store_true")
             device.add_argument("--direct", action="store_true", help="past the page cache (O_DIRECT)")
             device.add_argument("--serial", default="", help="up to 20 bytes")
+            device.add_argument("--queues", type=int, choices=range(1, 17), default=1, metavar="1..16")
             device.add_argument(
                 "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
             )

@@ -39,6 +39,7 @@ def _devices(
             fd=fd,
             read_only=disk.is_read_only,
             serial=disk.serial,
+            queues=disk.queues,
             quota_bytes=quota.disk_bytes,
         )
         for index, (disk, fd) in enumerate(zip(disks, disk_fds, strict=True))

@@ -230,7 +230,7 @@ class BlkBackend(Backend):
         """Refuse what could take the image over its quota; measures only when the known headroom is used up."""
         if self.quota_bytes is None:
             return
-        headroom = self._rings[0].headroom
+        headroom = sum(ring.headroom for ring in self._rings)
         if length > headroom:
             if self.store.is_allocated(offset, length):
                 return

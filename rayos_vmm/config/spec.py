@@ -19,6 +19,9 @@ MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
 # A guest kernel with our initramfs panics below this (reference/qemu.md, 6).
 MEMORY_MINIMUM_BYTES: Final = 96 << 20
 DISKS_MAXIMUM: Final = 8
+QUEUES_MAXIMUM: Final = 16
+#: Queues of a device that was not told how many: one a CPU, so that no two CPUs share a lock, up to this.
+QUEUES_DEFAULT: Final = 4
 FIRMWARE_BIOS: Final = "bios"
 
 Name = Annotated[
@@ -40,6 +43,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     size: Size | None = None
     read_only: bool = False
     serial: Annotated[str, Meta(max_length=20)] = ""  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_ID_BYTES is 20
+    queues: Annotated[int, Meta(ge=1, le=QUEUES_MAXIMUM)] | None = None  # None: one a CPU, at most 4
 
 
 class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,6 +110,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def memory_bytes(self) -> int:
         return parse_size(self.memory)
+
+    def disk_queues(self, disk: Disk) -> int:
+        """How many request queues a disk has."""
+        return disk.queues or min(self.cpus, QUEUES_DEFAULT)
 
     @property
     def is_our_guest(self) -> bool:

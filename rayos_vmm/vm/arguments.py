@@ -136,12 +136,12 @@ def _console(sockets: Sockets, *, has_reconnect_ms: bool) -> list[str]:
 
 def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
     arguments: list[str] = []
-    for index, path in enumerate(sockets.disks):
+    for index, (disk, path) in enumerate(zip(spec.disks, sockets.disks, strict=True)):
         arguments += _vhost_user(f"disk{index}", path)
-        bootindex = index + 1
+        queues, bootindex = spec.disk_queues(disk), index + 1
         arguments += [
             "-device",
-            f"vhost-user-blk-pci,chardev=disk{index},num-queues=1,bootindex={bootindex}",
+            f"vhost-user-blk-pci,chardev=disk{index},num-queues={queues},bootindex={bootindex}",
         ]
     if sockets.net is not None:
         arguments += _vhost_user("net0", sockets.net)

@@ -73,7 +73,9 @@ def _prepare_disks(spec: VmSpec, directory: Path) -> list[DiskImage]:
             with temporary.open("wb") as file:
                 file.truncate(parse_size(disk.size))
             temporary.rename(path)
-        images.append(DiskImage(path, disk.read_only, disk.serial or f"rayos-{index}"))
+        images.append(
+            DiskImage(path, disk.read_only, disk.serial or f"rayos-{index}", spec.disk_queues(disk))
+        )
     return images
 
 

@@ -27,6 +27,7 @@ class DiskImage:
     path: Path
     is_read_only: bool
     serial: str
+    queues: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,8 @@ class Keeper:
         def connect(has_history: bool) -> socket.socket | None:
             return self._connect_device(index, has_history)
 
-        queues = 2 + 2 * len(device.ports) if device.kind == "console" else 2
         listening = listen(self._path(device_socket(device.name)))
-        return Relay(device.name, queues, listening, self._loop, connect)
+        return Relay(device.name, device.queue_count, listening, self._loop, connect)
 
     def _listen_chardevs(self) -> list[list[socket.socket]]:
         return [

@@ -99,7 +99,13 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
         case "blk":
             store = RawStore(device.fd, read_only=device.read_only)
             return BlkBackend(
-                device.name, loop, store, serial=device.serial, quota_bytes=device.quota_bytes, gate=gate
+                device.name,
+                loop,
+                store,
+                serial=device.serial,
+                queues=device.queues,
+                quota_bytes=device.quota_bytes,
+                gate=gate,
             )
         case "net":
             rate = device.rate_bytes_per_second

@@ -17,6 +17,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     #: blk
     read_only: bool = False
     serial: str = ""
+    #: blk: request queues.
+    queues: int = 1
     #: blk: storage; gpu: memory of all resources. Bytes.
     quota_bytes: int | None = None
     #: net, each direction.
@@ -31,6 +33,17 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ports: tuple[str, ...] = ("",)
     #: console, where QEMU has no vhost-user console: one `<name>.<port>.sock` a port for its chardevs.
     chardev: bool = False
+
+    @property
+    def queue_count(self) -> int:
+        """Virtqueues, which the keeper must know before there is a backend."""
+        match self.kind:
+            case "blk":
+                return self.queues
+            case "console":
+                return 2 + 2 * len(self.ports)  # VIRTIO 1.3, 5.3.2
+            case _:
+                return 2
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import struct
 import time
 from dataclasses import dataclass, field
@@ -42,10 +43,10 @@ class Tally:
 
 
 class DiskDriver:
-    """Writes through `kept`'s device `disk`, at random blocks, DEPTH in flight."""
+    """Writes through the queues of `kept`'s device `disk`, at random blocks, DEPTH in flight."""
 
-    def __init__(self, kept: Kept, image: Path, *, seed: int = 1) -> None:
-        self.rig = Rig(Link(kept, "disk"))
+    def __init__(self, kept: Kept, image: Path, *, queues: int = 1, seed: int = 1) -> None:
+        self.rig = Rig(Link(kept, "disk"), queues)
         self.tally = Tally()
         self._kept = kept
         self._image = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
@@ -58,14 +59,18 @@ class DiskDriver:
         ram = self.rig.ram
         self._slots = [(ram.allocate(16), ram.allocate(BLOCK, 4096), ram.allocate(1)) for _ in range(DEPTH)]
         self._free = list(range(DEPTH))
-        self._flying: dict[int, tuple[int, int, int]] = {}
+        #: queue and head -> slot, block, generation
+        self._flying: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._calls = select.poll()
+        for queue in self.rig.queues:
+            self._calls.register(queue.call_fd, select.POLLIN)
 
     def write_for(self, seconds: float) -> None:
         """Keep the disk busy; returns with requests in flight."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._fill()
-            self.rig.queues[0].wait(0.01)
+            self._calls.poll(10)
             self._reap()
 
     def settle(self) -> None:
@@ -74,11 +79,11 @@ class DiskDriver:
         while self._flying:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(self._flying)} requests were never answered")
-            self.rig.queues[0].wait(0.01)
+            self._calls.poll(10)
             self._reap()
 
     def _fill(self) -> None:
-        ram, queue = self.rig.ram, self.rig.queues[0]
+        ram = self.rig.ram
         busy = {block for _, block, _ in self._flying.values()}
         while self._free:
             block = self._random.randrange(self._blocks)
@@ -86,26 +91,33 @@ class DiskDriver:
                 continue
             busy.add(block)
             slot = self._free.pop()
+            index = self._generation % len(self.rig.queues)
+            queue = self.rig.queues[index]
             header, data, status = self._slots[slot]
             self._generation += 1
             ram.write(header, _HEADER.pack(_OUT, 0, block * BLOCK // 512))
             ram.write(data, stamp(block, self._generation))
             ram.write(status, b"\xff")
             head = queue.add([(header, 16), (data, BLOCK)], [(status, 1)])
-            self._flying[head] = (slot, block, self._generation)
+            self._flying[index, head] = (slot, block, self._generation)
             queue.offer([head])
-        queue.kick()
+        for queue in self.rig.queues:
+            queue.kick()
 
     def _reap(self) -> None:
-        for head, _ in self.rig.queues[0].collect():
-            slot, block, generation = self._flying.pop(head)
-            self._free.append(slot)
-            if self.rig.ram.read(self._slots[slot][2], 1) == b"\0":
-                self.tally.acknowledged += 1
-                self._held[block] = generation
-                self._unproven.add(block)
-            else:
-                self.tally.errors += 1
+        for index, queue in enumerate(self.rig.queues):
+            queue.was_called()
+            for head, _ in queue.collect():
+                self._ended(*self._flying.pop((index, head)))
+
+    def _ended(self, slot: int, block: int, generation: int) -> None:
+        self._free.append(slot)
+        if self.rig.ram.read(self._slots[slot][2], 1) == b"\0":
+            self.tally.acknowledged += 1
+            self._held[block] = generation
+            self._unproven.add(block)
+        else:
+            self.tally.errors += 1
 
     def kill(self) -> None:
         """SIGKILL in the middle of it; before the successor may repair anything, the image is looked at."""
@@ -133,9 +145,11 @@ class DiskDriver:
         os.close(self._image)
 
 
-def kill_under_load(kept: Kept, image: Path, kills: int, *, longest_s: float = 0.03, seed: int = 1) -> Tally:
+def kill_under_load(
+    kept: Kept, image: Path, kills: int, *, queues: int = 1, longest_s: float = 0.03, seed: int = 1
+) -> Tally:
     """`kills` kills at random moments of a busy disk, checked after each; the disk works at the end."""
-    driver = DiskDriver(kept, image, seed=seed)
+    driver = DiskDriver(kept, image, queues=queues, seed=seed)
     moments = random.Random(seed)
     try:
         while driver.tally.kills < kills:

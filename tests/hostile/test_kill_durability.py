@@ -37,13 +37,14 @@ def disk(
     command: Sequence[str | Path] = KEEPER,
     pure: bool = False,
     sandbox: Mode = "on",
+    queues: int = 1,
 ) -> Iterator[Kept]:
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     environment = {"RAYOS_PURE": "1"} if pure else {}
     try:
         with Kept(
             directory,
-            [Device(kind="blk", name="disk", fd=fd)],
+            [Device(kind="blk", name="disk", fd=fd, queues=queues)],
             sandbox=sandbox,
             command=command,
             environment=environment,
@@ -63,16 +64,18 @@ def make_image(directory: Path, size: int = IMAGE_BYTES) -> Path:
     return path
 
 
-def test_X_no_acknowledged_write_is_lost_in_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("queues", [1, 3])
+def test_X_no_acknowledged_write_is_lost_in_kills(tmp_path: Path, queues: int) -> None:
     """Killed at any moment: every acknowledged block is in the image, no request fails, none is left unanswered."""
+    kills = KILLS if queues == 1 else KILLS // 4
     image = make_image(tmp_path)
-    with disk(tmp_path, image) as kept:
-        tally = kill_under_load(kept, image, KILLS)
-        assert kept.status()["restarts"] == KILLS
+    with disk(tmp_path, image, queues=queues) as kept:
+        tally = kill_under_load(kept, image, kills, queues=queues)
+        assert kept.status()["restarts"] == kills
     print(f"{tally.kills} kills, {tally.acknowledged} acknowledged writes, {len(tally.lost)} lost")
     assert tally.lost == []
     assert tally.errors == 0
-    assert tally.acknowledged > 10 * KILLS
+    assert tally.acknowledged > 10 * kills
 
 
 def test_X_the_harness_catches_an_early_acknowledgement(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
@@ -63,6 +63,7 @@ def test_every_device_is_ours_over_vhost_user() -> None:
     """Five kinds of devices, each on its own socket; a comma in a path is escaped."""
     arguments = line(
         mac="52:59:00:00:00:01",
+        spec=VmSpec(name="dev", cpus=2, disks=[Disk(size="1MiB"), Disk(size="1MiB", queues=16)]),
         disks=(Path("/r,n/d0"), Path("/r/d1")),
         net=Path("/r/net"),
         gpu=Path("/r/gpu"),
@@ -73,8 +74,8 @@ def test_every_device_is_ours_over_vhost_user() -> None:
     )
     assert values(arguments, "-device") == [
         "pvpanic-pci",
-        "vhost-user-blk-pci,chardev=disk0,num-queues=1,bootindex=1",
-        "vhost-user-blk-pci,chardev=disk1,num-queues=1,bootindex=2",
+        "vhost-user-blk-pci,chardev=disk0,num-queues=2,bootindex=1",
+        "vhost-user-blk-pci,chardev=disk1,num-queues=16,bootindex=2",
         "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=1500,romfile=",
         "vhost-user-gpu-pci,chardev=gpu0,xres=1280,yres=800",
         "vhost-user-input-pci,chardev=keyboard",
