@@ -1,4 +1,4 @@
-"""What a machine's TPM can be asked, with its errors as the service's: status, registers, log, quote."""
+"""What a machine's TPM can be asked, with its errors as the service's: registers, log, quote, storage, secret."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from rayos_vmm.errors import Conflict, GuestGone, Invalid
 from rayos_vmm.vm.machine import Machine
 from tpm import pcr
 from tpm.client import TpmClient
-from tpm.errors import TpmError
+from tpm.errors import TpmError, Unavailable
 from tpm.event_log import Log
 from tpm.explain import explain
-from tpm.protocol import Attestation, Status
+from tpm.policy import Policy
+from tpm.protocol import Attestation, DeviceInfo, Status
 
 
 def parse_pcrs(text: str | None) -> list[int] | None:
@@ -51,9 +52,9 @@ class MachineTpm:
             yield TpmClient(machine.runtime)
         except TpmError as error:
             raise GuestGone(
-                f"attestation unavailable: {error}",
+                f"{machine.name}: {error}",
                 hint=f"rayos tpm status {machine.name} says what became of its TPM",
-                code="attestation_unavailable",
+                code="attestation_unavailable" if isinstance(error, Unavailable) else "tpm_failed",
             ) from None
 
     async def status(self) -> Status:
@@ -91,3 +92,44 @@ class MachineTpm:
         """
         with self._asked() as client:
             return await client.attest(nonce, parse_pcrs(chosen))
+
+    async def extend(self, description: str, digest: bytes) -> int:
+        """Extend the launch phase's register by one more event of the host's; returns the register."""
+        with self._asked() as client:
+            return await client.extend(description, digest)
+
+    async def read_nv(self) -> bytes:
+        """The policy storage: 256 bytes that the guest can read, not change or delete."""
+        with self._asked() as client:
+            return await client.read_policy()
+
+    async def write_nv(self, data: bytes) -> None:
+        """Write the policy storage: up to 256 bytes, filled with zeroes."""
+        with self._asked() as client:
+            await client.write_policy(data)
+
+    async def unseal(self) -> bytes:
+        """The secret of the machine's specification.
+
+        Raises:
+            Conflict: it names none.
+            GuestGone: the registers are not what they were when the guest started.
+        """
+        secret = self._machine.record.spec.tpm_options.secret
+        if secret is None:
+            raise Conflict(
+                f"{self._machine.name} has no secret",
+                hint=f"name one in [vm.{self._machine.name}.tpm.secret]",
+            )
+        with self._asked() as client:
+            return await client.unseal(parse_pcrs(secret.pcrs) or [])
+
+    async def device(self) -> DeviceInfo:
+        """What the TPM says of itself: vendor, firmware, limits."""
+        with self._asked() as client:
+            return await client.device()
+
+    async def policy(self) -> Policy:
+        """The policy that accepts exactly what was launched; events after the launch are not part of it."""
+        with self._asked() as client:
+            return Policy.from_log((await client.baseline()).log)

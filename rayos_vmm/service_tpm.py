@@ -7,27 +7,34 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import trio
 
-from rayos_vmm.errors import GuestGone
+from rayos_vmm.config.spec import Tpm as TpmSpec
+from rayos_vmm.errors import GuestGone, Invalid
 from rayos_vmm.vm.arguments import is_booted_by_qboot
 from rayos_vmm.vm.boot import Boot, FirmwareKind
 from rayos_vmm.vm.confine import Reach, confined, program_directories
 from rayos_vmm.vm.hardware import MeasuredTpm
 from rayos_vmm.vm.process import ProcessId
 from rayos_vmm.vm.record import Record
+from tpm import pcr, seal
 from tpm.artefact import Artefact, ArtefactStore, MeasuredBoot, measure_boot
 from tpm.authority import Authority
 from tpm.client import TpmClient
 from tpm.errors import TpmError
 from tpm.launch import Tpm, start_tpm
+from tpm.phase import Phase
+from tpm.policy import Policy
 from tpm.process import Process
 from tpm.program import find_swtpm
-from tpm.protocol import State, Status
+from tpm.protocol import Sealed, State, Status
 from tpm.qemu import qemu_arguments
 from tpm.spawner import Spawner, open_spawner
+
+POLICY_MAXIMUM_BYTES: Final = 1 << 20
 
 
 class MeasuringTpms:
@@ -45,8 +52,11 @@ class MeasuringTpms:
 
         Raises:
             GuestGone: a file cannot be read, or the TPM's state is unusable; the message says why.
+            Invalid: the machine's policy or secret is not usable.
         """
-        spec = record.spec
+        spec, options = record.spec, record.spec.tpm_options
+        policy = await trio.to_thread.run_sync(_policy, options)
+        sealed = await trio.to_thread.run_sync(_secret, options)
         is_uefi = boot.firmware_kind is FirmwareKind.PFLASH
         has_qboot = is_booted_by_qboot(boot)
 
@@ -75,7 +85,10 @@ class MeasuringTpms:
                 run_dir=runtime,
                 log=log,
                 measurements=measured.measurements,
-                profile="host-reserved" if is_uefi else "seed",
+                profile=options.profile or (policy and policy.profile) or _default_profile(is_uefi),
+                allowed=_allowed(policy) if policy else None,
+                sealed=sealed,
+                quote_interval_s=options.quote_interval_s,
                 locks_platform=has_qboot,
                 launcher=confined((), Reach(read=program_directories([find_swtpm()]), write=[state]), uid=0),
             )
@@ -85,7 +98,7 @@ class MeasuringTpms:
         except BaseException:
             measured.close()
             raise
-        sealed = replace(
+        own_copies = replace(
             boot,
             kernel=_path(measured.kernel),
             initrd=_path(measured.initrd),
@@ -94,8 +107,8 @@ class MeasuringTpms:
         return MeasuredTpm(
             process=ProcessId(tpm.process.pid, tpm.process.started),
             socket=tpm.qemu_socket,
-            arguments=qemu_arguments(tpm.qemu_socket),
-            boot=sealed,
+            arguments=qemu_arguments(tpm.qemu_socket, f"tpm-{options.model}"),
+            boot=own_copies,
             descriptors=measured.descriptors,
             close=measured.close,
         )
@@ -125,6 +138,58 @@ class MeasuringTpms:
         except TpmError:
             return ""
         return status.reason
+
+
+def _default_profile(is_uefi: bool) -> str:
+    """Direct kernel boot has the lower registers for itself; UEFI guests own those."""
+    return "host-reserved" if is_uefi else "seed"
+
+
+def _policy(options: TpmSpec) -> Policy | None:
+    """What may be launched; None: anything.
+
+    Raises:
+        Invalid: the file is missing or no policy, or it was made for another profile than was asked for.
+    """
+    if options.policy is None:
+        return None
+    try:
+        policy = Policy.from_json(_read(options.policy, "tpm.policy", POLICY_MAXIMUM_BYTES))
+    except TpmError as error:
+        raise Invalid(f"tpm.policy = {options.policy}: {error}") from None
+    if options.profile not in (None, policy.profile):
+        raise Invalid(
+            f"tpm.profile = {options.profile!r}, but {options.policy} was made for {policy.profile!r}",
+            hint="leave tpm.profile away, or write the policy for it",
+        )
+    return policy
+
+
+def _allowed(policy: Policy) -> dict[Phase, list[bytes]]:
+    """What a launch may consist of. Which machine it is (its UUID is new with each definition) a verifier decides."""
+    return {phase: digests for phase, digests in policy.allowed().items() if phase is not Phase.LAUNCH}
+
+
+def _secret(options: TpmSpec) -> Sealed | None:
+    """Raises Invalid: no such file, too long for the TPM, or no registers."""
+    if options.secret is None:
+        return None
+    secret = _read(options.secret.path, "tpm.secret.path", seal.SECRET_LIMIT)
+    try:
+        return Sealed(seal.check_secret(secret), list(pcr.parse_list(options.secret.pcrs)))
+    except (TpmError, ValueError) as error:
+        raise Invalid(f"tpm.secret: {error}") from None
+
+
+def _read(path: str, key: str, limit_bytes: int) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise Invalid(f"{key} = {path}: cannot be read: {error.strerror}", code="file_missing") from None
+    if len(data) > limit_bytes:
+        raise Invalid(f"{key} = {path}: longer than the {limit_bytes} bytes that are allowed")
+    return data
 
 
 def _path(artefact: Artefact | None) -> Path | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from tpm import pcr
 from tpm.errors import MalformedMessage
+from tpm.event_log import Log, Source
 from tpm.measurement import Measurement, in_order
 from tpm.phase import ORDER, PROFILES, Phase, profile_named
 
@@ -43,6 +44,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for item in in_order(measurements)
         ]
         return cls(profile_named(profile).name, events, _EXCLUSIVE[profile])
+
+    @classmethod
+    def from_log(cls, log: Log) -> Self:
+        """The policy that accepts exactly the host's events of this log."""
+        events = [entry for entry in log.entries if entry.source is Source.HOST]
+        if PROFILES[log.profile].is_dynamic:
+            events = events[1:]  # the D-RTM sequence itself
+        measured = [Measurement(Phase(one.phase), one.description, one.digest) for one in events]
+        return cls.from_measurements(measured, profile=log.profile)
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:

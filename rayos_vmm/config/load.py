@@ -15,7 +15,7 @@ import msgspec
 
 from rayos_vmm.config.host import check_shape
 from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.config.spec import FIRMWARE_BIOS, MAC_PATTERN, NAME_PATTERN, VmSpec, is_name
+from rayos_vmm.config.spec import FIRMWARE_BIOS, MAC_PATTERN, NAME_PATTERN, Tpm, VmSpec, is_name
 from rayos_vmm.config.units import (
     RATE_PATTERN,
     RATE_UNITS,
@@ -171,6 +171,12 @@ def resolve_paths(spec: VmSpec, base: Path) -> VmSpec:
             return absolute(text)
         return ",".join(str(absolute(part)) for part in text.split(","))
 
+    def tpm(asked: bool | Tpm) -> bool | Tpm:
+        if isinstance(asked, bool):
+            return asked
+        secret = asked.secret and msgspec.structs.replace(asked.secret, path=absolute(asked.secret.path))
+        return msgspec.structs.replace(asked, policy=absolute(asked.policy), secret=secret)
+
     firmware = spec.firmware if spec.firmware == FIRMWARE_BIOS else absolute(spec.firmware)
     if spec.is_our_guest and spec.disks and _has_boot_code(absolute(spec.disks[0].path)):
         firmware = FIRMWARE_BIOS
@@ -180,6 +186,7 @@ def resolve_paths(spec: VmSpec, base: Path) -> VmSpec:
         initrd=modules(spec.initrd),
         firmware=firmware,
         cdrom=absolute(spec.cdrom),
+        tpm=tpm(spec.tpm),
         disks=[msgspec.structs.replace(disk, path=absolute(disk.path)) for disk in spec.disks],
     )
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from rayos_vmm.config.units import Rate, Size, parse_rate, parse_size
+from rayos_vmm.config.units import Duration, Rate, Size, parse_duration, parse_rate, parse_size
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
@@ -61,6 +61,33 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     height: Annotated[int, Meta(ge=64, le=4096)] = 800
 
 
+class Secret(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file whose bytes the TPM gives out only while these registers are as the host left them."""
+
+    path: str
+    pcrs: Annotated[str, Meta(max_length=200, examples=["8,9"])] = "8,9"
+
+
+class Tpm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The TPM, where its defaults do not fit.
+
+    `profile` is by default that of `policy`, else `seed` for direct kernel boot and `host-reserved` for UEFI
+    (tpm/README.md has what each measures where). `policy` is a file that `rayos tpm policy` or
+    `python -m tpm policy` wrote: a firmware, command line, kernel, initrd or quota that it does not name is
+    never executed. `quote_interval` of "0s": no quotes but those that are asked for.
+    """
+
+    model: Literal["crb", "tis"] = "crb"
+    profile: Literal["seed", "host-reserved"] | None = None
+    policy: str | None = None
+    secret: Secret | None = None
+    quote_interval: Duration = "0s"
+
+    @property
+    def quote_interval_s(self) -> float:
+        return parse_duration(self.quote_interval)
+
+
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest may use up of the host."""
 
@@ -100,7 +127,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     disks: Annotated[list[Disk], Meta(max_length=DISKS_MAXIMUM)] = []
     net: Net = Net()
     gpu: Gpu = Gpu()
-    tpm: bool = True
+    tpm: bool | Tpm = True
     firmware: str | None = None
     cdrom: str | None = None
     ephemeral: bool = False
@@ -114,6 +141,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def disk_queues(self, disk: Disk) -> int:
         """How many request queues a disk has."""
         return disk.queues or min(self.cpus, QUEUES_DEFAULT)
+
+    @property
+    def tpm_options(self) -> Tpm:
+        """How the TPM is to be, if there is one."""
+        return self.tpm if isinstance(self.tpm, Tpm) else Tpm()
 
     @property
     def is_our_guest(self) -> bool:

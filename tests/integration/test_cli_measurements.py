@@ -45,6 +45,21 @@ def test_a_guest_is_quoted_explained_and_verified_and_its_lease_taken_back(tmp_p
         (bad / "pcrs.bin").write_bytes(bytes((out / "pcrs.bin").stat().st_size))
         lab.rayos("tpm", "verify", str(bad), "--nonce", NONCE, status=1)
 
+        policy, secret = tmp_path / "policy.json", tmp_path / "secret"
+        lab.rayos("tpm", "policy", "one", "--out", str(policy))
+        checked = ("tpm", "verify", str(out), "--nonce", NONCE, "--policy", str(policy))
+        assert lab.rayos(*checked) == "verified\n"
+        assert lab.json("tpm", "extend", "one", "a test ran")["pcr"] == 11
+        lab.json("tpm", "quote", "one", "--nonce", NONCE, "--out", str(out))
+        lab.rayos("tpm", "verify", str(out), "--nonce", NONCE)
+        assert "a test ran (launch)" in lab.finish(*checked).stderr
+        (tmp_path / "note").write_bytes(b"zone 3, revision 7")
+        stored = bytes.fromhex(lab.json("tpm", "nv", "one", "--write", str(tmp_path / "note"))["data"])
+        assert stored == b"zone 3, revision 7".ljust(256, b"\0")
+        assert lab.json("tpm", "device", "one")["family"] == "2.0"
+        refused = lab.finish("tpm", "unseal", "one", "--out", str(secret))
+        assert (refused.returncode, "one has no secret" in refused.stderr) == (4, True)
+
         status = lab.json("dhcp", "status")
         assert (status["serving"], status["leases"]["bound"]) == (True, 1)
         assert machine["address"] in lab.rayos("dhcp", "leases")

@@ -6,11 +6,14 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
-from rayos_vmm.config.spec import Gpu, Net, VmSpec
+from rayos_vmm.config.spec import Gpu, Net, Secret, Tpm, VmSpec
+from rayos_vmm.errors import GuestGone, RayosError
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.vm.view import Event
@@ -104,3 +107,48 @@ async def test_a_verifier_with_the_files_accepts_the_launch() -> None:
             signature.public_key(taken.bundle.ak_public), nonce=b"nonce", values=taken.bundle.values,
         )  # fmt: skip
         assert findings == []
+
+
+async def test_a_machine_with_a_policy_runs_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    """TIS and the host's own register; the policy of one launch accepts the next, and stops another command
+    line before its first instruction; the secret is there until the host extends its register.
+    """
+    (tmp_path / "secret").write_bytes(b"for this launch alone")
+    secret = Secret(path=str(tmp_path / "secret"), pcrs="17")
+    options = Tpm(model="tis", profile="host-reserved", secret=secret, quote_interval="100ms")
+    spec = msgspec.structs.replace(SPEC, tpm=options)
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        before = traces(paths)
+        await running(service, spec)
+        tpm = service.tpm("a")
+        assert (await service.exec("a", "cat /sys/class/tpm/tpm0/device/modalias", 30)).stdout
+        assert (await tpm.pcrs("0")) == {0: bytes(32)}
+        assert await tpm.unseal() == b"for this launch alone"
+        with trio.fail_after(30):
+            while not (status := await tpm.status()).last_quote_at:  # noqa: ASYNC110 (a quote is no event)
+                await trio.sleep(0.1)
+        assert (status.profile, status.quote_error) == ("host-reserved", "")
+        (tmp_path / "policy.json").write_bytes((await tpm.policy()).to_json())
+        await tpm.extend("the test", b"t" * 32)
+        with pytest.raises(GuestGone, match="the secret stays sealed"):
+            await tpm.unseal()
+        await service.stop("a", 20)
+        await service.remove("a")
+
+        bound = msgspec.structs.replace(options, policy=str(tmp_path / "policy.json"), profile=None)
+        await service.define(msgspec.structs.replace(spec, tpm=bound, append="tpm.test=2"))
+        with pytest.raises(RayosError, match=r"tpm\.test=2.*the guest is not started"):
+            await service.start("a")
+        await service.remove("a")
+        await service.define(msgspec.structs.replace(spec, tpm=bound))
+        await service.start("a")
+        await service.wait("a", "ready", 60)
+        assert await service.tpm("a").unseal() == b"for this launch alone"
+        await service.stop("a", 20)
+        await service.remove("a")
+        wrong = msgspec.structs.replace(bound, profile="seed")
+        await service.define(msgspec.structs.replace(spec, tpm=wrong))
+        with pytest.raises(RayosError, match="was made for 'host-reserved'"):
+            await service.start("a")
+        await service.remove("a")
+        assert traces(paths) == before

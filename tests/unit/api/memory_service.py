@@ -17,11 +17,16 @@ from rayos_vmm.vm.history import History
 from rayos_vmm.vm.view import Event, ExecResult, VmState, VmView
 from tpm.event_log import Entry, Log, Source
 from tpm.explain import explain
-from tpm.protocol import Attestation, QuoteBundle, State, Status
+from tpm.nv import pad_policy
+from tpm.policy import Policy
+from tpm.protocol import Attestation, DeviceInfo, QuoteBundle, State, Status
 
 
 class MemoryTpm:
     """A TPM that measured a kernel, whose quotes nobody signed."""
+
+    def __init__(self) -> None:
+        self.nv = bytes(256)
 
     async def status(self) -> Status:
         return Status("uuid", State.MEASURED, "", "seed", 1, "launch", 1, 0, 0, 1, 1.0, 0.0, "")
@@ -41,6 +46,24 @@ class MemoryTpm:
         values = {str(index): value for index, value in (await self.pcrs(chosen)).items()}
         return Attestation(QuoteBundle(b"message", b"signature", nonce, values, b"key"), await self.log())
 
+    async def extend(self, description: str, digest: bytes) -> int:
+        return 11
+
+    async def read_nv(self) -> bytes:
+        return self.nv
+
+    async def write_nv(self, data: bytes) -> None:
+        self.nv = pad_policy(data)
+
+    async def unseal(self) -> bytes:
+        return b"secret"
+
+    async def device(self) -> DeviceInfo:
+        return DeviceInfo("2.0", 0, "1.59", "IBM", "SW   TPM", "1.2", 24, 2048, 0)
+
+    async def policy(self) -> Policy:
+        return Policy.from_log(await self.log())
+
 
 class MemoryService:
     """Machines are views; a console says back what it is told; `exec` returns its own command."""
@@ -52,6 +75,7 @@ class MemoryService:
         self.sizes: list[tuple[str, int, int, int]] = []
         self.addresses = ["10.86.0.2"]
         self.log = EventLog()
+        self.one_tpm = MemoryTpm()
         self.clients = 0
         self.nobody = trio.Event()
         self.cancelled = trio.Event()
@@ -156,7 +180,7 @@ class MemoryService:
 
     def tpm(self, name: str) -> MemoryTpm:
         self._find(name)
-        return MemoryTpm()
+        return self.one_tpm
 
     async def leases(self) -> Any:
         return [{"address": address} for address in self.addresses]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import trio
 from rayos_vmm.cli.main import main
 from rayos_vmm.config.spec import VmSpec
 from tests.unit.api.serving import open_api
+from tpm.policy import Policy
 
 
 async def rayos(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +37,22 @@ async def test_a_tpm_in_words_and_in_json(tmp_path: Path) -> None:
         assert json.loads(pcrs.stdout) == {"8": "00" * 32, "9": "00" * 32}
         assert (b"k" * 32).hex() in (await rayos(tmp_path, "tpm", "log", "dev")).stdout
         assert "host/kernel" in (await rayos(tmp_path, "tpm", "explain", "dev")).stdout
+        (tmp_path / "note").write_bytes(b"policy 7")
+        written = await rayos(tmp_path, "tpm", "nv", "dev", "--write", "note", "--json")
+        assert bytes.fromhex(json.loads(written.stdout)["data"]).rstrip(b"\0") == b"policy 7"
+        (tmp_path / "note").write_bytes(bytes(257))
+        long = await rayos(tmp_path, "tpm", "nv", "dev", "--write", "note")
+        assert (long.returncode, "longer than the 256 bytes" in long.stderr) == (2, True)
+        extended = json.loads((await rayos(tmp_path, "tpm", "extend", "dev", "hello", "--json")).stdout)
+        assert extended == {"pcr": 11, "sha256": hashlib.sha256(b"hello").hexdigest()}
+        assert "IBM" in (await rayos(tmp_path, "tpm", "device", "dev")).stdout
+        assert (await rayos(tmp_path, "tpm", "unseal", "dev", "--out", "secret")).returncode == 0
+        assert (tmp_path / "secret").read_bytes() == b"secret"
+        again = await rayos(tmp_path, "tpm", "unseal", "dev", "--out", "secret")
+        assert (again.returncode, "File exists" in again.stderr) == (2, True)
+        await rayos(tmp_path, "tpm", "policy", "dev", "--out", "policy.json")
+        expected = Policy.from_json((tmp_path / "policy.json").read_bytes()).events
+        assert [(event.phase, event.digests) for event in expected] == [("kernel", [(b"k" * 32).hex()])]
         wrong = await rayos(tmp_path, "tpm", "pcr", "dev", "--pcr", "99")
         assert (wrong.returncode, "99" in wrong.stderr) == (2, True)
         damaged = await rayos(tmp_path, "tpm", "quote", "dev", "--nonce", "00", "--json")
