@@ -88,6 +88,24 @@ class Tpm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return parse_duration(self.quote_interval)
 
 
+class Watchdog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a run ends as failed although nothing said so; "0s" is never.
+
+    `silence`: without console output, disk or network request (hang). `run`: from its start (timed_out).
+    """
+
+    silence: Duration = "0s"
+    run: Duration = "0s"
+
+    @property
+    def silence_s(self) -> float:
+        return parse_duration(self.silence)
+
+    @property
+    def run_s(self) -> float:
+        return parse_duration(self.run)
+
+
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest may use up of the host."""
 
@@ -132,6 +150,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cdrom: str | None = None
     ephemeral: bool = False
     quota: Quota = Quota()
+    watchdog: Watchdog = Watchdog()
     capabilities: tuple[CapabilityName, ...] = CAPABILITIES
 
     @property

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
+from collections.abc import Hashable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +26,8 @@ from rayos_vmm.vm.lifecycle import REACHABLE, LifeEvent
 from rayos_vmm.vm.machine import Machine
 from rayos_vmm.vm.outcome import LINE_TRIPLE_FAULT, Ready, note_reset, parse_panic, parse_ready
 from rayos_vmm.vm.view import ExitReason, VmState
+from rayos_vmm.vm.watchdog import Watchdog, progress
+from rayos_vmm.worker.client import WorkerError, WorkerGone
 
 if TYPE_CHECKING:
     from rayos_vmm.vm.process import Process
@@ -36,6 +40,8 @@ _QUIT_TIMEOUT_S: Final = 2.0
 _PANIC_SILENCE_S: Final = 2.0
 _PANIC_END: Final = re.compile(r"---\[ end Kernel panic")
 _DRAIN_TIMEOUT_S: Final = 2.0
+# QEMU's `info registers` for x86: one EIP or RIP a processor, and whether it halts.
+_REGISTERS: Final = re.compile(r"[ER]IP=([0-9a-f]+).*?HLT=(\d)", re.DOTALL)
 
 
 class Attendant:
@@ -94,6 +100,7 @@ class Attendant:
             nursery.start_soon(self._end_when_wanted, qmp, process)
             nursery.start_soon(self._end_after_panic)
             nursery.start_soon(self._follow_ready)
+            nursery.start_soon(self._watch, qmp, worker)
             nursery.start_soon(self._house.hardware.follow, machine.runtime, self._on_device_event)
             if machine.record.live.swtpm is not None:
                 nursery.start_soon(self._house.tpms.follow, machine.runtime, self._on_tpm)
@@ -209,6 +216,29 @@ class Attendant:
             self._evidence.has_panicked = True
             self._end_wanted.set()
 
+    async def _watch(self, qmp: Qmp, worker: Worker | None) -> None:
+        machine, limits = self._machine, self._machine.record.spec.watchdog
+        has_run_s = max(0.0, time.time() - (machine.record.started or time.time()))
+        now = trio.current_time()
+        watchdog = Watchdog(silence_s=limits.silence_s, run_s=limits.run_s, now=now - has_run_s)
+        while self._evidence.barked is None:
+            await trio.sleep_until(watchdog.deadline())
+            now = trio.current_time()
+            self._evidence.barked = watchdog.look(await self._mark(worker, now), now)
+        if self._evidence.barked[0] is ExitReason.HANG:
+            self._evidence.barked = ExitReason.HANG, self._evidence.barked[1] + await _where(qmp)
+        self._end_wanted.set()
+
+    async def _mark(self, worker: Worker | None, now: float) -> Hashable:
+        """Different whenever the guest has got on; a paused one is excused, and so is one whose devices restart."""
+        if self._machine.state is VmState.PAUSED:
+            return now
+        try:
+            done = progress(await worker.stats()) if worker is not None else 0
+        except (WorkerError, WorkerGone):
+            return now
+        return self._machine.serial.end, done
+
     async def _follow_ready(self) -> None:
         machine = self._machine
         async for now, ready in self._ready_receive:
@@ -253,3 +283,13 @@ class Attendant:
             await qmp.execute("quit", timeout_s=_QUIT_TIMEOUT_S)
         except RayosError:
             process.signal(signal.SIGKILL)
+
+
+async def _where(qmp: Qmp) -> str:
+    """Where each processor of a guest that hangs is, for its sentence; nothing when QEMU does not say."""
+    try:
+        said = await qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
+    except RayosError:
+        return ""
+    found = [f"{ip}{' (halted)' if halted == '1' else ''}" for ip, halted in _REGISTERS.findall(str(said))]
+    return f"; instruction pointer {', '.join(found)}" if found else ""

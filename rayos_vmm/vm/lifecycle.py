@@ -68,6 +68,8 @@ MEANT: Final[Mapping[ExitReason, bool]] = {
     ExitReason.PANIC: False,
     ExitReason.TRIPLE_FAULT: False,
     ExitReason.RESET_LOOP: False,
+    ExitReason.HANG: False,
+    ExitReason.TIMED_OUT: False,
     ExitReason.QEMU_CRASHED: False,
     ExitReason.START_FAILED: False,
     ExitReason.LOST: False,

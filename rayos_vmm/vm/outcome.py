@@ -34,6 +34,7 @@ class Evidence:
     has_panicked: bool = False
     has_triple_faulted: bool = False
     is_reset_loop: bool = False
+    barked: tuple[ExitReason, str] | None = None  # what the watchdog said
     exit_status: int | None = None  # QEMU's; None when it was not our child
     last_log_line: str = ""
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
@@ -81,6 +82,8 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
     if evidence.is_reset_loop:
         count = len(evidence.resets)
         return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"
+    if evidence.barked is not None:
+        return evidence.barked
     if evidence.has_triple_faulted:
         return ExitReason.TRIPLE_FAULT, "the guest's processor triple-faulted"
     if evidence.has_panicked or evidence.shutdown_cause == "guest-panic":

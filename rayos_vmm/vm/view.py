@@ -31,6 +31,8 @@ class ExitReason(enum.StrEnum):
     PANIC = "panic"  # the guest kernel said so
     TRIPLE_FAULT = "triple_fault"  # the processor reset before the guest was ready
     RESET_LOOP = "reset_loop"  # it reset itself again and again
+    HANG = "hang"  # no progress for as long as its watchdog allows
+    TIMED_OUT = "timed_out"  # it ran for as long as its watchdog allows
     QEMU_CRASHED = "qemu_crashed"  # QEMU died of a signal or an error of its own
     START_FAILED = "start_failed"  # it never ran
     LOST = "lost"  # it ended while no daemon was there to see how

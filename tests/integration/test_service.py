@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 import trio
 
+from rayos_vmm.config.spec import Watchdog
 from rayos_vmm.errors import Busy, Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.vm.machine import SERIAL_PORT
 from rayos_vmm.vm.view import ExitReason, VmState
@@ -92,6 +93,28 @@ async def test_a_reset_loop_ends_itself() -> None:
         ended = await service.wait("svc", "stopped", 60)
         assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.RESET_LOOP)
         assert ended.reason == "the guest reset itself 5 times without getting ready"
+
+
+async def test_a_hang_is_told_from_a_guest_that_only_takes_long() -> None:
+    """Both have a watchdog: the one that says nothing hangs, with where; the one that talks may go on until its
+    time is over.
+    """
+    async with home() as paths, lab(paths) as service:
+        silent, chatty = paths.state / "silent", paths.state / "chatty"
+        silent.write_bytes(multiboot(bytes.fromhex("fa f4 ebfc")))  # cli; hlt; jmp
+        chatty.write_bytes(multiboot(bytes.fromhex("66baf803 b02e b900000200 49 75fd ee ebf5")))
+        await service.define(bare(kernel=str(silent), watchdog=Watchdog(silence="1s", run="1h")))
+        await service.define(bare("chatty", kernel=str(chatty), watchdog=Watchdog(silence="2s", run="5s")))
+        await service.start("svc")
+        await service.start("chatty")
+        hung = await service.wait("svc", "stopped", 60)
+        assert (hung.state, hung.exit_reason) == (VmState.FAILED, ExitReason.HANG)
+        assert "instruction pointer 00100" in hung.reason and "halted" in hung.reason
+        ended = await service.wait("chatty", "stopped", 60)
+        assert (ended.exit_reason, ended.reason) == (
+            ExitReason.TIMED_OUT,
+            "it ran for the 5 s that it was given",
+        )
 
 
 async def test_a_dead_qemu_is_told_and_cleared_up() -> None:
