@@ -23,6 +23,7 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import EventLog
 from rayos_vmm.paths import Paths
+from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service_attestation import MachineTpm
 from rayos_vmm.service_open import Parts, open_parts
 from rayos_vmm.vm import seat
@@ -56,6 +57,7 @@ class Service:
         self._activity = trio.Event()
         self._started = time.monotonic()
         self.policy = parts.authority
+        self.revisions = parts.revisions
 
     # What there is
 
@@ -104,7 +106,7 @@ class Service:
             raise Conflict(f"there is a machine {spec.name} already")
         machine = self._add(Record(spec=spec, uuid=str(uuid.uuid4())))
         try:
-            await self.policy.define(spec.name, spec.capabilities)
+            await self.policy.define(spec.name, spec.capabilities, Place(spec.zone, spec.parent))
             await self._parts.store.save(machine.record)
         except BaseException:
             del self._machines[spec.name]
@@ -211,6 +213,7 @@ class Service:
         async with machine.lock:
             if machine.is_live:
                 raise Conflict(f"{name} is {machine.state.value}", hint=f"stop it first: rayos stop {name}")
+            self.policy.book.check_leave(name)
             await self._forget(machine)
 
     async def wait(self, name: str, condition: Condition, timeout_s: float = 60.0) -> VmView:
@@ -465,6 +468,7 @@ class Service:
     async def adopt_all(self) -> None:
         """Takes over what a former daemon left; returns when every machine is looked after, or has ended."""
         machines = [self._add(record) for record in await self._parts.store.load()]
+        self.policy.place({machine.name: machine.record.spec for machine in machines})
         for machine in machines:
             await self.policy.adopt(machine.name, machine.record.spec.capabilities)
         live = [machine for machine in machines if machine.is_live]

@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from rayos_vmm.config.spec import VmSpec
+import msgspec
+
+from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
@@ -74,6 +76,7 @@ class Gates(Protocol):
 
     def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path: ...
     def close(self, vm: str) -> None: ...
+    def cap(self, vm: str, quota: Quota) -> Quota: ...
 
 
 class WorkerHardware:
@@ -105,6 +108,8 @@ class WorkerHardware:
         try:
             for disk in disks:
                 disk_fds.append(_open_disk(disk))
+            if self._gates is not None:
+                spec = msgspec.structs.replace(spec, quota=self._gates.cap(spec.name, spec.quota))
             devices = _devices(spec, disks, disk_fds, tap_fd, has_console=has_console)
             gate_fd = -1
             if self._gates is not None:

@@ -17,6 +17,7 @@ from rayos_vmm.errors import Busy, one_error
 from rayos_vmm.events import EventLog
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.authority import Authority, open_authority
+from rayos_vmm.policy.revisions import Revisions, load_book
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.service_network import HostNetwork, open_network
 from rayos_vmm.service_platform import Platform
@@ -41,6 +42,7 @@ class Parts:
     network: HostNetwork
     tpms: Tpms
     authority: Authority
+    revisions: Revisions
 
     async def leases(self) -> list[dict[str, Any]]:
         """The leases of our DHCP."""
@@ -85,6 +87,15 @@ def _try_lock(fd: int) -> bool:
 
 
 @asynccontextmanager
+async def _open_policy(
+    store: Store, audit: Path, events: EventLog
+) -> AsyncIterator[tuple[Authority, Revisions]]:
+    book, kept = await load_book(store)
+    async with open_authority(store, audit, events=events, book=book) as authority:
+        yield authority, Revisions(store, authority, kept, events)
+
+
+@asynccontextmanager
 async def open_parts(
     config: ServiceConfig, paths: Paths, *, hardware: Hardware | None, events: EventLog
 ) -> AsyncIterator[Parts]:
@@ -100,7 +111,7 @@ async def open_parts(
         async with (
             _only_daemon(paths.lock),
             open_store(paths.database) as store,
-            open_authority(store, paths.audit, events=events) as authority,
+            _open_policy(store, paths.audit, events) as (authority, revisions),
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
@@ -113,4 +124,5 @@ async def open_parts(
                 network=network,
                 tpms=tpms,
                 authority=authority,
+                revisions=revisions,
             )

@@ -22,6 +22,8 @@ SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS policy (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS revision "
+    "(number INTEGER PRIMARY KEY, content BLOB NOT NULL, document BLOB NOT NULL) STRICT",
 )
 _T = TypeVar("_T")
 
@@ -87,6 +89,36 @@ class Store:
         def write() -> None:
             with self._connection:
                 self._connection.execute("INSERT OR REPLACE INTO policy VALUES (1, ?)", (data,))
+
+        with trio.CancelScope(shield=True):
+            await self._run(write)
+
+    async def load_revisions(self) -> list[bytes]:
+        """The revisions of the policy document that are kept, oldest first."""
+        query = "SELECT content FROM revision ORDER BY number"
+        return [bytes(row[0]) for row in await self._run(lambda: self._connection.execute(query).fetchall())]
+
+    async def load_document(self, number: int) -> bytes:
+        """The document of a revision.
+
+        Raises:
+            StoreError: it is not kept.
+        """
+        query = "SELECT document FROM revision WHERE number = ?"
+        row = await self._run(lambda: self._connection.execute(query, (number,)).fetchone())
+        if row is None:
+            raise StoreError(f"{self._path}: there is no revision {number}")
+        return bytes(row[0])
+
+    async def save_revision(self, number: int, revision: bytes, document: bytes, *, keep: int) -> None:
+        """Adds a revision and forgets all but the last `keep`; on disk when this returns. Not cancelled half-way."""
+
+        def write() -> None:
+            with self._connection:
+                self._connection.execute(
+                    "INSERT INTO revision VALUES (?, ?, ?)", (number, revision, document)
+                )
+                self._connection.execute("DELETE FROM revision WHERE number <= ?", (number - keep,))
 
         with trio.CancelScope(shield=True):
             await self._run(write)

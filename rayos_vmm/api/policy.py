@@ -39,8 +39,8 @@ async def _revoke_rights(call: Call) -> Grants:
     return Grants(grants=await call.service.policy.revoke_rights(call.name, call.body.capabilities))
 
 
-async def _explain(call: Call) -> list[dict[str, Any]]:
-    return call.service.policy.explain(call.name)
+async def _explain(call: Call) -> dict[str, Any]:
+    return call.service.revisions.explain(call.name)
 
 
 async def _audit(call: Call) -> AuditRecords:
@@ -98,8 +98,8 @@ ENDPOINTS: Final = (
         "GET",
         "/v1/vms/{name}/policy",
         _explain,
-        "Each right and where it comes from",
-        answers=list[dict[str, Any]],
+        "All that holds for a machine and where it comes from",
+        answers=dict[str, Any],
     ),
     Endpoint("GET", "/v1/audit", _audit, "The last audit records", query=AuditQuery, answers=AuditRecords),
     Endpoint("GET", "/v1/audit/verify", _verify, "Check the audit file", answers=dict[str, Any]),

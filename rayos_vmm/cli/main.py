@@ -43,6 +43,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "revoke": ("grant", "take a grant or rights away, from the running devices too"),
     "grants": ("grant", "show which machine may do what, by whose leave, until when"),
     "delegate": ("grant", "let a machine pass rights on to another"),
+    "policy": ("policy", "show or change the rules of host, zones and machines; say what holds for one"),
+    "zone": ("zone", "list, create, remove zones; put machines into them"),
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),

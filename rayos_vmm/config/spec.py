@@ -132,7 +132,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     With a `cdrom` or `firmware` and no `kernel` the machine boots from those and no kernel is passed;
     `firmware="bios"` is QEMU's own BIOS, which boots from the CD or the first disk. The `initrd` of a
-    multiboot kernel is its modules, `file arguments,file arguments,…`.
+    multiboot kernel is its modules, `file arguments,file arguments,…`. `zone` and `parent`
+    (another machine) are where it inherits policy rules from.
     """
 
     name: Name
@@ -152,6 +153,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     quota: Quota = Quota()
     watchdog: Watchdog = Watchdog()
     capabilities: tuple[CapabilityName, ...] = CAPABILITIES
+    zone: Name | None = None
+    parent: Name | None = None
 
     @property
     def memory_bytes(self) -> int:

@@ -29,6 +29,7 @@ class Operation(StrEnum):
     EXPIRE = "EXPIRE"
     DELEGATE = "DELEGATE"
     CHECK_FAIL = "CHECK_FAIL"
+    POLICY = "POLICY"
     DEFINE = "DEFINE"
     REMOVE = "REMOVE"
     STATE = "STATE"

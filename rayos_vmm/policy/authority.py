@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import trio
 
+from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.policy import compile as compiler
@@ -26,6 +27,8 @@ from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
 from rayos_vmm.policy.capability import Capability, names, parse
 from rayos_vmm.policy.grant import Grant, Moment
+from rayos_vmm.policy.hierarchy import Place
+from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
 
 log = logging.getLogger(__name__)
@@ -61,33 +64,53 @@ class Authority:
     """Use `open_authority`. Every method may be called from any task of the same run."""
 
     def __init__(
-        self, store: PolicyStore, audit: AuditLog, stored: Stored | None, now: Callable[[], Moment]
+        self,
+        store: PolicyStore,
+        audit: AuditLog,
+        stored: Stored | None,
+        now: Callable[[], Moment],
+        book: RuleBook,
     ) -> None:
         self.audit = audit
+        self.book = book
+        self.lock = trio.Lock()  # one change at a time
         self._store = store
         self._now = now
         self._table = Table(stored.table if stored else None)
         self._anchor = stored.anchor if stored else Anchor()
         self._pages: dict[str, compiler.GatePage] = {}
         self._changed = trio.Event()
-        self._lock = trio.Lock()  # one change at a time
 
     # -- machines ------------------------------------------------------------------------------------------------
 
-    async def define(self, vm: str, capabilities: Sequence[str]) -> None:
-        """A machine with the rights of its specification.
+    async def define(self, vm: str, capabilities: Sequence[str], where: Place | None = None) -> None:
+        """A machine with the rights of its specification, at a place in the hierarchy.
 
         Raises:
-            Invalid: there is no such capability.
+            Invalid: there is no such capability, zone or parent.
+            Conflict: there are too many machines.
             AuditFailed: it could not be recorded.
         """
         rights = parse_rights(capabilities)
-        async with self._lock:
+        async with self.lock:
             if self._table.is_known(vm):  # of a definition that was not finished
                 self._table.forget(vm)
-            await self._rise(
-                lambda table: table.define(vm, rights), Operation.DEFINE, vm, capabilities=names(rights)
-            )
+            if where is not None:
+                self.book.join(vm, where)
+            try:
+                await self._rise(
+                    lambda table: table.define(vm, rights), Operation.DEFINE, vm, capabilities=names(rights)
+                )
+            except BaseException:
+                self.book.leave(vm)
+                raise
+
+    def place(self, specs: Mapping[str, VmSpec]) -> None:
+        """The machines that a former service defined, all at once: a parent may come after its child."""
+        places = {vm: Place(spec.zone, spec.parent) for vm, spec in specs.items()}
+        for vm, why in self.book.adopt(places).items():
+            log.warning("a machine has no place in the policy", extra={"vm": vm, "why": why})
+            self.audit.note(Operation.POLICY, vm, allowed=False, why=why)
 
     async def adopt(self, vm: str, capabilities: Sequence[str]) -> None:
         """A machine that a former service defined, perhaps before there was a policy."""
@@ -96,8 +119,9 @@ class Authority:
 
     async def forget(self, vm: str) -> None:
         """A machine is removed: with it goes all that it held and passed on."""
-        async with self._lock:
+        async with self.lock:
             gone = self._table.forget(vm)
+            self.book.leave(vm)
             self._write_pages(holders(gone))
             with suppress(AuditFailed):  # nothing to refuse: it is gone
                 await self.audit.append(Operation.REMOVE, vm, grants=[grant.id for grant in gone])
@@ -109,9 +133,17 @@ class Authority:
         path = runtime / compiler.PAGE_NAME
         page = compiler.GatePage(path, is_new=is_new)
         self._end(self._now())
-        page.write(compiler.word(self._table, vm))
+        page.write(compiler.word(self._table, self.book, vm))
         self._pages[vm] = page
         return path
+
+    def refresh(self) -> None:
+        """Other rules hold: every gate page says so from now on."""
+        self._write_pages(set(self._pages))
+
+    def cap(self, vm: str, quota: Quota) -> Quota:
+        """What the rules leave of a machine's quota."""
+        return self.book.cap(vm, quota)
 
     def close(self, vm: str) -> None:
         """The machine's devices are gone. Safe to call again."""
@@ -133,7 +165,7 @@ class Authority:
             AuditFailed: it could not be recorded, and is not in force.
         """
         rights = parse_rights(capabilities)
-        async with self._lock:
+        async with self.lock:
             now = self._now()
             self._end(now)
             return await self._rise(
@@ -150,7 +182,7 @@ class Authority:
     ) -> dict[str, Any]:
         """One machine passes rights on to another. Raises as `grant`."""
         rights = parse_rights(capabilities)
-        async with self._lock:
+        async with self.lock:
             now = self._now()
             self._end(now)
             return await self._rise(
@@ -203,7 +235,7 @@ class Authority:
         """
         if not self._table.is_known(vm):
             raise NotFound(f"there is no machine {vm!r}")
-        return compiler.explain(self._table, vm, self._now())
+        return compiler.explain(self._table, self.book, vm, self._now())
 
     def records(self, limit: int) -> list[Entry]:
         """The last records."""
@@ -257,7 +289,7 @@ class Authority:
         if not self._end(self._now()):
             return
         await self.audit.sync()
-        async with self._lock:
+        async with self.lock:
             try:
                 await self._save()
             except Exception as error:  # of the store: the next start finds them over, by the clock
@@ -291,7 +323,7 @@ class Authority:
     async def _fall(
         self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
     ) -> list[dict[str, Any]]:
-        async with self._lock:
+        async with self.lock:
             now = self._now()
             self._end(now)
             try:
@@ -313,7 +345,7 @@ class Authority:
 
     def _write_pages(self, vms: set[str]) -> None:
         for vm in vms & self._pages.keys():
-            self._pages[vm].write(compiler.word(self._table, vm))
+            self._pages[vm].write(compiler.word(self._table, self.book, vm))
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -340,6 +372,7 @@ async def open_authority(
     *,
     events: EventLog | None = None,
     now: Callable[[], Moment] = read_clocks,
+    book: RuleBook | None = None,
 ) -> AsyncIterator[Authority]:
     """The policy that a former service left, without what is over by now.
 
@@ -349,7 +382,7 @@ async def open_authority(
     raw = await store.load_policy()
     stored = msgspec.json.decode(raw, type=Stored) if raw else None
     async with open_audit(audit_path, now) as audit:
-        authority = Authority(store, audit, stored, now)
+        authority = Authority(store, audit, stored, now, book or RuleBook())
         if stored is not None and stored.anchor.seq > audit.anchor.seq and not audit.trouble:
             audit.fail(
                 f"it ends at record {audit.anchor.seq}, and {stored.anchor.seq} was written: its end was cut off"

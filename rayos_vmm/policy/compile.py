@@ -15,6 +15,7 @@ from typing import Final
 from rayos_vmm.policy.capability import Capability, mask, names
 from rayos_vmm.policy.delegation import chain
 from rayos_vmm.policy.grant import Moment
+from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
 
 PAGE_NAME: Final = "gate.page"
@@ -48,18 +49,21 @@ class GatePage:
         self._map.close()
 
 
-def word(table: Table, vm: str) -> int:
-    """What the gate page of `vm` says."""
-    return mask(table.holds(vm))
+def word(table: Table, book: RuleBook, vm: str) -> int:
+    """What the gate page of `vm` says: what it was given, narrowed by the rules."""
+    return mask(book.narrow(vm, table.holds(vm)))
 
 
-def explain(table: Table, vm: str, now: Moment) -> list[dict[str, object]]:
-    """For each right of `vm`, the chains of grants that it comes from; for each that it lacks, none."""
+def explain(table: Table, book: RuleBook, vm: str, now: Moment) -> list[dict[str, object]]:
+    """For each right of `vm`, the chains of grants that it comes from (none where it lacks it), and the rule that takes
+    it away.
+    """
     own = [grant for grant in table.grants.values() if grant.holder == vm]
     return [
         {
             "capability": name,
-            "allowed": Capability[name] in table.holds(vm),
+            "allowed": Capability[name] in book.narrow(vm, table.holds(vm)),
+            "denied_by": book.of(vm).taken.get(name),
             "from": [
                 [link.view(now) for link in chain(table.grants, grant)]
                 for grant in own

@@ -1,0 +1,101 @@
+"""The policy document in force, which machines there are, and what it means for each of them.
+
+Invariant: `effective` has every machine of the document and every one that joined; a change that does not compile for
+all of them leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rayos_vmm.config.spec import Quota
+from rayos_vmm.errors import Conflict, Invalid
+from rayos_vmm.policy.capability import Capability
+from rayos_vmm.policy.document import MACHINES_MAXIMUM, Document
+from rayos_vmm.policy.hierarchy import Effective, Place, compile_one, compile_policy, place
+
+
+class RuleBook:
+    """Begins with an empty document: every machine has what it was given, and no rule."""
+
+    def __init__(self, document: Document | None = None, revision: int = 0) -> None:
+        self.document = document or Document()
+        self.revision = revision
+        self.places: dict[str, Place] = {}
+        self.effective: dict[str, Effective] = compile_policy(self.document, {})
+
+    def of(self, vm: str) -> Effective:
+        """What holds for a machine; of one that nobody knows, what holds for every machine."""
+        return self.effective.get(vm) or compile_one(self.document, {}, vm)
+
+    def narrow(self, vm: str, rights: Capability) -> Capability:
+        """What the rules leave of the rights that a machine was given."""
+        return rights & self.of(vm).capabilities
+
+    def cap(self, vm: str, quota: Quota) -> Quota:
+        """What the rules leave of a machine's quota."""
+        return self.of(vm).cap(quota)
+
+    def trial(self, document: Document) -> Mapping[str, Effective]:
+        """What another document would mean. Raises Invalid with the path of what is wrong."""
+        return compile_policy(document, self.places)
+
+    def take(self, document: Document, revision: int, effective: Mapping[str, Effective]) -> None:
+        """Another document holds; `effective` is of its trial, with no machine come or gone since."""
+        self.document = document
+        self.revision = revision
+        self.effective = dict(effective)
+
+    def join(self, vm: str, where: Place) -> None:
+        """A machine comes.
+
+        Raises:
+            Conflict: there are too many.
+            Invalid: its zone or parent makes no sense.
+        """
+        known = {*self.places, *self.document.vm}
+        if vm not in known and len(known) >= MACHINES_MAXIMUM:
+            raise Conflict(
+                f"there are {len(known)} machines; at most {MACHINES_MAXIMUM} are allowed",
+                hint="remove one that is not needed: rayos ps, rayos rm",
+            )
+        places = {**self.places, vm: where}
+        self.effective[vm] = compile_one(self.document, places, vm)
+        self.places = places
+
+    def adopt(self, places: Mapping[str, Place]) -> dict[str, str]:
+        """Machines that were there before. One whose place makes no sense any more has none: why not, by machine."""
+        self.places = dict(places)
+        trouble: dict[str, str] = {}
+        for vm in sorted(places):
+            try:
+                compile_one(self.document, self.places, vm)
+            except Invalid as error:
+                trouble[vm] = error.message
+        self.places |= dict.fromkeys(trouble, Place())
+        self.effective = compile_policy(self.document, self.places)
+        return trouble
+
+    def children(self, vm: str) -> list[str]:
+        """The machines whose parent it is."""
+        return [
+            name
+            for name in sorted({*self.places, *self.document.vm})
+            if place(self.document, self.places, name).parent == vm
+        ]
+
+    def check_leave(self, vm: str) -> None:
+        """Raises Conflict when others inherit by it."""
+        if children := self.children(vm):
+            raise Conflict(
+                f"{vm} is the parent of {', '.join(children)}",
+                hint="remove these first, or assign them elsewhere",
+            )
+
+    def leave(self, vm: str) -> None:
+        """A machine goes; it stays as a name while others inherit by it."""
+        if self.children(vm):
+            return
+        self.places.pop(vm, None)
+        if vm not in self.document.vm:
+            self.effective.pop(vm, None)

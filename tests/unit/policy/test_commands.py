@@ -1,0 +1,62 @@
+"""`rayos policy` and `rayos zone` against a daemon's policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayos_vmm.policy.hierarchy import Place
+from tests.unit.policy.lab import open_shell
+
+DOCUMENT = """
+[zone.lab.rules.no-mail]
+kind = "firewall"
+action = "deny"
+protocol = "tcp"
+ports = 25
+[zone.lab.rules.slow]
+kind = "resource"
+net_rate = "10Mbit/s"
+[zone.lab.rules.no-gpu]
+kind = "capability"
+deny = ["CAP_GPU"]
+"""
+
+
+async def test_a_policy_and_zones_by_commands(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each verb does what it says; what `show` prints is what `apply` takes."""
+    file = tmp_path / "policy.toml"
+    file.write_text(DOCUMENT)
+    async with open_shell(tmp_path, capfd, monkeypatch) as shell:
+        rayos = shell.rayos
+        await shell.service.policy.define("a", ["all"], Place())
+        await rayos("zone", "create", "lab")
+        assert await rayos("zone", "assign", "a", "lab") == "+ vm.a\nrevision 2 is in force\n"
+        assert (await rayos("policy", "diff", str(file))).splitlines()[0] == "- vm.a"
+        file.write_text(DOCUMENT + '[vm.a]\nzone = "lab"\n')
+        assert (await rayos("policy", "diff", str(file))).splitlines() == [
+            f"+ zone.lab.rules.{name}" for name in ("no-gpu", "no-mail", "slow")
+        ]
+        assert "revision 3 is in force" in await rayos("policy", "apply", str(file), "--reason", "quiet")
+        said = await rayos("policy", "explain", "a")
+        assert "CAP_GPU        deny      denied by zone lab: no-gpu" in said
+        assert "net_rate  10Mbit/s  zone lab: slow" in said
+        assert "100       deny    no-mail        zone lab" in said
+        shown = await rayos("policy", "show")
+        file.write_text(shown)
+        assert await rayos("policy", "apply", str(file)) == "no change\nrevision 3 is in force\n"
+        assert (await shell.json("zone", "list"))[0] == {"zone": "lab", "rules": 3, "vms": ["a"]}
+        assert "vm.a.zone = 'lab'" in await rayos("zone", "rm", "lab", status=2)
+        assert "- zone.lab.rules.slow" in await rayos("policy", "rollback", "1")
+        assert [entry["number"] for entry in await shell.json("policy", "history")] == [1, 2, 3, 4]
+        assert "quiet" in await rayos("policy", "history")
+        await rayos("zone", "rm", "lab")
+        file.write_text("[zone.lab]\nrule = 1\n")
+        assert "zone.lab.rule: there is no such key" in await rayos("policy", "apply", str(file), status=2)
+        file.write_text("[")
+        assert f"{file}: not TOML" in await rayos("policy", "apply", str(file), status=2)
+        assert "cannot be read" in await rayos("policy", "apply", str(tmp_path / "none"), status=2)
+        assert "no machine 'b'" in await rayos("policy", "explain", "b", status=3)
