@@ -17,20 +17,20 @@ class Buckets:
         self._burst = float(burst)
         self._level: dict[str, tuple[float, float]] = {}  # port: tokens, when counted
 
-    def take(self, port: str, now: float) -> bool:
-        """Take one token; False when there is none."""
+    def take(self, port: str, now: float) -> float:
+        """Take one token and return 0; when there is none, return the seconds until there will be one."""
         rate = self._rate
         if rate is None:
-            return True
+            return 0.0
         tokens, at = self._level.get(port, (self._burst, now))
         tokens = min(self._burst, tokens + (now - at) * rate)
         if len(self._level) >= _PORTS_MAX:
             self._forget_full(now, rate)
         if tokens < 1.0:
             self._level[port] = (tokens, now)
-            return False
+            return (1.0 - tokens) / rate
         self._level[port] = (tokens - 1.0, now)
-        return True
+        return 0.0
 
     def _forget_full(self, now: float, rate: float) -> None:
         kept = {

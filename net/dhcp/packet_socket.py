@@ -15,6 +15,8 @@ SO_RCVBUFFORCE: Final = 33
 SOL_PACKET: Final = 263
 PACKET_ADD_MEMBERSHIP: Final = 1
 PACKET_MR_PROMISC: Final = 1
+PACKET_IGNORE_OUTGOING: Final = 23
+ETH_P_ALL: Final = 0x0003
 ETH_P_IP: Final = 0x0800
 ETH_P_ARP: Final = 0x0806
 RECEIVE_BUFFER_SIZE: Final = 4 << 20  # a burst of 1000 clients exceeds the default
@@ -44,22 +46,20 @@ def open_dhcp(link: str, port: int, *, is_for_any_host: bool = False) -> socket.
     With `is_for_any_host` also those to other hosts' hardware addresses (the link is promiscuous meanwhile).
     Raises LinkGone when there is no such link, OSError (EPERM) without CAP_NET_RAW.
     """
-    program: list[_Instruction] = [
-        (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
-        (_GREATER, 10, 0, 3 if is_for_any_host else 1),
-        (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
-        (_EQUAL, 0, 8, 0),
-        (_LOAD_HALF, 0, 0, 20),
-        (_ANY_BIT, 6, 0, 0x3FFF),  # more fragments, or not the first
-        (_LOAD_BYTE, 0, 0, 23),
-        (_EQUAL, 0, 4, 17),
-        (_LOAD_IP_LENGTH, 0, 0, 14),
-        (_LOAD_HALF_INDEXED, 0, 0, 16),
-        (_EQUAL, 0, 1, port),
-        (_RETURN, 0, 0, 0xFFFF),
-        (_RETURN, 0, 0, 0),
-    ]
-    return _open(link, ETH_P_IP, program, is_for_any_host)
+    return _open(link, ETH_P_IP, _datagrams(port, is_for_any_host), is_for_any_host)
+
+
+def open_dhcp_on_port(link: str, port: int, *, buffer_size: int = RECEIVE_BUFFER_SIZE) -> socket.socket:
+    """As open_dhcp, on a port of a bridge: it sees what comes in there before the bridge takes it away, and
+    also what is for the bridge's own address, not the port's.
+    """
+    # Only a socket for all protocols stands before the bridge; the filter keeps IPv4.
+    return _open(link, ETH_P_ALL, _datagrams(port, True), False, buffer_size=buffer_size)
+
+
+def open_sender(link: str) -> socket.socket:
+    """A non-blocking socket that sends whole frames on `link` and receives none. Raises as open_dhcp."""
+    return _open(link, ETH_P_IP, [(_RETURN, 0, 0, 0)], False)
 
 
 def open_arp(link: str, *, is_for_any_host: bool = False) -> socket.socket:
@@ -77,17 +77,37 @@ def open_arp(link: str, *, is_for_any_host: bool = False) -> socket.socket:
     return _open(link, ETH_P_ARP, program, is_for_any_host)
 
 
+def _datagrams(port: int, is_for_any_host: bool) -> list[_Instruction]:
+    return [
+        (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
+        (_GREATER, 12, 0, 3 if is_for_any_host else 1),
+        (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
+        (_EQUAL, 0, 10, 0),
+        (_LOAD_HALF, 0, 0, 12),
+        (_EQUAL, 0, 8, ETH_P_IP),
+        (_LOAD_HALF, 0, 0, 20),
+        (_ANY_BIT, 6, 0, 0x3FFF),  # more fragments, or not the first
+        (_LOAD_BYTE, 0, 0, 23),
+        (_EQUAL, 0, 4, 17),
+        (_LOAD_IP_LENGTH, 0, 0, 14),
+        (_LOAD_HALF_INDEXED, 0, 0, 16),
+        (_EQUAL, 0, 1, port),
+        (_RETURN, 0, 0, 0xFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+
+
 def hardware_address(sock: socket.socket) -> bytes:
     """The hardware address of the link that the packet socket is bound to."""
     return bytes(sock.getsockname()[4])
 
 
-def enlarge(sock: socket.socket) -> None:
-    """Give the socket a large receive buffer, as large as we are allowed to."""
+def set_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Give the socket a receive buffer of `size` bytes, or as large as we are allowed to."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_SIZE)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
     except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_SIZE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def refuse_input(sock: socket.socket) -> None:
@@ -95,11 +115,21 @@ def refuse_input(sock: socket.socket) -> None:
     _attach(sock, [(_RETURN, 0, 0, 0)])
 
 
-def _open(link: str, protocol: int, program: list[_Instruction], is_for_any_host: bool) -> socket.socket:
+def _open(
+    link: str,
+    protocol: int,
+    program: list[_Instruction],
+    is_for_any_host: bool,
+    *,
+    buffer_size: int = RECEIVE_BUFFER_SIZE,
+) -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
     try:
         _attach(sock, program)
-        enlarge(sock)
+        set_receive_buffer(sock, buffer_size)
+        sock.setsockopt(
+            SOL_PACKET, PACKET_IGNORE_OUTGOING, 1
+        )  # Linux 4.20: else each is copied to be refused
         sock.bind((link, protocol))
         if is_for_any_host:
             index = socket.if_nametoindex(link)

@@ -99,17 +99,24 @@ class Server:
         for pool in self.pools:
             mine = [one for one in bindings if pool.contains(one.ip)]
             bindings = [one for one in bindings if not pool.contains(one.ip)]
-            self._count("restore_skipped", pool.restore(mine))
+            self.count("restore_skipped", pool.restore(mine))
         return len(bindings)
 
     def leases(self) -> list[Binding]:
         """All bindings, also those offered, released, expired and quarantined, by address."""
         return sorted((one for pool in self.pools for one in pool.by_ip.values()), key=lambda one: one.ip)
 
+    def admit(self, port: str, now: float) -> float:
+        """Ask before each datagram, also one that can't be read: 0 when the port may send it, else the seconds
+        until it may send again.
+        """
+        wait = self._buckets.take(port, now)
+        if wait:
+            self.count("drop_rate_limited")
+        return wait
+
     def receive(self, data: bytes, source: Source, now: float) -> list[Action]:
-        """What to do about a datagram to port 67. Never raises on account of its content."""
-        if not self._buckets.take(source.port, now):
-            return self._drop("rate_limited")
+        """What to do about an admitted datagram to port 67. Never raises on account of its content."""
         try:
             request = wire.decode(data)
         except BadMessage:
@@ -124,7 +131,7 @@ class Server:
             return self._drop("no_subnet")
         match kind:
             case MessageType.DISCOVER:
-                self._count("discover")
+                self.count("discover")
                 return self._discover(pool, request, source, now)
             case MessageType.REQUEST:
                 return self._request(pool, request, source, now)
@@ -142,7 +149,7 @@ class Server:
         if probing is None or hardware == probing.request.chaddr:
             return []
         del self._probing[ip]
-        self._count("probe_conflicts")
+        self.count("probe_conflicts")
         binding = probing.pool.by_ip[ip].changed(State.DECLINED, now + probing.pool.config.quarantine_seconds)
         probing.pool.put(binding)
         actions: list[Action] = [Commit(binding, None, LeaseEvent(EventKind.DECLINED, binding))]
@@ -167,7 +174,7 @@ class Server:
         for pool in self.pools:
             for binding in pool.expire(now):
                 if binding.state is State.BOUND:
-                    self._count("expired")
+                    self.count("expired")
                     gone = binding.changed(State.EXPIRED, binding.expires)
                     actions.append(Tell(LeaseEvent(EventKind.EXPIRED, gone)))
         return actions
@@ -186,6 +193,10 @@ class Server:
             self._host_names[mac] = name
         else:
             self._host_names.pop(mac, None)
+
+    def count(self, what: str, by: int = 1) -> None:
+        """Something happened `by` times more."""
+        self.counters[what] = self.counters.get(what, 0) + by
 
     def _pool_for(self, request: Message, source: Source) -> Pool | None:
         # RFC 3527 and RFC 3011 before giaddr; a relay is believed only from the configured networks.
@@ -227,12 +238,12 @@ class Server:
             return self._bind(pool, request, source, client, ip, now, rapid=True)
         answers = self._answers[id(pool)]
         reply = answers.lease(request, MessageType.OFFER, ip, self._seconds(pool, request))
-        self._count("offer")
+        self.count("offer")
         return [Send(reply)]
 
     def _request(self, pool: Pool, request: Message, source: Source, now: float) -> list[Action]:
         # RFC 2131, 4.3.2 and table 4: the kind of request follows from options 54 and 50 and from ciaddr.
-        self._count("request")
+        self.count("request")
         client = client_key(request.options.get(61), request.chaddr)
         server_id = option.u32(request.options.get(54))
         requested = option.u32(request.options.get(50))
@@ -284,7 +295,7 @@ class Server:
         binding = self._binding(request, client, ip, State.BOUND, expires, since, source)
         pool.put(binding)
         reply = self._answers[id(pool)].lease(request, MessageType.ACK, ip, seconds, rapid=rapid)
-        self._count("ack")
+        self.count("ack")
         kind = EventKind.RENEWED if renewed else EventKind.BOUND
         return [Commit(binding, reply, LeaseEvent(kind, binding))]
 
@@ -297,7 +308,7 @@ class Server:
         return self._drop("chose_another_server")
 
     def _decline(self, pool: Pool, request: Message, source: Source, now: float) -> list[Action]:
-        self._count("decline")
+        self.count("decline")
         client = client_key(request.options.get(61), request.chaddr)
         held = pool.by_client.get(client)
         ip = option.u32(request.options.get(50)) or request.ciaddr
@@ -310,7 +321,7 @@ class Server:
         return [Commit(binding, None, LeaseEvent(EventKind.DECLINED, binding))]
 
     def _release(self, pool: Pool, request: Message, now: float) -> list[Action]:
-        self._count("release")
+        self.count("release")
         held = pool.by_client.get(client_key(request.options.get(61), request.chaddr))
         if held is None or held.ip != request.ciaddr or held.state not in ACTIVE:
             return self._drop("release_of_foreign_address")
@@ -322,13 +333,13 @@ class Server:
         return [Commit(binding, None, LeaseEvent(EventKind.RELEASED, binding))]
 
     def _inform(self, pool: Pool, request: Message) -> list[Action]:
-        self._count("inform")
+        self.count("inform")
         if not request.ciaddr or not pool.contains(request.ciaddr):
             return self._drop("inform_without_address")
         return [Send(self._answers[id(pool)].lease(request, MessageType.ACK, request.ciaddr, None))]
 
     def _nak(self, pool: Pool, request: Message, reason: str) -> list[Action]:
-        self._count("nak")
+        self.count("nak")
         return [Send(self._answers[id(pool)].nak(request, reason))]
 
     def _make_room(self, pool: Pool, client: bytes, source: Source, now: float) -> bool:
@@ -356,7 +367,7 @@ class Server:
         if now - self._probed.get(ip, 0.0) < _PROBE_MEMORY_SECONDS:
             return False
         self._probing[ip] = _Probing(now + wait, request, source, pool)
-        self._count("probe")
+        self.count("probe")
         return True
 
     def _remember_probe(self, ip: int, now: float) -> None:
@@ -385,9 +396,6 @@ class Server:
         name = option.host_name(options.get(12)) or option.fqdn_name(options.get(81))
         return Binding(ip, client, request.chaddr, options.get(61), name, state, expires, since, source.port)
 
-    def _count(self, what: str, by: int = 1) -> None:
-        self.counters[what] = self.counters.get(what, 0) + by
-
     def _drop(self, why: str) -> list[Action]:
-        self._count("drop_" + why)
+        self.count("drop_" + why)
         return []

@@ -1,12 +1,11 @@
 """The DHCP server on a real link: packet sockets, clock and disk around `net.dhcp.server` (trio).
 
 Invariant: an ACK leaves only after its lease is on stable storage; ACKs that come together share one sync
-(group commit), and while a sync runs others are received and offered. The receive loop awaits nothing but
-the socket.
+(group commit), and while a sync runs others are received and offered.
 
-Datagrams are received by a packet socket, which sees the sender's hardware address and needs no address on
-either side; an ordinary UDP socket holds port 67 and sends to relay agents and to clients that answer ARP
-(RFC 2131, 4.1).
+Datagrams are received by packet sockets (`net.dhcp.listener`), which see the sender's hardware address and
+need no address on either side; an ordinary UDP socket holds port 67 and sends to relay agents and to clients
+that answer ARP (RFC 2131, 4.1).
 """
 
 import errno
@@ -16,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -27,14 +27,14 @@ from net.dhcp.answer import BROADCAST, Reply, Route
 from net.dhcp.binding import Binding, LeaseEvent
 from net.dhcp.clock import Clock
 from net.dhcp.config import SubnetConfig
+from net.dhcp.listener import Listener
 from net.dhcp.packet_socket import LinkGone
-from net.dhcp.ports import Ports
 from net.dhcp.server import Action, Commit, Probe, Send, Server, Source, Tell
 from net.dhcp.store import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 32  # datagrams handled before other tasks get a turn
+BATCH: Final = 32  # ARP packets handled before other tasks get a turn
 PENDING_MAX: Final = 4096  # ACKs that may wait for the disk; beyond, requests are dropped and come again
 BURST: Final = 32  # ACKs at once: a longer burst overflows the receive buffers of clients
 BURST_PAUSE_SECONDS: Final = 0.001
@@ -64,9 +64,18 @@ class DhcpService:
         self._udp: socket.socket
         self._raw: socket.socket
         self._arp: socket.socket
-        self._ports: Ports
         self._hardware = b""
         self._burst = 0  # replies without a pause
+        config = server.config
+        self._own = int(config.server)
+        self._everyone = (BROADCAST, int(config.network.broadcast_address))
+        self._listener = Listener(
+            link,
+            is_limited=config.limits.requests_per_second is not None,
+            take=self._take,
+            settle=self._settle,
+            discarded=partial(server.count, "drop_rate_limited"),
+        )
 
     @property
     def counters(self) -> dict[str, int]:
@@ -106,9 +115,9 @@ class DhcpService:
         """Open the sockets. Raises DhcpError with what is in the way."""
         config = self._server.config
         try:
-            self._raw = stack.enter_context(packet_socket.open_dhcp(self.link, frame.SERVER_PORT))
+            self._listener.open(stack)
+            self._raw = stack.enter_context(packet_socket.open_sender(self.link))
             self._arp = stack.enter_context(packet_socket.open_arp(self.link))
-            self._ports = stack.enter_context(Ports(self.link))
             self._udp = stack.enter_context(
                 socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             )
@@ -135,31 +144,31 @@ class DhcpService:
             raise single(group) from group
 
     async def _receive(self) -> None:
-        raw, server, clock, ports = self._raw, self._server, self._clock, self._ports
-        config = server.config
-        own = int(config.server)
-        everyone = (BROADCAST, int(config.network.broadcast_address))
-        while True:
-            await trio.lowlevel.wait_readable(raw)
-            now = clock.now()
-            for _ in range(BATCH):
-                try:
-                    data = raw.recv(65535)
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    self._link_trouble(error)
-                    break
-                seen = frame.datagram(data, frame.SERVER_PORT)
-                if seen is None or (seen.destination != own and seen.destination not in everyone):
-                    server.counters["drop_not_for_us"] = server.counters.get("drop_not_for_us", 0) + 1
-                    continue
-                source = Source(ports.of(seen.hardware, now), seen.destination == own)
-                self._perform(server.receive(seen.payload, source, now))
-            self._arm()
-            if self._burst >= BURST:  # only for replies: what is dropped must not hold up the others
-                self._burst = 0
-                await trio.sleep(BURST_PAUSE_SECONDS)
+        try:
+            await self._listener.run()
+        except* LinkGone as group:
+            raise DhcpError(f"DHCP on {self.link}: the link was removed") from group
+
+    def _take(self, data: bytes, port: str) -> float:
+        server, now = self._server, self._clock.now()
+        name = port or data[6:12].hex(":")  # on a plain link each hardware address stands for itself
+        wait = server.admit(name, now)
+        if wait:
+            return wait if port else 0.0
+        seen = frame.datagram(data, frame.SERVER_PORT)
+        if seen is None or (seen.destination != self._own and seen.destination not in self._everyone):
+            server.count("drop_not_for_us")
+        else:
+            source = Source(name, seen.destination == self._own)
+            self._perform(server.receive(seen.payload, source, now))
+        return 0.0
+
+    def _settle(self) -> float:
+        self._arm()
+        if self._burst < BURST:  # only for replies: what is dropped must not hold up the others
+            return 0.0
+        self._burst = 0
+        return BURST_PAUSE_SECONDS
 
     async def _receive_arp(self) -> None:
         while True:
@@ -199,10 +208,10 @@ class DhcpService:
                 await trio.to_thread.run_sync(self._store.write, [one.binding for one in batch])
             except StoreError as error:
                 # No ACK for these: the clients ask again. What they hold from before stays valid.
-                self._count("store_failures")
+                self._server.count("store_failures")
                 self._log_seldom("Leases could not be stored", error=str(error), leases=len(batch))
                 continue
-            self._count("commits")
+            self._server.count("commits")
             for number, one in enumerate(batch, 1):
                 # Told first: who guards the port must know the address before its guest uses it.
                 if one.event is not None and self._events is not None:
@@ -220,7 +229,7 @@ class DhcpService:
                     self._send(reply)
                 case Commit():
                     if len(self._pending) >= PENDING_MAX:
-                        self._count("drop_commit_queue_full")
+                        self._server.count("drop_commit_queue_full")
                         continue
                     self._pending.append(action)
                     self._has_pending.set()
@@ -262,7 +271,7 @@ class DhcpService:
 
     def _send_failed(self, error: OSError) -> None:
         # As on a lossy wire: the client asks again.
-        self._count("send_failures")
+        self._server.count("send_failures")
         self._log_seldom("A DHCP reply could not be sent", error=str(error.strerror))
 
     def _link_trouble(self, error: OSError) -> None:
@@ -271,9 +280,6 @@ class DhcpService:
         except OSError:
             raise DhcpError(f"DHCP on {self.link}: the link was removed") from error
         self._log_seldom("The link of the DHCP server is down", error=str(error.strerror))
-
-    def _count(self, what: str) -> None:
-        self._server.counters[what] = self._server.counters.get(what, 0) + 1
 
     def _log_seldom(self, message: str, **fields: object) -> None:
         now = time.monotonic()

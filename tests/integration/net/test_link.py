@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from net import tap
-from net.dhcp.ports import Ports
+from net.dhcp.ports import PortWatch
 from net.link import LinkError, Links
 from tests.integration.net.lab import Lab
 
@@ -42,11 +42,6 @@ def test_a_tap_carries_our_header_and_dies_with_its_descriptor(links: Links) -> 
     try:
         assert links.ports("ray0") == ["ray-a-0"]
         assert links.remove_bridge("ray0") is False
-        frame = bytes(tap.VNET_HEADER_SIZE) + b"\xff" * 6 + b"\x52\x59\0\0\0\1" + b"\x08\x06" + bytes(46)
-        assert os.write(fd, frame) == len(frame)
-        with Ports("ray0") as ports:
-            assert ports.of(b"\x52\x59\0\0\0\1", 0.0) == "ray-a-0"
-            assert ports.of(b"\x52\x59\0\0\0\2", 0.0) == "52:59:00:00:00:02"
     finally:
         os.close(fd)
     assert not links.exists("ray-a-0")
@@ -67,12 +62,36 @@ def test_a_locked_tap_takes_frames_from_its_own_address_only(links: Links) -> No
             assert os.read(other, 2048)[tap.VNET_HEADER_SIZE + 11] == 1
             with pytest.raises(BlockingIOError):
                 os.read(other, 2048)
-            with Ports("ray0") as ports:
-                assert ports.of(b"\x52\x59\0\0\0\1", 0.0) == "ray-a-0"
         finally:
             os.close(other)
     finally:
         os.close(guest)
+
+
+def test_the_ports_of_a_bridge_are_followed(links: Links) -> None:
+    """The DHCP server learns of a port when it comes and when it leaves, and only of its own bridge's."""
+    links.ensure_bridge("ray0", ADDRESS)
+    links.ensure_bridge("ray1", IPv4Interface("10.92.0.1/24"))
+    first = links.open_tap("ray-a-0", bridge="ray0")
+    try:
+        with PortWatch("ray0") as watch, PortWatch("ray-a-0") as plain:
+            assert list(watch.ports.values()) == ["ray-a-0"]
+            assert (watch.is_bridge, plain.is_bridge, plain.ports) == (True, False, {})
+            second, other = (
+                links.open_tap("ray-b-0", bridge="ray0"),
+                links.open_tap("ray-c-0", bridge="ray1"),
+            )
+            watch.read()
+            assert sorted(watch.ports.values()) == ["ray-a-0", "ray-b-0"]
+            os.close(other)
+            os.close(second)
+            watch.read()
+            assert list(watch.ports.values()) == ["ray-a-0"]
+            links.delete("ray0")
+            watch.read()
+            assert (watch.is_gone, watch.ports) == (True, {})
+    finally:
+        os.close(first)
 
 
 def test_a_busy_tap_names_its_holder(links: Links) -> None:

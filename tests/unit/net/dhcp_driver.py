@@ -65,6 +65,8 @@ class Driver:
 
     def send(self, message: Message, *, port: str = "", unicast: bool = False) -> Message | None:
         """Give the server a message; return its reply."""
+        if self.server.admit(port, self.now):
+            return None
         return self.perform(self.server.receive(message.encode(1400), Source(port, unicast), self.now))
 
     def wait(self, seconds: float) -> Message | None:
