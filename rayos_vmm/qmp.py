@@ -11,7 +11,9 @@ the bounded one here, so it holds what arrives within one turn of the loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -38,6 +40,8 @@ LINE_MAXIMUM_BYTES: Final = 16 << 20  # the longest replies (query-qmp-schema) h
 EVENTS_MAXIMUM: Final = 1024
 CONNECT_TIMEOUT_S: Final = 30.0
 EXECUTE_TIMEOUT_S: Final = 10.0
+TRANSCRIPT_LINES: Final = 500
+TRANSCRIPT_CHARACTERS: Final = 2000
 _CLOSE_TIMEOUT_S: Final = 2.0
 
 _T = TypeVar("_T")
@@ -65,11 +69,32 @@ class QmpEvent:
     time: float
 
 
+class Transcript:
+    """The last that was said over QMP, one JSON object a line: {"at": unix seconds, "execute" | "return" | "error"
+    | "event": …}. What is longer than TRANSCRIPT_CHARACTERS is kept as the beginning of its text.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=TRANSCRIPT_LINES)
+
+    def note(self, kind: str, what: Any) -> None:
+        """Keep one message."""
+        text = json.dumps(what, default=str)
+        if len(text) > TRANSCRIPT_CHARACTERS:
+            text = json.dumps(f"{text[:TRANSCRIPT_CHARACTERS]}…")
+        self._lines.append(f'{{"at": {time.time():.3f}, "{kind}": {text}}}')
+
+    def text(self) -> str:
+        """All that is kept, oldest first."""
+        return "".join(f"{line}\n" for line in self._lines)
+
+
 class Qmp:
     """One connection. Any task may execute; one task at a time reads events."""
 
-    def __init__(self, client: QMPClient, loop: trio_asyncio.TrioEventLoop) -> None:
+    def __init__(self, client: QMPClient, loop: trio_asyncio.TrioEventLoop, transcript: Transcript) -> None:
         self._client = client
+        self._transcript = transcript
         self._loop = loop
         self._events: deque[QmpEvent] = deque(maxlen=EVENTS_MAXIMUM)
         self._news = trio.Event()
@@ -103,10 +128,14 @@ class Qmp:
         """
         if self._lost.is_set():
             raise GuestGone(f"QEMU is gone; it cannot execute {command}")
+        self._transcript.note("execute", {"command": command, "arguments": dict(arguments or {})})
         with trio.move_on_after(timeout_s):
             try:
-                return await self._aio(lambda: self._client.execute(command, dict(arguments or {})))
+                returned = await self._aio(lambda: self._client.execute(command, dict(arguments or {})))
+                self._transcript.note("return", returned)
+                return returned
             except ExecuteError as error:
+                self._transcript.note("error", str(error))
                 raise QmpRefused(command, error.error_class, str(error)) from None
             except (ExecInterruptedError, StateError, QMPError, OSError, EOFError):
                 raise GuestGone(f"QEMU went away while executing {command}") from None
@@ -136,6 +165,7 @@ class Qmp:
             trio_asyncio.current_loop.reset(token)
 
     def _put(self, message: Mapping[str, Any]) -> None:
+        self._transcript.note("event", message)
         stamp = message.get("timestamp", {})
         if len(self._events) == EVENTS_MAXIMUM:
             self.events_dropped += 1
@@ -173,8 +203,12 @@ class Qmp:
 
 
 @asynccontextmanager
-async def open_qmp(path: Path, *, timeout_s: float = CONNECT_TIMEOUT_S) -> AsyncIterator[Qmp]:
+async def open_qmp(
+    path: Path, *, timeout_s: float = CONNECT_TIMEOUT_S, transcript: Transcript | None = None
+) -> AsyncIterator[Qmp]:
     """A negotiated connection to the QMP socket at `path`; leaving disconnects and leaves QEMU running.
+
+    What is said over it is kept in `transcript`, when there is one.
 
     Raises:
         GuestGone: nobody listens there, or it hung up, or it does not speak QMP.
@@ -185,7 +219,7 @@ async def open_qmp(path: Path, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Async
             client = QMPClient(path.name, readbuflen=LINE_MAXIMUM_BYTES)
             listener = EventListener()
             client.register_listener(listener)
-            qmp = Qmp(client, loop)
+            qmp = Qmp(client, loop, transcript or Transcript())
             with trio.move_on_after(timeout_s) as limit:
                 try:
                     await qmp._aio(lambda: client.connect(str(path)))

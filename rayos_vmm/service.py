@@ -288,6 +288,10 @@ class Service:
         """
         return await self._machine(name).need_qmp().execute(command, arguments)
 
+    async def qmp_transcript(self, name: str) -> str:
+        """The last of what was said over QMP in this run, one JSON object a line; also after its end."""
+        return self._machine(name).transcript.text()
+
     async def exec(self, name: str, command: str | Sequence[str], timeout_s: float = 60.0) -> ExecResult:
         """Runs a command in the guest by its agent: a shell line, or a program with its arguments.
 

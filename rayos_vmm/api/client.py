@@ -174,6 +174,10 @@ class Client:
     async def pointer(self, name: str, x: float, y: float, buttons: tuple[str, ...] = ()) -> None:
         await self.request("POST", f"{_vm(name)}/pointer", body={"x": x, "y": y, "buttons": buttons})
 
+    async def qmp_transcript(self, name: str) -> str:
+        """What was said over QMP in its last run, one JSON object a line."""
+        return (await self.request("GET", f"{_vm(name)}/qmp")).decode(errors="replace")
+
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         body = {"command": command, "arguments": arguments}
         return msgspec.json.decode(await self.request("POST", f"{_vm(name)}/qmp", body=body))["return"]

@@ -47,7 +47,12 @@ async def _qmp(call: Call) -> QmpReturn:
     return QmpReturn(return_=await call.service.qmp(call.name, call.body.command, call.body.arguments))
 
 
+async def _transcript(call: Call) -> bytes:
+    return (await call.service.qmp_transcript(call.name)).encode()
+
+
 _VM: Final = "/v1/vms/{name}"
+LINES: Final = "application/jsonl"
 ENDPOINTS: Final = (
     Endpoint("GET", f"{_VM}/screenshot", _screenshot, "What the display shows", media=PNG),
     Endpoint("POST", f"{_VM}/type", _type, "Type text on the keyboard", body=Type, is_long=True),
@@ -65,5 +70,6 @@ ENDPOINTS: Final = (
     ),
     Endpoint("GET", f"{_VM}/files", _read, "Read a file", query=FileQuery, media=BYTES, is_long=True),
     Endpoint("PUT", f"{_VM}/files", _write, "Write a file", query=PutQuery, body_media=BYTES),
+    Endpoint("GET", f"{_VM}/qmp", _transcript, "What was said over QMP, a line of JSON each", media=LINES),
     Endpoint("POST", f"{_VM}/qmp", _qmp, "A QMP command", body=Qmp, answers=QmpReturn, is_long=True),
 )

@@ -78,7 +78,9 @@ async def run_leases(args: argparse.Namespace, out: Output) -> None:
 
 def add_qmp(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
-    parser.add_argument("qmp", metavar="COMMAND", help="such as query-status")
+    parser.add_argument(
+        "qmp", metavar="COMMAND", nargs="?", help="such as query-status (default: show what was said so far)"
+    )
     parser.add_argument(
         "arguments",
         nargs="*",
@@ -110,5 +112,9 @@ def qmp_arguments(words: list[str]) -> dict[str, Any] | None:
 
 
 async def run_qmp(args: argparse.Namespace, out: Output) -> None:
+    if args.qmp is None:
+        said = await the_daemon().qmp_transcript(args.name)
+        out.result([msgspec.json.decode(line) for line in said.splitlines()], said.rstrip("\n"))
+        return
     returned = await the_daemon().qmp(args.name, args.qmp, qmp_arguments(args.arguments))
     out.result(returned, msgspec.json.format(msgspec.json.encode(returned), indent=2).decode())

@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -32,15 +32,26 @@ class UncleanEnd(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class PrivateDaemon:
-    """A daemon that runs."""
+    """A daemon that runs. With a guest in `kept` it stays at the end, for somebody to look at that."""
 
     paths: Paths
     process: subprocess.Popen[bytes]
     bridge: str
+    kept: list[str] = field(default_factory=list)
 
     @property
     def client(self) -> Client:
         return Client(self.paths.api_socket)
+
+    @property
+    def directory(self) -> Path:
+        """Everything that it has, and how it is ended by hand."""
+        return self.paths.state.parent
+
+    def how_to_end(self) -> str:
+        """The command that ends a daemon that was kept, and its guests."""
+        kill = f"RAYOS_RUNTIME_DIR={self.paths.runtime} rayos rm -f {' '.join(self.kept)}"
+        return f"{kill}; kill {self.process.pid}; rm -r {self.directory}"
 
     def log(self) -> str:
         """What it logged."""
@@ -93,14 +104,16 @@ def open_private_daemon() -> Iterator[PrivateDaemon]:
     # Not below $TMPDIR: the path of a socket has room for 107 bytes.
     directory = Path("/tmp") / unique_name(session_mark())
     directory.mkdir(mode=0o700)
-    try:
+    with ExitStack() as clean_up:
+        clean_up.callback(shutil.rmtree, directory, ignore_errors=True)
         daemon = _start(directory)
+        clean_up.callback(_end, daemon)
         try:
             yield daemon
         finally:
-            _end(daemon)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            if daemon.kept:
+                daemon.process.returncode = 0  # it lives on without us
+                clean_up.pop_all()
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,6 +134,19 @@ class Guest:
         match, _ = await self.serial.search(wanted, since=0, timeout=timeout)
         return match
 
+    async def wait_for_file(self, path: str, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Waits until there is such a file in the guest."""
+        await self.wait_until_succeeds(f"test -e {shlex.quote(path)}", timeout=timeout)
+
+    async def wait_for_open_port(self, port: int, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Waits until something in the guest listens at a TCP port."""
+        listening = (
+            f":{port:04X} [0-9A-F]*:0000 0A "  # proc(5), /proc/net/tcp: local address, remote, TCP_LISTEN
+        )
+        await self.wait_until_succeeds(
+            f"grep -qs '{listening}' /proc/net/tcp /proc/net/tcp6", timeout=timeout
+        )
+
     async def send_chars(self, text: str) -> None:
         """Types on the keyboard."""
         await self.client.type_text(self.name, text)
@@ -190,6 +204,14 @@ class Guest:
         """Ends it at once."""
         return await self.client.act(self.name, "kill")
 
+    async def crash(self) -> VmView:
+        """As when the power fails: nothing is written any more. `start` boots it again from the same disks."""
+        return await self.kill()
+
+    async def wait_for_shutdown(self, *, timeout: float = 60.0) -> VmView:
+        """Waits until it has ended; `exit_reason` of the view is why."""
+        return await self.client.wait(self.name, "stopped", timeout_s=timeout)
+
     async def kill_worker(self) -> int:
         """Kills its device worker with SIGKILL, as a test of everything above; returns the pid it had."""
         keeper = KeeperClient(self._runtime)
@@ -200,13 +222,26 @@ class Guest:
 
     # What is left of it
 
+    def attach(self) -> str:
+        """The commands that get at it by hand while it is there."""
+        rayos = f"RAYOS_RUNTIME_DIR={self._runtime.parents[1]} rayos"
+        return f"{rayos} console {self.name}\n{rayos} exec {self.name} -- sh\n{rayos} rm -f {self.name}\n"
+
     async def save_artifacts(self, directory: Path) -> None:
-        """Leaves consoles, events, state and the last frame in `directory`; what cannot be had is left out."""
+        """Leaves consoles, QMP's transcript, state, statistics and the last frame in `directory`, and in `attach.txt`
+        the lines that get at the guest while it is there. What cannot be had says why.
+        """
         folder = trio.Path(directory)
         await folder.mkdir(parents=True, exist_ok=True)
         for name, console in (("shell", self.console), ("log", self.log), ("serial", self.serial)):
             await (folder / f"{name}.txt").write_text(await console.text())
-        for name, get in (("last-frame.png", "screenshot"), ("state.json", ""), ("stats.json", "stats")):
+        await (folder / "attach.txt").write_text(self.attach())
+        for name, get in (
+            ("last-frame.png", "screenshot"),
+            ("qmp.jsonl", "qmp"),
+            ("state.json", ""),
+            ("stats.json", "stats"),
+        ):
             path = f"/vms/{self.name}/{get}".rstrip("/")
             try:
                 data = await self.client.request("GET", path, timeout_s=10)

@@ -47,6 +47,7 @@ async def open_guest(
     wait: Literal["ready", "running", "defined"] = "ready",
     timeout: float = READY_TIMEOUT_S,
     artifacts: Path | None = None,
+    is_kept: bool = False,
     **spec: Any,
 ) -> AsyncIterator[Guest]:
     """A guest, gone with its disks at the end of the block.
@@ -56,6 +57,7 @@ async def open_guest(
         wait: until it is ready (has said so), running (its kernel may not know us), or only defined.
         timeout: seconds for that.
         artifacts: where consoles, state and last frame go when the block fails.
+        is_kept: a guest whose block fails runs on, and its daemon with it.
         spec: keys of `VmSpec`: memory="512MiB", kernel=…, tpm=False, gpu={"enabled": False}, …
 
     Raises:
@@ -79,8 +81,11 @@ async def open_guest(
                 with trio.move_on_after(ARTIFACTS_TIMEOUT_S) as scope, suppress(RayosError, OSError):
                     scope.shield = True
                     await guest.save_artifacts(artifacts / chosen)
+            if is_kept:
+                daemon.kept.append(chosen)
             raise
     finally:
-        with trio.move_on_after(END_TIMEOUT_S) as scope:
-            scope.shield = True
-            await _remove(client, chosen)
+        if chosen not in daemon.kept:
+            with trio.move_on_after(END_TIMEOUT_S) as scope:
+                scope.shield = True
+                await _remove(client, chosen)

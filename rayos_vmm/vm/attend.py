@@ -71,7 +71,11 @@ class Attendant:
         try:
             with one_error():
                 async with (
-                    open_qmp(machine.runtime / QMP_SOCKET, timeout_s=self._house.start_timeout_s) as qmp,
+                    open_qmp(
+                        machine.runtime / QMP_SOCKET,
+                        timeout_s=self._house.start_timeout_s,
+                        transcript=machine.transcript,
+                    ) as qmp,
                     self._house.hardware.connect(machine.runtime) as worker,
                 ):
                     machine.qmp, machine.worker = qmp, worker

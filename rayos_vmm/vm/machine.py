@@ -14,6 +14,7 @@ import trio
 
 from rayos_vmm.errors import Conflict, GuestGone, RayosError
 from rayos_vmm.events import EventLog
+from rayos_vmm.qmp import Qmp, Transcript
 from rayos_vmm.vm.history import BoundedFile, History, Lines
 from rayos_vmm.vm.lifecycle import LIVE, REACHABLE, LifeEvent, WrongState, advance
 from rayos_vmm.vm.outcome import Evidence
@@ -22,7 +23,6 @@ from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.view import ExitReason, VmState, VmView
 
 if TYPE_CHECKING:
-    from rayos_vmm.qmp import Qmp
     from rayos_vmm.vm.agent import Agent
     from rayos_vmm.vm.hardware import Worker
 
@@ -42,6 +42,7 @@ class Machine:
         self.state_directory = state
         self.evidence = Evidence()
         self.serial = History()
+        self.transcript = Transcript()
         self.lock = trio.Lock()  # held by operations that change what exists
         self.start_scope = trio.CancelScope()
         self.qmp: Qmp | None = None
@@ -85,6 +86,7 @@ class Machine:
         self.apply(LifeEvent.START)
         self.evidence = Evidence()
         self.serial = History()
+        self.transcript = Transcript()
         self.start_scope = trio.CancelScope()
         self.start_error = None
         self.has_run = False

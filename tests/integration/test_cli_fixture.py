@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from rayos_vmm.errors import Invalid, NotFound
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing import CommandFailed, PrivateDaemon, open_guest
 from rayos_vmm.testing.console import NotSeen
+from rayos_vmm.vm.view import ExitReason
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
@@ -37,6 +42,9 @@ async def test_the_verbs_of_a_tester(guest_factory: GuestFactory) -> None:
         await guest.wait_until_succeeds("test -e /tmp/there", timeout=20)
         await guest.write_file("/tmp/data", b"\0\xff")
         assert await guest.read_file("/tmp/data") == b"\0\xff"
+        await guest.wait_for_file("/tmp/data", timeout=20)
+        await guest.succeed("nc -l -p 7 >/dev/null 2>&1 &")
+        await guest.wait_for_open_port(7, timeout=20)
         match = await guest.wait_for_console_text(re.compile(r"RAYOS-READY boot=([0-9.]+)"))
         assert float(match[1]) > 0
         with pytest.raises(NotSeen, match="not within"):
@@ -47,6 +55,39 @@ async def test_the_verbs_of_a_tester(guest_factory: GuestFactory) -> None:
         await guest.stop()
         await guest.start()
         assert (await guest.view()).is_ready
+        await guest.send_key("ctrl-l")
+        await guest.crash()
+        assert (await guest.wait_for_shutdown()).exit_reason is ExitReason.KILLED
+
+
+def _shell(line: str) -> subprocess.CompletedProcess[str]:
+    """What a person would type, with this checkout's `rayos`."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    words = ["sh", "-c", line]
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PATH": path}, timeout=60)
+
+
+def test_a_kept_guest_outlives_its_session(pytester: pytest.Pytester) -> None:
+    """`--rayos-keep`: the summary's own commands reach the guest of the failed test, and end everything."""
+    pytester.makepyfile(
+        """
+        async def test_fails(guest_factory):
+            async with guest_factory(name="kept", gpu={"enabled": False}, net={"enabled": False}) as guest:
+                assert (await guest.succeed("echo here")) == "there"
+        """
+    )
+    done = pytester.runpytest_subprocess("--rayos-keep", "--rayos-artifacts=left", "-p", "no:cacheprovider")
+    done.assert_outcomes(failed=1)
+    lines = done.outlines
+    console = next(line for line in lines if line.endswith("rayos console kept"))
+    end = next(line for line in lines if line.startswith("to end them: ")).removeprefix("to end them: ")
+    try:
+        assert [path.name for path in pytester.path.glob("left/*/kept/attach.txt")] == ["attach.txt"]
+        run = _shell(console.replace("console kept", "exec kept -- echo alive"))
+        assert run.stdout == "alive\n", run.stderr
+    finally:
+        ended = _shell(end)
+    assert ended.returncode == 0, ended.stderr
 
 
 async def test_a_worker_dies_under_a_test(guest_factory: GuestFactory) -> None:
@@ -69,7 +110,12 @@ async def test_a_failure_leaves_its_artifacts(rayos_daemon: PrivateDaemon, tmp_p
             await guest.console.expect("last words")
             raise RuntimeError("the test failed")
     left = {path.name for path in (tmp_path / "broken").iterdir()}
-    assert left == {"shell.txt", "log.txt", "serial.txt", "last-frame.png", "state.json", "stats.json"}
+    consoles = {"shell.txt", "log.txt", "serial.txt"}
+    assert left == consoles | {"last-frame.png", "state.json", "stats.json", "qmp.jsonl", "attach.txt"}
+    said = [json.loads(line) for line in (tmp_path / "broken" / "qmp.jsonl").read_text().splitlines()]
+    assert {"command": "cont", "arguments": {}} in [line.get("execute") for line in said]
+    runtime = f"RAYOS_RUNTIME_DIR={rayos_daemon.paths.runtime}"
+    assert f"{runtime} rayos console broken\n" in (tmp_path / "broken" / "attach.txt").read_text()
     assert "last words" in (tmp_path / "broken" / "shell.txt").read_text()
     with pytest.raises(NotFound):
         await rayos_daemon.client.get("broken")

@@ -159,6 +159,10 @@ class MemoryService:
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         return {"command": command, "arguments": arguments}
 
+    async def qmp_transcript(self, name: str) -> str:
+        self._find(name)
+        return '{"at": 1.0, "execute": {"command": "query-status"}}\n'
+
     async def exec(self, name: str, command: str | Sequence[str], timeout_s: float = 60.0) -> ExecResult:
         if command == "sleep":
             try:
