@@ -51,6 +51,11 @@ class Backend(ABC):
             | ProtocolFeature.CONFIGURE_MEM_SLOTS
         )
 
+    @property
+    def queue_num(self) -> int:
+        """The answer to GET_QUEUE_NUM."""
+        return len(self.queues)
+
     def config_space(self) -> bytes:
         """The device's configuration space (VIRTIO 1.3, 5.x.4); reads beyond its end are zeros."""
         return b""

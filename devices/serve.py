@@ -1,9 +1,10 @@
 """Serve one backend alone on a unix socket, for any VMM or tool that speaks vhost-user.
 
     python -P -m devices.serve blk --socket S --image F [--read-only] [--direct] [--serial TEXT] [--queues N]
-    python -P -m devices.serve net --socket S (--tap NAME | --echo | --sink)
+    python -P -m devices.serve net --socket S (--tap NAME | --echo | --sink | --join S2) [--queues N]
     python -P -m devices.serve gpu|input|console --socket S
 
+`--join` serves a second network device on S2: two guests, each other's network, without a tap between them.
 As qemu-storage-daemon and the rust-vmm daemons are used; unlike most of them it listens again when the frontend left.
 `rayos device serve` is the same.
 """
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from devices.backend import Backend
 from devices.errors import DeviceError
 from devices.loop import Loop
-from devices.net.port import EchoPort, Port, SinkPort, TapPort, open_tap
+from devices.net.port import EchoPort, Port, SinkPort, join_ports, open_tap, tap_ports
 from devices.vhost_user.connection import Connection
 
 if TYPE_CHECKING:
@@ -91,8 +92,23 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
+def build_all(arguments: argparse.Namespace, loop: Loop) -> list[tuple[Path, Backend]]:
+    """What the command line describes, and where each is served. Errors: DeviceError, OSError."""
+    if arguments.device == "net" and arguments.join:
+        from devices.net.backend import NetBackend
+
+        cables = [join_ports() for _ in range(arguments.queues)]
+        return [
+            (path, NetBackend(f"net{end}", loop, *ports, rate_bytes_per_second=arguments.rate))
+            for end, (path, ports) in enumerate(
+                zip((arguments.socket, arguments.join), zip(*cables, strict=True), strict=True)
+            )
+        ]
+    return [(arguments.socket, build(arguments, loop))]
+
+
 def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
-    """The backend that the command line describes. Errors: DeviceError, OSError."""
+    """One backend. Errors: DeviceError, OSError."""
     match arguments.device:
         case "blk":
             from devices.blk.backend import BlkBackend
@@ -108,7 +124,7 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
         case "net":
             from devices.net.backend import NetBackend
 
-            return NetBackend("net", loop, _frame_port(arguments), rate_bytes_per_second=arguments.rate)
+            return NetBackend("net", loop, *_ports(arguments), rate_bytes_per_second=arguments.rate)
         case "gpu":
             from devices.gpu.backend import GpuBackend
 
@@ -126,12 +142,10 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
             return console
 
 
-def _frame_port(arguments: argparse.Namespace) -> Port:
-    if arguments.echo:
-        return EchoPort()
-    if arguments.sink:
-        return SinkPort()
-    return TapPort(open_tap(arguments.tap))
+def _ports(arguments: argparse.Namespace) -> Sequence[Port]:
+    if arguments.tap:
+        return tap_ports(open_tap(arguments.tap, arguments.queues))
+    return [EchoPort() if arguments.echo else SinkPort() for _ in range(arguments.queues)]
 
 
 def _join_terminal(console: ConsoleBackend, loop: Loop) -> None:
@@ -180,6 +194,10 @@ def parser() -> argparse.ArgumentParser:
             port.add_argument("--tap", help="name of the tap to create or attach to")
             port.add_argument("--echo", action="store_true", help="send every frame back")
             port.add_argument("--sink", action="store_true", help="take every frame")
+            port.add_argument("--join", type=Path, help="socket of a second device: each other's network")
+            device.add_argument(
+                "--queues", type=int, choices=range(1, 17), default=1, metavar="1..16", help="pairs"
+            )
             device.add_argument(
                 "--rate", type=float, help="bytes a second, each direction; default unbounded"
             )
@@ -196,18 +214,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     try:
-        backend = build(arguments, loop)
-        listener = Listener(backend, loop, listen(arguments.socket))
+        served = build_all(arguments, loop)
+        listeners = [Listener(backend, loop, listen(path)) for path, backend in served]
     except (DeviceError, OSError) as error:
         print(f"rayos device serve: {error}", file=sys.stderr)
         return 1
-    print(f"serving {arguments.device} on {arguments.socket}", file=sys.stderr, flush=True)
+    for path, backend in served:
+        print(f"serving {backend.name} on {path}", file=sys.stderr, flush=True)
     try:
         loop.run()
     finally:
-        listener.close()
-        backend.close()
-        arguments.socket.unlink(missing_ok=True)
+        for listener, (path, backend) in zip(listeners, served, strict=True):
+            listener.close()
+            backend.close()
+            path.unlink(missing_ok=True)
     return 0
 
 

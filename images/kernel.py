@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from images.apt import ARCHIVE, SECURITY, Apt, mirror, unpack
-from images.cache import Cache
+from images.cache import Cache, key_of
 from images.errors import ImageError
 from images.modules import depends_of, insertion_order, name_of
 
@@ -44,7 +44,7 @@ BOOT_MODULES: Final = {
 # For `modprobe` and `mount` in the guest; never inserted by our init.
 EXTRA_MODULES: Final = (
     "ext4", "crc32c_generic", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "isofs", "loop", "overlay",
-    "tun", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport",
+    "tun", "8021q", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport",
 )  # fmt: skip
 
 _WANTED: Final = [name for group in BOOT_MODULES.values() for name in group] + list(EXTRA_MODULES)
@@ -70,7 +70,9 @@ def build(cache: Cache, *, refresh: bool = False) -> Kernel:
     The first call downloads 70 MB and takes about ten seconds; later ones are offline. Raises `ImageError`
     when the archive cannot be reached or its kernel is not of a known form.
     """
-    note = cache.read_note("kernel")
+    # Versions of this program that want other modules share the cache.
+    note_name = f"kernel-{key_of({'recipe': RECIPE, 'modules': _WANTED})}"
+    note = cache.read_note(note_name)
     if not refresh and note is not None and note.get("recipe") == RECIPE and note.get("modules") == _WANTED:
         entry = cache.path("kernel", note)
         if entry.is_dir():
@@ -95,7 +97,7 @@ def build(cache: Cache, *, refresh: bool = False) -> Kernel:
             _arrange(scratch / "root", directory)
 
         entry = cache.build("kernel", inputs, make)
-    cache.write_note("kernel", inputs)
+    cache.write_note(note_name, inputs)
     return _kernel(entry)
 
 

@@ -127,19 +127,21 @@ class Links:
         mtu: int | None = None,
         isolated: bool = False,
         mac: str | None = None,
+        multi_queue: bool = False,
     ) -> int:
         """Make the tap `name`, enslave it to `bridge`, bring it up; return its descriptor (virtio-net header
         12 bytes).
 
         The tap lives as long as the descriptor, which is the caller's to close. `owner` (a VM's name) is shown
         in the link's alias. An `isolated` port reaches the host, not other isolated ports. With `mac` the bridge
-        takes frames from that address only, and learns none (a locked port, Linux 5.18). Raises LinkError when
+        takes frames from that address only, and learns none (a locked port, Linux 5.18). A `multi_queue` tap takes
+        further queues by `tap.add_queue`. Raises LinkError when
         the name is taken (and says by whom), when there is no such bridge, or without CAP_NET_ADMIN; nothing is
         left then.
         """
         check_name(name)
         bridge_index = self._index(bridge)
-        fd = self._create_tap(name, vnet_hdr)
+        fd = self._create_tap(name, vnet_hdr, multi_queue)
         try:
             index = self._index(name)
             _switch_off_ipv6(name)
@@ -205,9 +207,9 @@ class Links:
         """Whether a link of that name exists, ours or not."""
         return self._find(name) is not None
 
-    def _create_tap(self, name: str, vnet_hdr: bool) -> int:
+    def _create_tap(self, name: str, vnet_hdr: bool, multi_queue: bool) -> int:
         try:
-            return tap.create(name, vnet_hdr=vnet_hdr)
+            return tap.create(name, vnet_hdr=vnet_hdr, multi_queue=multi_queue)
         except tap.TapBusy as busy:
             link = self._find(name)
             if link is not None and _is_ours(link) and not link.get("carrier"):
@@ -217,7 +219,7 @@ class Links:
         except OSError as error:
             raise LinkError(f"tap {name}: {_reason(error.errno, str(error.strerror))}") from error
         try:
-            return tap.create(name, vnet_hdr=vnet_hdr)
+            return tap.create(name, vnet_hdr=vnet_hdr, multi_queue=multi_queue)
         except OSError as error:
             raise LinkError(f"tap {name}: {_reason(error.errno, str(error.strerror))}") from error
 

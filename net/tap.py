@@ -16,9 +16,12 @@ from typing import Final
 TUNSETIFF: Final = 0x400454CA
 TUNSETOFFLOAD: Final = 0x400454D0
 TUNSETVNETHDRSZ: Final = 0x400454D8
+TUNSETQUEUE: Final = 0x400454D9
 
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
+IFF_MULTI_QUEUE: Final = 0x0100
+IFF_DETACH_QUEUE: Final = 0x0400
 IFF_VNET_HDR: Final = 0x4000
 IFF_TUN_EXCL: Final = 0x8000
 
@@ -31,19 +34,16 @@ class TapBusy(OSError):
     """A device of that name exists already; `strerror` is the kernel's word for it."""
 
 
-def create(name: str, *, vnet_hdr: bool = True) -> int:
-    """Make the tap `name` and return its descriptor (non-blocking, close-on-exec). Closing it removes the
-    device.
+def create(name: str, *, vnet_hdr: bool = True, multi_queue: bool = False) -> int:
+    """Make the tap `name` and return its descriptor (non-blocking, close-on-exec). Closing it, and those of
+    `add_queue`, removes the device.
 
     Raises TapBusy when a device of that name exists, OSError for everything else (EPERM without
     CAP_NET_ADMIN).
     """
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL | (IFF_VNET_HDR if vnet_hdr else 0)
-        fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(name.encode(), flags))
-        if vnet_hdr:
-            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+        _attach(fd, name, IFF_TUN_EXCL | (IFF_MULTI_QUEUE if multi_queue else 0), vnet_hdr)
     except OSError as error:
         os.close(fd)
         if error.errno in (errno.EBUSY, errno.EINVAL, errno.EEXIST):
@@ -53,6 +53,28 @@ def create(name: str, *, vnet_hdr: bool = True) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def add_queue(name: str, *, vnet_hdr: bool = True) -> int:
+    """A further queue of the tap `name`, made with `multi_queue`: detached, so that no frame goes to it yet.
+
+    Raises OSError.
+    """
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _attach(fd, name, IFF_MULTI_QUEUE, vnet_hdr)
+        fcntl.ioctl(fd, TUNSETQUEUE, _IFREQ.pack(b"", IFF_DETACH_QUEUE))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _attach(fd: int, name: str, flags: int, vnet_hdr: bool) -> None:
+    flags |= IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet_hdr else 0)
+    fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+    if vnet_hdr:
+        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
 
 
 def set_offload(fd: int, flags: int) -> None:

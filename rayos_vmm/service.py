@@ -26,7 +26,7 @@ from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service_attestation import MachineTpm
 from rayos_vmm.service_open import Parts, open_parts
-from rayos_vmm.vm import seat
+from rayos_vmm.vm import card, seat
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
 from rayos_vmm.vm.hardware import Hardware
@@ -34,7 +34,7 @@ from rayos_vmm.vm.lifecycle import LifeEvent
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.run import adopt_machine, run_machine
-from rayos_vmm.vm.view import Event, ExecResult, ExitReason, VmState, VmView
+from rayos_vmm.vm.view import Event, ExecResult, ExitReason, NetView, VmState, VmView
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
@@ -312,6 +312,35 @@ class Service:
     async def stats(self, name: str) -> dict[str, Any]:
         """What the machine's devices counted."""
         return await self._machine(name).need_worker().stats()
+
+    # The network card
+
+    async def net(self, name: str) -> NetView:
+        """The machine's network card.
+
+        Raises:
+            NotFound: it has none.
+        """
+        return await card.view(self._machine(name))
+
+    async def set_link(self, name: str, is_up: bool) -> NetView:
+        """Plugs the card's cable in, or pulls it.
+
+        Raises:
+            NotFound: it has no card.
+        """
+        machine = self._machine(name)
+        await card.set_link(machine, is_up=is_up)
+        await self._parts.store.save(machine.record)
+        return await card.view(machine)
+
+    async def announce(self, name: str) -> None:
+        """Has the guest announce its addresses.
+
+        Raises:
+            NotFound: it has no card.
+        """
+        await card.announce(self._machine(name))
 
     def tpm(self, name: str) -> MachineTpm:
         """A machine's TPM, to be asked.

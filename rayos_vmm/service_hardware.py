@@ -29,7 +29,7 @@ def _devices(
     spec: VmSpec,
     disks: Sequence[DiskImage],
     disk_fds: Sequence[int],
-    tap_fd: int | None,
+    tap_fds: Sequence[int],
     *,
     has_console: bool,
 ) -> list[Device]:
@@ -46,9 +46,9 @@ def _devices(
         )
         for index, (disk, fd) in enumerate(zip(disks, disk_fds, strict=True))
     ]
-    if tap_fd is not None:
+    if tap_fds:
         rate = quota.net_rate_bits_per_second / 8
-        devices.append(Device(kind="net", name="net", fd=tap_fd, rate_bytes_per_second=rate))
+        devices.append(Device(kind="net", name="net", queue_fds=tuple(tap_fds), rate_bytes_per_second=rate))
     if spec.gpu.enabled:
         width, height = spec.gpu.width, spec.gpu.height
         devices.append(
@@ -92,7 +92,7 @@ class WorkerHardware:
         runtime: Path,
         logs: Path,
         disks: Sequence[DiskImage],
-        tap_fd: int | None,
+        tap_fds: Sequence[int],
         mac: str,
         has_console: bool,
         needs_vga: bool,
@@ -103,14 +103,14 @@ class WorkerHardware:
             Busy: a disk image cannot be opened.
             GuestGone: the keeper did not start.
         """
-        fds = [] if tap_fd is None else [tap_fd]
+        fds = list(tap_fds)
         disk_fds: list[int] = []
         try:
             for disk in disks:
                 disk_fds.append(_open_disk(disk))
             if self._gates is not None:
                 spec = msgspec.structs.replace(spec, quota=self._gates.cap(spec.name, spec.quota))
-            devices = _devices(spec, disks, disk_fds, tap_fd, has_console=has_console)
+            devices = _devices(spec, disks, disk_fds, tap_fds, has_console=has_console)
             gate_fd = -1
             if self._gates is not None:
                 page = self._gates.open(spec.name, runtime, is_new=True)
@@ -138,7 +138,7 @@ class WorkerHardware:
             slot=identity.slot,
             keeper=ProcessId(keeper.pid, start_time(keeper.pid) or 0),
             disks=tuple(keeper.socket(f"disk{index}") for index in range(len(disks))),
-            net=keeper.socket("net") if tap_fd is not None else None,
+            net=keeper.socket("net") if tap_fds else None,
             gpu=keeper.socket("gpu") if has_display else None,
             keyboard=inputs["keyboard"],
             mouse=inputs["mouse"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import trio
 
+from net import tap
 from net.dhcp.binding import EventKind, LeaseEvent, State
 from net.dhcp.config import SubnetConfig
 from net.dhcp.service import DhcpError, DhcpService, serve_dhcp
@@ -51,8 +53,8 @@ class HostNetwork:
         """Calls `callback(mac, address)` whenever a lease is given."""
         self._on_lease = callback
 
-    async def open_tap(self, vm: str, mac: str) -> tuple[str, int]:
-        """A machine's tap in the bridge: its name and descriptor, which the caller closes.
+    async def open_tap(self, vm: str, mac: str, *, mtu: int, queues: int) -> tuple[str, list[int]]:
+        """A machine's tap in the bridge: its name and a descriptor for each queue, which the caller closes.
 
         Raises:
             Busy: there is no network here, or the tap's name is in use.
@@ -65,14 +67,24 @@ class HostNetwork:
             )
         name = tap_name(vm)
 
-        def open_tap() -> int:
+        def open_tap() -> list[int]:
             with Links() as links:
-                return links.open_tap(name, bridge=self.bridge, owner=vm)
+                fds = [links.open_tap(name, bridge=self.bridge, owner=vm, mtu=mtu, multi_queue=queues > 1)]
+                try:
+                    while len(fds) < queues:
+                        fds.append(tap.add_queue(name))
+                except OSError:
+                    for fd in fds:
+                        os.close(fd)
+                    raise
+                return fds
 
         try:
             return name, await trio.to_thread.run_sync(open_tap)
         except LinkError as error:
             raise Busy(str(error)) from None
+        except OSError as error:
+            raise Busy(f"tap {name}: no further queue: {error.strerror}") from None
 
     async def leases(self) -> list[dict[str, Any]]:
         """The bindings as plain values, by address."""

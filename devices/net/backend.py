@@ -1,6 +1,7 @@
 """The network device: frames between two queues and a port, shaped by a token bucket each way (VIRTIO 1.3, 5.1).
 
-Queue 0 receives (host to guest), queue 1 transmits. Frames move with one system call each and no copy: the guest's own
+Queue 2n receives (host to guest), queue 2n + 1 transmits, each pair by a port of its own; the rate is that of all pairs
+together. Frames move with one system call each and no copy: the guest's own
 buffers go to writev and readv. What the rate does not allow yet waits where it is, in the ring or in the port's
 queue, so shaping loses nothing here. A frame that the port or the gate refuses is dropped and counted.
 """
@@ -41,7 +42,8 @@ _RETRY_SECONDS: Final = 0.5
 
 
 class NetBackend(Backend):
-    """`rate_bytes_per_second` shapes each direction on its own; None is unshaped."""
+    """`ports` has one for each pair of queues. `rate_bytes_per_second` shapes each direction on its own; None is
+    unshaped."""
 
     device_id = DeviceId.NET
     BUDGET: ClassVar[int] = 256
@@ -50,13 +52,12 @@ class NetBackend(Backend):
         self,
         name: str,
         loop: Loop,
-        port: Port,
-        *,
+        *ports: Port,
         rate_bytes_per_second: float | None = None,
         gate: Gate = OPEN,
     ) -> None:
-        super().__init__(name, 2, loop, Stats(Op.NET_TX, Op.NET_RX, Op.NET_CONFIG), gate)
-        self.port = port
+        super().__init__(name, 2 * len(ports), loop, Stats(Op.NET_TX, Op.NET_RX, Op.NET_CONFIG), gate)
+        self.ports = ports
         self.rate_bytes_per_second = rate_bytes_per_second
         buckets: list[TokenBucket | None] = [None, None]
         if rate_bytes_per_second is not None:
@@ -65,13 +66,13 @@ class NetBackend(Backend):
             buckets = [TokenBucket(rate_bytes_per_second, burst, now=now) for _ in (RX, TX)]
         spill = bytearray(_MAX_BYTES)
         self._spill = memoryview(spill)
-        path = path_of(port)
+        paths = [path_of(port) for port in ports]
         self._rings = [
-            NetRing(vring, path, self.stats, gate, bucket, address_of(spill))
-            for vring, bucket in zip(self.queues, buckets, strict=True)
+            NetRing(vring, paths[queue // 2], self.stats, gate, buckets[queue % 2], address_of(spill))
+            for queue, vring in enumerate(self.queues)
         ]
-        self._timers = [0, 0]
-        self._is_listening = False
+        self._timers = [0] * len(self.queues)
+        self._listening: set[int] = set()
 
     @property
     def features(self) -> int:
@@ -84,7 +85,14 @@ class NetBackend(Backend):
             | NetFeature.HOST_TSO4
             | NetFeature.HOST_TSO6
             | NetFeature.MRG_RXBUF
+            | NetFeature.GUEST_ANNOUNCE
+            | (NetFeature.MQ if len(self.ports) > 1 else 0)
         )
+
+    @property
+    def queue_num(self) -> int:
+        """Pairs: what QEMU's `queues=` must not exceed."""
+        return len(self.ports)
 
     @property
     def protocol_features(self) -> ProtocolFeature:
@@ -92,7 +100,7 @@ class NetBackend(Backend):
 
     def set_features(self, features: int) -> None:
         super().set_features(features)
-        self.port.set_offload(
+        self.ports[0].set_offload(
             csum=bool(features & NetFeature.GUEST_CSUM),
             tso4=bool(features & NetFeature.GUEST_TSO4),
             tso6=bool(features & NetFeature.GUEST_TSO6),
@@ -100,14 +108,19 @@ class NetBackend(Backend):
         self.stats.allow(Op.NET_CONFIG)
 
     def process(self, queue: int) -> bool:
-        if queue == TX:
-            return self._transmit()
+        if queue % 2 == TX:
+            return self._transmit(queue)
         # Fresh receive buffers: the port is worth listening to again.
-        return self._receive()
+        return self._receive(queue)
+
+    def start_queue(self, queue: int, *, resumed: bool) -> None:
+        if queue % 2 == RX:
+            self.ports[queue // 2].set_enabled(True)
 
     def stop_queue(self, queue: int) -> None:
-        if queue == RX:
-            self._listen(False)
+        if queue % 2 == RX:
+            self._listen(queue, False)
+            self.ports[queue // 2].set_enabled(False)
         if self._timers[queue]:
             self.loop.cancel(self._timers[queue])
             self._timers[queue] = 0
@@ -115,16 +128,16 @@ class NetBackend(Backend):
 
     # -- guest to host -------------------------------------------------------------------------------------------
 
-    def _transmit(self) -> bool:
-        vring = self.queues[TX]
-        ring = self._rings[TX]
+    def _transmit(self, queue: int) -> bool:
+        vring = self.queues[queue]
+        ring = self._rings[queue]
         budget = self.BUDGET
         while budget > 0:
             outcome = ring.transmit(budget)
             if outcome == SPENT:
                 return True
             if outcome == WAIT:
-                self._wait(TX)
+                self._wait(queue)
                 return False
             if outcome == DRY:
                 return False
@@ -140,39 +153,39 @@ class NetBackend(Backend):
 
     # -- host to guest -------------------------------------------------------------------------------------------
 
-    def _receive(self) -> bool:
-        ring = self._rings[RX]
+    def _receive(self, queue: int) -> bool:
+        ring = self._rings[queue]
         budget = self.BUDGET
         while budget > 0:
             outcome = ring.receive(budget)
             if outcome == QUIET:
-                self._listen(True)
+                self._listen(queue, True)
                 return False
             if outcome == DRY:
                 # Without buffers a readable port would wake us for nothing; the next kick listens again.
-                self._listen(False)
+                self._listen(queue, False)
                 return False
             if outcome == WAIT:
-                self._listen(False)
-                self._wait(RX)
+                self._listen(queue, False)
+                self._wait(queue)
                 return False
             if outcome == FAILED:
                 self.stats.deny(Op.NET_RX, Denial.IO_ERROR)
-                self._listen(False)
-                self._call_later(RX, _RETRY_SECONDS)
+                self._listen(queue, False)
+                self._call_later(queue, _RETRY_SECONDS)
                 return False
             if outcome == SPENT:
                 break
             budget -= ring.served
-            self._deliver(self.queues[RX].chain(outcome), ring.size, ring.inside)
-        self.queues[RX].publish()
-        self._listen(True)
+            self._deliver(queue, self.queues[queue].chain(outcome), ring.size, ring.inside)
+        self.queues[queue].publish()
+        self._listen(queue, True)
         return False
 
-    def _deliver(self, chain: Chain, size: int, inside: int) -> None:
+    def _deliver(self, queue: int, chain: Chain, size: int, inside: int) -> None:
         """Complete `chain`, which holds the first `inside` bytes of a frame of `size` with its header, and as many more
         as the rest needs when the driver merges buffers."""
-        vring = self.queues[RX]
+        vring = self.queues[queue]
         denial = Denial.INVALID if size < _MIN_BYTES else self.gate.check(Op.NET_RX, size - HEADER_BYTES)
         spilled = size - chain.writable_bytes
         more: list[Chain] = []
@@ -207,18 +220,20 @@ class NetBackend(Backend):
             written = extra.write(self._spill[done : min(size - inside, done + extra.writable_bytes)])
             vring.push(extra.head, written)
             done += written
-        self._rings[RX].received(size)
+        self._rings[queue].received(size)
 
-    def _listen(self, wanted: bool) -> None:
-        if wanted != self._is_listening:
-            self._is_listening = wanted
+    def _listen(self, queue: int, wanted: bool) -> None:
+        if wanted != (queue in self._listening):
+            fd = self.ports[queue // 2].fileno()
             if wanted:
-                self.loop.register(self.port.fileno(), self._readable)
+                self._listening.add(queue)
+                self.loop.register(fd, lambda _events: self._readable(queue))
             else:
-                self.loop.unregister(self.port.fileno())
+                self._listening.discard(queue)
+                self.loop.unregister(fd)
 
-    def _readable(self, _events: int) -> None:
-        self.run_queue(RX)
+    def _readable(self, queue: int) -> None:
+        self.run_queue(queue)
 
     # -- shaping -------------------------------------------------------------------------------------------------
 
@@ -237,12 +252,17 @@ class NetBackend(Backend):
 
     def reset(self) -> None:
         super().reset()
-        self._listen(False)
+        self._ignore_all()
+
+    def _ignore_all(self) -> None:
+        for queue in tuple(self._listening):
+            self._listen(queue, False)
 
     def snapshot(self) -> dict[str, Any]:
         rate = self.rate_bytes_per_second
         return {**super().snapshot(), "quota": {"rate_bytes_per_second": rate}}
 
     def close(self) -> None:
-        self._listen(False)
-        self.port.close()
+        self._ignore_all()
+        for port in self.ports:
+            port.close()

@@ -6,9 +6,11 @@ segments pass through without being touched.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
 from typing import Final, Protocol, cast, runtime_checkable
 
 from devices.net.path import FilePath, Path, QueuePath, ViewPath
@@ -22,13 +24,18 @@ IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
 TUNSETOFFLOAD: Final = 0x400454D0
+TUNSETQUEUE: Final = 0x400454D9
+IFF_MULTI_QUEUE: Final = 0x0100
+IFF_ATTACH_QUEUE: Final = 0x0200
+IFF_DETACH_QUEUE: Final = 0x0400
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
 TUN_F_TSO6: Final = 0x04
+_IFREQ: Final = struct.Struct("16sH22x")
 
 
 class Port(Protocol):
-    """One attachment to a network: a PathPort or a FramePort."""
+    """One attachment to a network for a pair of queues: a PathPort or a FramePort."""
 
     def fileno(self) -> int:
         """Readable when a frame waits."""
@@ -36,6 +43,10 @@ class Port(Protocol):
 
     def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
         """What may be delivered: partial checksums, TCP segments up to 64 KiB."""
+        ...
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Whether the pair's queues are served: the network picks among the ports of a device that are."""
         ...
 
     def close(self) -> None: ...
@@ -63,11 +74,16 @@ class FramePort(Port, Protocol):
 
 
 class TapPort:
-    """A tap's descriptor (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, header size 12), which becomes the port's own."""
+    """A tap's descriptor (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, header size 12), which becomes the port's own.
 
-    def __init__(self, fd: int) -> None:
+    `is_further`: a further queue of a tap with several (IFF_MULTI_QUEUE). The kernel sends a flow to the queue that
+    it last came from, so one that is not served has to be detached, and starts so.
+    """
+
+    def __init__(self, fd: int, *, is_further: bool = False) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._is_further = is_further
 
     def path(self) -> Path:
         return FilePath(self._fd)
@@ -79,20 +95,45 @@ class TapPort:
         flags = (TUN_F_CSUM if csum else 0) | (TUN_F_TSO4 if tso4 else 0) | (TUN_F_TSO6 if tso6 else 0)
         fcntl.ioctl(self._fd, TUNSETOFFLOAD, flags)
 
+    def set_enabled(self, enabled: bool) -> None:
+        if self._is_further:
+            # EINVAL: it is so already, by a predecessor of this process.
+            try:
+                _set_queue(self._fd, IFF_ATTACH_QUEUE if enabled else IFF_DETACH_QUEUE)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+
     def close(self) -> None:
         os.close(self._fd)
 
 
-def open_tap(name: str) -> int:
-    """Attach to the tap `name`, or create it for as long as the descriptor is open. Errors: OSError (EBUSY, EPERM)."""
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+def open_tap(name: str, queues: int = 1) -> list[int]:
+    """Attach to the tap `name`, or create it for as long as a descriptor is open: one for each queue, those after the
+    first detached. Errors: OSError (EBUSY, EPERM)."""
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
+    fds: list[int] = []
     try:
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
-        fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
+        for index in range(queues):
+            fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+            fcntl.ioctl(fds[-1], TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+            fcntl.ioctl(fds[-1], TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
+            if index:
+                _set_queue(fds[-1], IFF_DETACH_QUEUE)
     except OSError:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         raise
-    return fd
+    return fds
+
+
+def _set_queue(fd: int, flag: int) -> None:
+    fcntl.ioctl(fd, TUNSETQUEUE, _IFREQ.pack(b"", flag))
+
+
+def tap_ports(fds: Sequence[int]) -> list[TapPort]:
+    """A tap's ports, from `open_tap`'s descriptors."""
+    return [TapPort(fd, is_further=index > 0) for index, fd in enumerate(fds)]
 
 
 class SinkPort:
@@ -116,6 +157,9 @@ class SinkPort:
     def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
         pass
 
+    def set_enabled(self, enabled: bool) -> None:
+        pass
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -135,6 +179,9 @@ class QueuePort:
         return self._incoming.fd
 
     def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
+        pass
+
+    def set_enabled(self, enabled: bool) -> None:
         pass
 
     def close(self) -> None:

@@ -16,7 +16,9 @@ MAX_FRAME_BYTES: Final = ETHERNET_HEADER_BYTES + 4 + 65535
 
 
 class NetFeature(IntFlag):
-    """5.1.3. MAC, STATUS and MTU fields of the configuration space are the frontend's (QEMU's) to offer and fill."""
+    """5.1.3. MAC, STATUS and MTU fields of the configuration space are the frontend's (QEMU's) to offer and fill, and
+    so is the control queue: with `-netdev vhost-user` QEMU does its commands (MAC, RX mode, VLAN, announce, queue
+    pairs) and passes on one thing, which pairs are enabled. By GUEST_ANNOUNCE it lets the driver announce itself."""
 
     CSUM = 1 << 0
     GUEST_CSUM = 1 << 1
@@ -26,3 +28,5 @@ class NetFeature(IntFlag):
     HOST_TSO4 = 1 << 11
     HOST_TSO6 = 1 << 12
     MRG_RXBUF = 1 << 15
+    GUEST_ANNOUNCE = 1 << 21
+    MQ = 1 << 22

@@ -105,7 +105,7 @@ class Session:
             case Request.RESET_OWNER:
                 self._stop_all()
             case Request.GET_QUEUE_NUM:
-                return U64.pack(len(self._backend.queues))
+                return U64.pack(self._backend.queue_num)
             case Request.SET_MEM_TABLE:
                 self._set_memory(message)
             case Request.GET_MAX_MEM_SLOTS:

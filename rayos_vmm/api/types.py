@@ -66,6 +66,12 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timeout_s: Seconds = 60.0
 
 
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether the cable is in the network card."""
+
+    up: bool
+
+
 class Qmp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A QMP command; see the QEMU QMP Reference Manual."""
 

@@ -48,6 +48,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),
+    "net": ("net", "show a machine's network card, pull its cable or plug it in"),
     "doctor": ("doctor", "check this machine and say what to do"),
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
     "serve": ("serve", "run the daemon in the foreground"),

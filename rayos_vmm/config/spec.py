@@ -51,6 +51,10 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     enabled: bool = True
     mac: Annotated[str, Meta(pattern=MAC_PATTERN)] | None = None
+    # VIRTIO 1.3, 5.1.4.1: from 68; a tap takes 65521, and the bridge has the smallest of its ports'.
+    mtu: Annotated[int, Meta(ge=68, le=65521)] = 1500
+    # Pairs of queues: the driver uses as many as it has processors.
+    queues: Annotated[int, Meta(ge=1, le=QUEUES_MAXIMUM)] = 1
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

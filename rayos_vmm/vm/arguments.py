@@ -27,7 +27,7 @@ _CONSOLE_VIRTIO_ID: Final = 3  # VIRTIO 1.3, 5.3: console device
 _CONSOLE_QUEUES: Final = 2 + 2 * CONSOLE_PORTS
 # VIRTIO 1.3, 5.3.4: cols, rows (le16 each), max_nr_ports, emerg_wr (le32 each).
 _CONSOLE_CONFIG_BYTES: Final = 2 + 2 + 4 + 4
-MTU: Final = 1500
+NETDEV: Final = "nic0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,14 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
         ]
     if sockets.net is not None:
         arguments += _vhost_user("net0", sockets.net)
-        arguments += ["-netdev", "vhost-user,id=nic0,chardev=net0"]
-        arguments += ["-device", f"virtio-net-pci,netdev=nic0,mac={mac},host_mtu={MTU},romfile="]
+        pairs = spec.net.queues
+        # A vector for each queue, the configuration and the control queue.
+        multi = f",mq=on,vectors={2 * pairs + 2}" if pairs > 1 else ""
+        arguments += ["-netdev", f"vhost-user,id={NETDEV},chardev=net0,queues={pairs}"]
+        arguments += [
+            "-device",
+            f"virtio-net-pci,netdev={NETDEV},mac={mac},host_mtu={spec.net.mtu},romfile={multi}",
+        ]
     if sockets.gpu is not None:
         kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
         arguments += _vhost_user("gpu0", sockets.gpu)

@@ -131,11 +131,13 @@ async def _start_tpm(machine: Machine, house: House, boot: Boot) -> MeasuredTpm 
 
 async def _plug(machine: Machine, house: House, launch: Launch, disks: list[DiskImage]) -> Plugged:
     record, spec = machine.record, machine.record.spec
-    tap_fd: int | None = None
+    tap_fds: list[int] = []
     mac = spec.net.mac or ""
     if spec.net.enabled and house.network is not None:
         mac = mac or house.network.mac(machine.name)
-        tap, tap_fd = await house.network.open_tap(machine.name, mac)
+        tap, tap_fds = await house.network.open_tap(
+            machine.name, mac, mtu=spec.net.mtu, queues=spec.net.queues
+        )
         record.live.tap = tap
     record.mac = mac or None
     plugged = await house.hardware.plug(
@@ -143,7 +145,7 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
         runtime=machine.runtime,
         logs=machine.state_directory,
         disks=disks,
-        tap_fd=tap_fd,
+        tap_fds=tap_fds,
         mac=mac,
         has_console=launch.has_console,
         needs_vga=launch.boot.needs_vga,

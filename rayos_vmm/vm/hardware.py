@@ -97,12 +97,12 @@ class Hardware(Protocol):
         runtime: Path,
         logs: Path,
         disks: Sequence[DiskImage],
-        tap_fd: int | None,
+        tap_fds: Sequence[int],
         mac: str,
         has_console: bool,
         needs_vga: bool,
     ) -> Plugged:
-        """Starts the backends. Takes `tap_fd` over, whatever happens. Nothing is left after an error."""
+        """Starts the backends. Takes `tap_fds` over, whatever happens. Nothing is left after an error."""
         ...
 
     def connect(self, runtime: Path) -> AbstractAsyncContextManager[Worker | None]:
@@ -145,7 +145,7 @@ class Network(Protocol):
     """Where machines get their taps and addresses."""
 
     def mac(self, vm: str) -> str: ...
-    async def open_tap(self, vm: str, mac: str) -> tuple[str, int]: ...
+    async def open_tap(self, vm: str, mac: str, *, mtu: int, queues: int) -> tuple[str, list[int]]: ...
 
 
 class Platform(Protocol):
@@ -164,7 +164,7 @@ class NoHardware:
         runtime: Path,
         logs: Path,
         disks: Sequence[DiskImage],
-        tap_fd: int | None,
+        tap_fds: Sequence[int],
         mac: str,
         has_console: bool,
         needs_vga: bool,

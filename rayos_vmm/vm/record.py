@@ -19,6 +19,7 @@ class Live(msgspec.Struct, kw_only=True):
     swtpm: ProcessId | None = None
     tap: str | None = None
     ports: int = 0  # console ports that the worker serves
+    link_is_up: bool = True  # of the network card
 
 
 class Record(msgspec.Struct, kw_only=True):

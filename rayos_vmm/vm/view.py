@@ -59,6 +59,24 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     started: float | None = None
 
 
+class NetView(msgspec.Struct, frozen=True, kw_only=True):
+    """A network card: its cable, its limits, and what the driver asked of it over the control queue.
+
+    `promiscuous`, or the addresses in `unicast` and `multicast`; `vlan` is "all" or "normal" (those in `vlans`). The
+    bridge delivers by what it has learnt, whatever was asked; the guest ignores the rest.
+    """
+
+    is_up: bool
+    mac: str
+    mtu: int
+    queues: int
+    promiscuous: bool
+    unicast: list[str]
+    multicast: list[str]
+    vlan: str
+    vlans: list[int]
+
+
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a command in the guest did; the streams are bytes (base64 in JSON)."""
 
@@ -71,7 +89,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
 
     Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
-    `vm.removed`, `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`,
+    `vm.removed`, `net.link` {up}, `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`,
     `devices.worker_started` {pid, restarts}, `dhcp.*`, `images.*`, `gap` {missed}.
     """
 

@@ -135,7 +135,7 @@ class Keeper:
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             kept = {0, 1, 2, link.fileno(), self._control.fileno()}
-            kept.update(device.fd for device in self._spec.devices if device.fd >= 0)
+            kept.update(fd for device in self._spec.devices for fd in device.fds)
             kept.update(fd for memory in self._memory for fd in memory.fds)
             kept.update({self._spec.gate_fd} - {-1})
             kept.update(sock.fileno() for socks in self._chardevs for sock in socks)

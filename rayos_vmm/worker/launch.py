@@ -76,7 +76,7 @@ async def start_keeper(
         sandbox=_mode(),
         gate_fd=gate_fd,
     )
-    fds = [*identity.fds, *(device.fd for device in devices if device.fd >= 0)]
+    fds = [*identity.fds, *(fd for device in devices for fd in device.fds)]
     fds += [gate_fd] if gate_fd >= 0 else []
     keeper_in, spec_out = os.pipe2(os.O_CLOEXEC)
     word_in, keeper_out = os.pipe2(os.O_CLOEXEC)

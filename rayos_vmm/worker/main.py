@@ -22,7 +22,7 @@ from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
 from devices.net.backend import NetBackend
-from devices.net.port import TapPort
+from devices.net.port import tap_ports
 from devices.vhost_user.connection import Connection
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.control import Control
@@ -109,7 +109,8 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
             )
         case "net":
             rate = device.rate_bytes_per_second
-            return NetBackend(device.name, loop, TapPort(device.fd), rate_bytes_per_second=rate, gate=gate)
+            ports = tap_ports(device.queue_fds)
+            return NetBackend(device.name, loop, *ports, rate_bytes_per_second=rate, gate=gate)
         case "input":
             return InputBackend(
                 device.name,

@@ -84,8 +84,9 @@ NOT_FOUND: Final[dict[str, int]] = {
 #: Memory is never executable.
 NO_EXEC: Final[dict[str, int]] = {"mmap": 9, "mprotect": 10}
 IOCTL: Final = 16
-#: asm-generic/ioctls.h: FIONBIO (setblocking), TCGETS (is a file a terminal?); linux/if_tun.h: TUNSETOFFLOAD.
-IOCTLS: Final = (0x5421, 0x5401, 0x400454D0)
+#: asm-generic/ioctls.h: FIONBIO (setblocking), TCGETS (is a file a terminal?);
+#: linux/if_tun.h: TUNSETOFFLOAD, TUNSETQUEUE.
+IOCTLS: Final = (0x5421, 0x5401, 0x400454D0, 0x400454D9)
 
 #: How many calls can succeed.
 COUNT: Final = len(ALLOWED) + len(NO_EXEC) + 1

@@ -12,8 +12,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     kind: Literal["blk", "net", "gpu", "input", "console"]
     name: str
-    #: blk: the image; net: the tap.
+    #: blk: the image.
     fd: int = -1
+    #: net: the tap's queues, one for each pair of the device's.
+    queue_fds: tuple[int, ...] = ()
     #: blk
     read_only: bool = False
     serial: str = ""
@@ -42,8 +44,15 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 return self.queues
             case "console":
                 return 2 + 2 * len(self.ports)  # VIRTIO 1.3, 5.3.2
+            case "net":
+                return 2 * len(self.queue_fds)
             case _:
                 return 2
+
+    @property
+    def fds(self) -> list[int]:
+        """All descriptors that the device needs."""
+        return [fd for fd in (self.fd, *self.queue_fds) if fd >= 0]
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

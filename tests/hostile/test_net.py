@@ -144,7 +144,7 @@ BAD_OFFLOADS = {
 @pytest.mark.parametrize("case", BAD_OFFLOADS)
 def test_N2_offload_fields_that_cannot_be(case: str) -> None:
     """A tap refuses them: the frame is dropped and counted, and the next one passes (CVE-2024-11614)."""
-    with Stepped(lambda loop: NetBackend("net", loop, TapPort(open_tap("raytesthostile")))) as target:
+    with Stepped(lambda loop: NetBackend("net", loop, TapPort(*open_tap("raytesthostile")))) as target:
         with Rig(target, 2) as rig:
             set_up("raytesthostile")
             data = struct.pack("<BBHHHH", *BAD_OFFLOADS[case]) + b"\0\0" + FRAME

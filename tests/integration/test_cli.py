@@ -61,6 +61,10 @@ def test_a_life_by_commands(lab: Lab, tmp_path: Path) -> None:
     assert lab.json("pause", "one")["state"] == "paused"
     assert lab.json("resume", "one")["state"] == "running"
     assert started["address"] in lab.rayos("leases")
+    assert "down" in lab.rayos("net", "link", "one", "down")
+    assert lab.json("net", "show", "one")["is_up"] is False
+    assert lab.json("net", "link", "one", "up")["mtu"] == 1500
+    lab.rayos("net", "announce", "one")
     assert lab.json("stats", "one")["disk0"]
     with pytest.raises(AssertionError, match="4\n"):
         lab.rayos("rm", "one")

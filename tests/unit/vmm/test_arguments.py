@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.config.spec import Disk, VmSpec
+from rayos_vmm.config.spec import Disk, Net, VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
@@ -84,7 +84,7 @@ def test_every_device_is_ours_over_vhost_user() -> None:
         "vhost-user-test-device-pci,chardev=console,virtio-id=3,num_vqs=8,config_size=12",
     ]
     assert "socket,id=disk0,path=/r,,n/d0" in values(arguments, "-chardev")
-    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0"]
+    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0,queues=1"]
 
 
 def test_a_qemu_without_the_console_device_gets_plain_ports() -> None:
@@ -95,6 +95,17 @@ def test_a_qemu_without_the_console_device_gets_plain_ports() -> None:
         "virtconsole,chardev=port0,nr=0,name=org.rayos.console",
         "virtserialport,chardev=port1,nr=1,name=org.rayos.agent",
         "virtserialport,chardev=port2,nr=2,name=org.rayos.log",
+    ]
+
+
+def test_a_card_with_several_queues_has_a_vector_for_each() -> None:
+    """Two a pair, one for the configuration, one for the control queue; and the MTU that was asked for."""
+    arguments = line(
+        VmSpec(name="dev", net=Net(mtu=9000, queues=3)), mac="52:59:00:00:00:01", net=Path("/r/net")
+    )
+    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0,queues=3"]
+    assert values(arguments, "-device")[1:] == [
+        "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=9000,romfile=,mq=on,vectors=8"
     ]
 
 
