@@ -7,3 +7,13 @@ cdef class TokenBucket:
     cdef readonly double _stamp
     cpdef double wait(self, double now) noexcept
     cpdef void take(self, double units) noexcept
+
+cdef class Limiter:
+    cdef readonly bint is_on
+    cdef readonly double operations_per_second, bytes_per_second
+    cdef public unsigned long long waits
+    cdef TokenBucket _operations
+    cdef TokenBucket _bytes
+    @cython.locals(seconds=cython.double)
+    cpdef double wait(self, double now) noexcept
+    cpdef void take(self, double size) noexcept

@@ -6,6 +6,11 @@ delayed rather than blocked for ever, and the long-run rate is exact.
 
 from __future__ import annotations
 
+from typing import Final
+
+#: Seconds of work that may be done at once after a pause: more than a timer comes late.
+BURST_SECONDS: Final = 0.01
+
 
 class TokenBucket:
     """`rate` units a second, at most `burst` units at once. Time is the caller's, in seconds, never backwards."""
@@ -32,3 +37,61 @@ class TokenBucket:
     def take(self, units: float) -> None:
         """Pay for an operation that was done."""
         self._level -= units
+
+    def set_rate(self, rate: float, burst: float, *, now: float) -> None:
+        """Go on at another rate: what was earned until `now` stays earned, as far as the new burst holds it."""
+        if rate <= 0 or burst <= 0:
+            raise ValueError(f"rate {rate} and burst {burst} must both be above 0")
+        self.wait(now)
+        self.rate = rate
+        self.burst = burst
+        self._level = min(self._level, burst)
+
+
+class Limiter:
+    """Operations and bytes a second of a whole device, however many queues it has; 0 is unbounded."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.operations_per_second = 0.0
+        self.bytes_per_second = 0.0
+        #: How often a queue had to wait.
+        self.waits = 0
+        self._operations = TokenBucket(1.0, 1.0, now=0.0)
+        self._bytes = TokenBucket(1.0, 1.0, now=0.0)
+
+    def set(self, operations_per_second: float, bytes_per_second: float, *, now: float) -> None:
+        """Change the limits at once. Errors: ValueError for a negative one."""
+        if operations_per_second < 0 or bytes_per_second < 0:
+            raise ValueError(
+                f"limits of {operations_per_second} and {bytes_per_second}: at least 0 is allowed"
+            )
+        self._operations = _changed(self._operations, self.operations_per_second, operations_per_second, now)
+        self._bytes = _changed(self._bytes, self.bytes_per_second, bytes_per_second, now)
+        self.operations_per_second = operations_per_second
+        self.bytes_per_second = bytes_per_second
+        self.is_on = operations_per_second > 0 or bytes_per_second > 0
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next operation may start."""
+        seconds = 0.0
+        if self.operations_per_second > 0:
+            seconds = self._operations.wait(now)
+        if self.bytes_per_second > 0:
+            seconds = max(seconds, self._bytes.wait(now))
+        return seconds
+
+    def take(self, size: float) -> None:
+        """Pay for one operation of `size` bytes."""
+        if self.operations_per_second > 0:
+            self._operations.take(1.0)
+        if self.bytes_per_second > 0:
+            self._bytes.take(size)
+
+
+def _changed(bucket: TokenBucket, old: float, new: float, now: float) -> TokenBucket:
+    burst = max(new * BURST_SECONDS, 1.0)
+    if old > 0 and new > 0:
+        bucket.set_rate(new, burst, now=now)
+        return bucket
+    return TokenBucket(new or 1.0, burst, now=now)

@@ -43,6 +43,8 @@ def _devices(
             serial=disk.serial,
             queues=disk.queues,
             quota_bytes=quota.disk_bytes,
+            rate_bytes_per_second=quota.disk_rate_bytes_per_second,
+            operations_per_second=quota.disk_operations,
         )
         for index, (disk, fd) in enumerate(zip(disks, disk_fds, strict=True))
     ]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
 from devices.blk.flight import Flight
-from devices.blk.kinds import FORMAT, IDLE, SPENT, SYNC
+from devices.blk.kinds import FORMAT, IDLE, SPENT, SYNC, WAIT
 from devices.blk.ring import BlkRing
 from devices.blk.store import DISCARD, ZERO, RawStore
 from devices.blk.wire import (
@@ -25,6 +25,7 @@ from devices.blk.wire import (
     RequestType,
     Status,
 )
+from devices.bucket import Limiter
 from devices.errors import RequestError
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
@@ -77,6 +78,9 @@ class BlkBackend(Backend):
         self.quota_bytes = quota_bytes
         self._serial = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
         self._no_uring = ""
+        self._limiter = Limiter()
+        self._held_back: list[int] = []
+        self._timer = 0
         self._rings = [self._make_ring(vring, poll_ns) for vring in self.queues]
         self._set_headroom(UNBOUNDED if quota_bytes is None else 0)
         self._config = Config(
@@ -123,7 +127,7 @@ class BlkBackend(Backend):
         else:
             self.loop.register(uring.fd, lambda _events: self._completed(vring.index))
         flight = Flight(vring, self.store, self.stats, uring)
-        ring = BlkRing(vring, flight, self.gate, self.store.size_bytes, MAX_REQUEST_BYTES)
+        ring = BlkRing(vring, flight, self.gate, self._limiter, self.store.size_bytes, MAX_REQUEST_BYTES)
         ring.read_only = self.store.read_only
         ring.is_direct = self.store.is_direct
         ring.poll_ns = poll_ns
@@ -138,6 +142,9 @@ class BlkBackend(Backend):
                 return False
             if outcome == SPENT:
                 return True
+            if outcome == WAIT:
+                self._hold_back(queue)
+                return False
             budget -= ring.served
             self._serve(ring, outcome)
         self.queues[queue].publish()
@@ -152,6 +159,42 @@ class BlkBackend(Backend):
         ring = self._rings[queue]
         ring.flight.drain()
         self.queues[queue].publish()
+        if queue in self._held_back:
+            self._held_back.remove(queue)
+
+    # -- limits --------------------------------------------------------------------------------------------------
+
+    def set_limits(self, *, operations_per_second: float = 0.0, bytes_per_second: float = 0.0) -> None:
+        """Shape all queues together from now on; 0 is unbounded. Nothing is refused: requests wait in their ring.
+
+        Errors: ValueError for a negative limit.
+        """
+        now = self.loop.now()
+        self._limiter.set(operations_per_second, bytes_per_second, now=now)
+        if self._timer:
+            self.loop.cancel(self._timer)
+            self._timer = self.loop.call_at(now, self._go_on)
+
+    def _hold_back(self, queue: int) -> None:
+        if queue not in self._held_back:
+            self._held_back.append(queue)
+            self._limiter.waits += 1
+        if not self._timer:
+            now = self.loop.now()
+            self._timer = self.loop.call_at(now + self._limiter.wait(now), self._go_on)
+
+    def _go_on(self) -> None:
+        """Who gets nothing now is first the next time: else one queue would take it all."""
+        self._timer = 0
+        waiting, self._held_back = self._held_back, []
+        served = []
+        for queue in waiting:
+            before = self.queues[queue].requests
+            if self.run_queue(queue):
+                self.loop.call_soon(lambda queue=queue: self._completed(queue))  # type: ignore[misc]
+            if self.queues[queue].requests != before:
+                served.append(queue)
+        self._held_back.sort(key=served.__contains__)
 
     def _serve(self, ring: BlkRing, head: int) -> None:
         """Do the request that `ring` has parsed and left."""
@@ -319,10 +362,18 @@ class BlkBackend(Backend):
         return {
             **super().snapshot(),
             "io": self._no_uring or "io_uring",
-            "quota": {"storage_bytes": self.store.allocated_bytes, "limit_bytes": self.quota_bytes},
+            "quota": {
+                "storage_bytes": self.store.allocated_bytes,
+                "limit_bytes": self.quota_bytes,
+                "operations_per_second": self._limiter.operations_per_second,
+                "bytes_per_second": self._limiter.bytes_per_second,
+                "waits": self._limiter.waits,
+            },
         }
 
     def close(self) -> None:
+        if self._timer:
+            self.loop.cancel(self._timer)
         for ring in self._rings:
             ring.flight.drain()
             if ring.flight.is_async:

@@ -16,3 +16,5 @@ OVER: Final = 4
 SPENT: Final = -2
 #: It found the queue empty and asked for a kick.
 IDLE: Final = -3
+#: Its limits make it wait.
+WAIT: Final = -4

@@ -1,6 +1,7 @@
 # C types of ring.py.
 cimport cython
 from devices.blk.flight cimport Flight, Request
+from devices.bucket cimport Limiter
 from devices.gate cimport Gate
 from devices.native cimport Buffers, now_ns
 from devices.stats cimport Stats
@@ -8,13 +9,14 @@ from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
 cdef int RWF_NOWAIT, SECTOR_SHIFT, SECTOR_MASK, HEADER_BYTES, TYPE_IN, TYPE_OUT, STATUS_OK, OVER, READ, WRITE
-cdef int NOTHING, SPENT, IDLE, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EAGAIN, EINTR, EOPNOTSUPP, LATER
+cdef int NOTHING, SPENT, IDLE, WAIT, FRAME_BYTES, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EAGAIN, EINTR, EOPNOTSUPP, LATER
 cdef int POLL_SHARE_SHIFT
 cdef long long SLOW_NS, SLOW_PAUSE_NS, POLL_SAVED_NS
 
 cdef class BlkRing:
     cdef readonly Vring vring
     cdef readonly Flight flight
+    cdef readonly Limiter limiter
     cdef readonly int fd
     cdef public unsigned long long size_bytes, max_bytes
     cdef public bint read_only, is_direct
@@ -32,8 +34,9 @@ cdef class BlkRing:
     cdef unsigned long long _slow_until, _poll_stamp, _clock
     cdef long long _poll_credit
 
-    @cython.locals(vring=Vring, flight=Flight, head=cython.int)
+    @cython.locals(vring=Vring, flight=Flight, head=cython.int, size=cython.ulonglong)
     cpdef int run(self, int budget) except? -9
+    cdef bint _must_wait(self) noexcept
     @cython.locals(start=cython.ulonglong)
     cdef bint _poll(self) except *
     @cython.locals(vring=Vring, count=cython.uint, split=cython.uint, length=cython.ulonglong, is_whole=cython.bint,

@@ -14,7 +14,8 @@ from errno import EAGAIN, EINTR, EOPNOTSUPP
 from typing import Final
 
 from devices.blk.flight import Flight, Request
-from devices.blk.kinds import IDLE, OVER, READ, SPENT, WRITE
+from devices.blk.kinds import IDLE, OVER, READ, SPENT, WAIT, WRITE
+from devices.bucket import Limiter
 from devices.gate import Gate, Op
 from devices.native import Buffers, now_ns
 from devices.virtio.vring import Vring
@@ -25,6 +26,8 @@ RWF_NOWAIT: Final = 0x8
 SECTOR_SHIFT: Final = 9
 SECTOR_MASK: Final = 511
 HEADER_BYTES: Final = 16
+#: Header and status: the bytes of a chain that are no data.
+FRAME_BYTES: Final = 17
 TYPE_IN: Final = 0
 TYPE_OUT: Final = 1
 STATUS_OK: Final = 0
@@ -54,8 +57,11 @@ class BlkRing:
     before a kick is asked for; 0 is never.
     """
 
-    def __init__(self, vring: Vring, flight: Flight, gate: Gate, size_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self, vring: Vring, flight: Flight, gate: Gate, limiter: Limiter, size_bytes: int, max_bytes: int
+    ) -> None:
         self.vring = vring
+        self.limiter = limiter
         self.flight = flight
         self.fd = flight.fd
         self.size_bytes = size_bytes
@@ -81,7 +87,8 @@ class BlkRing:
         self._clock = 0
 
     def run(self, budget: int) -> int:
-        """Serve up to `budget` requests and publish; IDLE, SPENT, or the head of a taken chain for the general path.
+        """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), or the head of a
+        taken chain for the general path.
 
         Errors: QueueError from the vring; what was begun goes on.
         """
@@ -93,6 +100,10 @@ class BlkRing:
             flight.reap()
         try:
             while self.served < budget:
+                if self.limiter.is_on and self._must_wait():
+                    flight.submit()
+                    vring.publish()
+                    return WAIT
                 head = vring.take()
                 if head < 0:
                     flight.submit()
@@ -105,6 +116,10 @@ class BlkRing:
                         continue
                     return IDLE
                 self.served += 1
+                if self.limiter.is_on:
+                    # Whatever becomes of it: what is refused cost us the same look.
+                    size = vring.readable_bytes + vring.writable_bytes
+                    self.limiter.take(size - FRAME_BYTES if size > FRAME_BYTES else 0)
                 if not self._serve(head):
                     return head
                 if self.served % PUBLISH_EVERY == 0:
@@ -113,6 +128,13 @@ class BlkRing:
             flight.submit()
         vring.publish()
         return SPENT
+
+    def _must_wait(self) -> bool:
+        if self.limiter.wait(self._clock * 1e-9) <= 0.0:
+            return False
+        # Only now it is worth a look at the clock.
+        self._clock = now_ns()
+        return self.limiter.wait(self._clock * 1e-9) > 0.0
 
     def _poll(self) -> bool:
         """Look at the queue for up to `poll_ns`, within the budget; True when something came."""

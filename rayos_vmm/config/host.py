@@ -84,6 +84,8 @@ def check_shape(spec: VmSpec) -> None:
         raise Invalid(f"quota.disk = {spec.quota.disk!r}; at least 1MiB is needed")
     if spec.quota.net_rate_bits_per_second < 1000:
         raise Invalid(f"quota.net_rate = {spec.quota.net_rate!r}; at least 1kbit/s is needed")
+    if spec.quota.disk_rate_bytes_per_second == 0:
+        raise Invalid(f"quota.disk_rate = {spec.quota.disk_rate!r}; at least 1B/s is needed")
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

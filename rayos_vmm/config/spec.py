@@ -12,7 +12,16 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from rayos_vmm.config.units import Duration, Rate, Size, parse_duration, parse_rate, parse_size
+from rayos_vmm.config.units import (
+    Duration,
+    Rate,
+    Size,
+    Throughput,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    parse_throughput,
+)
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
@@ -116,6 +125,8 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gpu_memory: Size = "128MiB"
     net_rate: Rate = "100Mbit/s"
     disk: Size = "10GiB"
+    disk_rate: Throughput | None = None  # each disk; None is unbounded
+    disk_operations: Annotated[int, Meta(ge=1, le=10**9)] | None = None  # a second, each disk
     input_queue: Annotated[int, Meta(ge=1, le=65536)] = 64
 
     @property
@@ -125,6 +136,10 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def net_rate_bits_per_second(self) -> int:
         return parse_rate(self.net_rate)
+
+    @property
+    def disk_rate_bytes_per_second(self) -> int | None:
+        return None if self.disk_rate is None else parse_throughput(self.disk_rate)
 
     @property
     def disk_bytes(self) -> int:

@@ -19,10 +19,14 @@ _NUMBER: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)(.*)", re.DOTALL)
 
 SIZE_PATTERN: Final = r"^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)$"
 RATE_PATTERN: Final = r"^[0-9]{1,15}(bit/s|kbit/s|Mbit/s|Gbit/s)$"
+THROUGHPUT_PATTERN: Final = r"^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)/s$"
 TIME_PATTERN: Final = r"^[0-9]{1,15}([.][0-9]{1,6})?(ms|s|min|h|d)$"
 
 Size = Annotated[str, Meta(pattern=SIZE_PATTERN, description="size with its unit", examples=["256MiB"])]
 Rate = Annotated[str, Meta(pattern=RATE_PATTERN, description="rate with its unit", examples=["100Mbit/s"])]
+Throughput = Annotated[
+    str, Meta(pattern=THROUGHPUT_PATTERN, description="bytes a second with their unit", examples=["50MiB/s"])
+]
 Duration = Annotated[str, Meta(pattern=TIME_PATTERN, description="time with its unit", examples=["1.5s"])]
 
 
@@ -56,6 +60,16 @@ def parse_rate(text: str) -> int:
         ValueError: no unit, an unknown one, or not a whole number.
     """
     return int(_parse(text, RATE_UNITS, "rate", whole=True))
+
+
+def parse_throughput(text: str) -> int:
+    """The bytes per second in `50MiB/s`.
+
+    Raises:
+        ValueError: no unit, an unknown one, or not a whole number.
+    """
+    units = {f"{unit}/s": scale for unit, scale in SIZE_UNITS.items()}
+    return int(_parse(text, units, "throughput", whole=True))
 
 
 def parse_duration(text: str) -> float:

@@ -98,7 +98,7 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
     match device.kind:
         case "blk":
             store = RawStore(device.fd, read_only=device.read_only)
-            return BlkBackend(
+            blk = BlkBackend(
                 device.name,
                 loop,
                 store,
@@ -107,6 +107,11 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
                 quota_bytes=device.quota_bytes,
                 gate=gate,
             )
+            blk.set_limits(
+                operations_per_second=device.operations_per_second or 0.0,
+                bytes_per_second=device.rate_bytes_per_second or 0.0,
+            )
+            return blk
         case "net":
             rate = device.rate_bytes_per_second
             ports = tap_ports(device.queue_fds)

@@ -23,8 +23,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     queues: int = 1
     #: blk: storage; gpu: memory of all resources. Bytes.
     quota_bytes: int | None = None
-    #: net, each direction.
+    #: net, each direction; blk, together.
     rate_bytes_per_second: float | None = None
+    #: blk
+    operations_per_second: float | None = None
     #: input
     input_kind: Literal["keyboard", "mouse", "tablet"] = "keyboard"
     queue_limit: int = 64

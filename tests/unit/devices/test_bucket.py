@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from devices.bucket import TokenBucket
+from devices.bucket import BURST_SECONDS, Limiter, TokenBucket
 
 #: Bytes a second of 1 Mbit/s, 10 Mbit/s, … 1 Gbit/s.
 RATES = [125_000.0, 1_250_000.0, 12_500_000.0, 125_000_000.0]
@@ -112,3 +112,42 @@ def test_a_bucket_needs_a_rate_and_a_burst(rate: float, burst: float) -> None:
     """Both above 0."""
     with pytest.raises(ValueError, match="above 0"):
         TokenBucket(rate, burst, now=0.0)
+
+
+@pytest.mark.parametrize("operations", [0.0, 50.0, 5000.0, 200_000.0])
+@pytest.mark.parametrize("rate", [0.0, 1e6, 1e8])
+@pytest.mark.parametrize("size", [512, 65536])
+def test_a_limiter_keeps_the_tighter_of_its_two_limits(operations: float, rate: float, size: int) -> None:
+    """Within 2 % in the long run; what is 0 does not limit."""
+    limiter = Limiter()
+    limiter.set(operations, rate, now=0.0)
+    assert limiter.is_on == bool(operations or rate)
+    if not limiter.is_on:
+        assert limiter.wait(0.0) == 0.0
+        return
+    expected = min(limit for limit in (operations, rate / size) if limit)
+    seconds, now, done = max(10.0, 300 / expected), 0.0, 0
+    if expected > 10_000:
+        seconds = 0.5
+    while now < seconds:
+        wait = limiter.wait(now)
+        now += wait
+        if not wait:
+            limiter.take(size)
+            done += 1
+    assert done == pytest.approx(expected * seconds, rel=0.02, abs=expected * BURST_SECONDS + 2)
+
+
+def test_limits_change_while_they_hold() -> None:
+    """A higher limit lets a waiting operation go earlier; none lets it go at once."""
+    limiter = Limiter()
+    limiter.set(1.0, 0.0, now=0.0)
+    for _ in range(2):
+        limiter.take(512)
+    assert limiter.wait(0.0) == pytest.approx(1.0)
+    limiter.set(10.0, 0.0, now=0.5)
+    assert limiter.wait(0.5) == pytest.approx(0.05)
+    limiter.set(0.0, 0.0, now=0.5)
+    assert limiter.wait(0.5) == 0.0 and not limiter.is_on
+    with pytest.raises(ValueError, match="at least 0"):
+        limiter.set(-1.0, 0.0, now=1.0)

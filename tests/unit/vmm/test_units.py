@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayos_vmm.config.units import format_size, parse_duration, parse_rate, parse_size
+from rayos_vmm.config.units import format_size, parse_duration, parse_rate, parse_size, parse_throughput
 
 
 def test_units_scale_as_their_names_say() -> None:
@@ -12,6 +12,7 @@ def test_units_scale_as_their_names_say() -> None:
     assert parse_size("256MiB") == 256 * 1024 * 1024
     assert parse_size("512B") == 512
     assert parse_rate("100Mbit/s") == 100_000_000
+    assert parse_throughput("50MiB/s") == 50 << 20
     assert parse_duration("1.5s") == 1.5
     assert parse_duration("2min") == 120
 
