@@ -29,6 +29,7 @@ from rayos_vmm.service_open import Parts, open_parts
 from rayos_vmm.vm import card, seat
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
+from rayos_vmm.vm.display import MachineDisplay
 from rayos_vmm.vm.hardware import Hardware
 from rayos_vmm.vm.lifecycle import LifeEvent
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
@@ -274,9 +275,13 @@ class Service:
         """Moves the tablet to (x, y) in 0..1 with `buttons` (left, right, middle) held; () releases all."""
         await seat.pointer(self._machine(name), x, y, buttons)
 
-    async def screenshot(self, name: str) -> bytes:
-        """The guest's screen as a PNG."""
-        return await seat.screenshot(self._machine(name))
+    def display(self, name: str) -> MachineDisplay:
+        """A machine's monitors, to be looked at.
+
+        Raises:
+            NotFound: there is no machine of that name.
+        """
+        return MachineDisplay(self._machine(name))
 
     # Inside and underneath
 

@@ -1,4 +1,5 @@
-"""The monitor that a guest sees: one EDID 1.4 base block with the chosen mode (VESA E-EDID Standard, release A2).
+"""The monitor that a guest sees: an EDID 1.4 base block with the chosen mode (VESA E-EDID Standard, release A2), and
+extension blocks with the other modes that it can do (CTA-861, 7.5: timings alone, no data blocks).
 
 The preferred mode is a detailed timing with reduced blanking (VESA CVT 1.2, 5.3: 160 pixels, 460 us). A detailed
 timing has 12 bits a side and a 16-bit clock in units of 10 kHz, which bounds what can be chosen.
@@ -7,11 +8,19 @@ timing has 12 bits a side and a 16-bit clock in units of 10 kHz, which bounds wh
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 BLOCK_BYTES: Final = 128
 #: 12 bits in a detailed timing descriptor.
 MAX_SIDE: Final = 4095
+
+#: Detailed timings that one extension block holds: (127 - 4) // 18.
+_TIMINGS: Final = 6
+#: Extension blocks of an EDID answer's 1024 bytes that are used at most.
+_MAX_EXTENSIONS: Final = 3
+#: Modes beside the chosen one.
+MAX_MODES: Final = _TIMINGS * _MAX_EXTENSIONS
 
 _HEADER: Final = bytes.fromhex("00ffffffffffff00")
 _HORIZONTAL_BLANK: Final = 160
@@ -30,14 +39,22 @@ _DESCRIPTOR_RANGE: Final = 0xFD
 _DESCRIPTOR_DUMMY: Final = 0x10
 
 
-def build(width: int, height: int, *, name: str = "RayOS", serial: int = 1) -> bytes:
-    """The block for a monitor whose preferred mode is `width` by `height` pixels (1 to MAX_SIDE each).
+def build(
+    width: int, height: int, modes: Sequence[tuple[int, int]] = (), *, name: str = "RayOS", serial: int = 1
+) -> bytes:
+    """The blocks for a monitor whose preferred mode is `width` by `height` pixels (1 to MAX_SIDE each).
 
-    Errors: ValueError for a mode that the block cannot say.
+    `modes` (at most MAX_MODES) are what it can do beside it. Errors: ValueError for a mode that cannot be said, or too
+    many of them.
     """
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise ValueError(f"a mode of {width}x{height}: 1 to {MAX_SIDE} pixels a side are allowed")
+    for mode in ((width, height), *modes):
+        if not all(1 <= side <= MAX_SIDE for side in mode):
+            raise ValueError(f"a mode of {mode[0]}x{mode[1]}: 1 to {MAX_SIDE} pixels a side are allowed")
+    if len(modes) > MAX_MODES:
+        raise ValueError(f"{len(modes)} modes: at most {MAX_MODES} are allowed")
     width_mm, height_mm = (max(1, side * 254 // (_DOTS_PER_INCH * 10)) for side in (width, height))
+    timings = [_detailed_timing(*mode, width_mm, height_mm) for mode in modes if mode != (width, height)]
+    extensions = [timings[at : at + _TIMINGS] for at in range(0, len(timings), _TIMINGS)]
     block = bytearray(BLOCK_BYTES)
     block[0:8] = _HEADER
     # 3.4: manufacturer "RAY", product 1, serial, week 0, year 2026
@@ -55,6 +72,14 @@ def build(width: int, height: int, *, name: str = "RayOS", serial: int = 1) -> b
     block[72:90] = _text(_DESCRIPTOR_NAME, name)
     block[90:108] = _range_limits()
     block[108:126] = bytes((0, 0, 0, _DESCRIPTOR_DUMMY, 0)) + bytes(13)
+    block[126] = len(extensions)
+    block[127] = -sum(block) & 0xFF
+    return bytes(block) + b"".join(map(_extension, extensions))
+
+
+def _extension(timings: list[bytes]) -> bytes:
+    """CTA-861, 7.5: tag 2, revision 3, the timings begin at byte 4; none of them native."""
+    block = bytearray(bytes((2, 3, 4, 0)) + b"".join(timings)).ljust(BLOCK_BYTES, b"\0")
     block[127] = -sum(block) & 0xFF
     return bytes(block)
 

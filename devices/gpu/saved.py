@@ -12,9 +12,9 @@ from devices.gpu.wire import MAX_SCANOUTS, Rect
 
 #: version, scanouts, damage serial; an entry for each scanout; then the resource records.
 _HEADER: Final = struct.Struct("<IIQ")
-_VERSION: Final = 1
-#: resource id, rect; cursor resource id, x, y, hot x, hot y, is shown.
-_SCANOUT: Final = struct.Struct("<IIIIIIIIIIB3x")
+_VERSION: Final = 2
+#: mode's width, height; resource id, rect; cursor resource id, x, y, hot x, hot y, is shown.
+_SCANOUT: Final = struct.Struct("<IIIIIIIIIIIIB3x")
 
 #: The longest state.
 STATE_BYTES: Final = _HEADER.size + MAX_SCANOUTS * _SCANOUT.size + MAX_RESOURCES * RECORD_BYTES
@@ -24,6 +24,8 @@ def pack(scanouts: Sequence[Scanout], table: ResourceTable, serial: int) -> byte
     """All of it, at most STATE_BYTES."""
     entries = b"".join(
         _SCANOUT.pack(
+            scanout.width,
+            scanout.height,
             scanout.resource.resource_id if scanout.resource is not None else 0,
             *scanout.rect,
             scanout.cursor_resource_id,
@@ -51,11 +53,12 @@ def restore(saved: bytes, scanouts: Sequence[Scanout], table: ResourceTable) -> 
     end = _HEADER.size + count * _SCANOUT.size
     table.restore(saved[end:])
     for scanout, entry in zip(scanouts, _SCANOUT.iter_unpack(saved[_HEADER.size : end]), strict=True):
-        scanout.resource = table.get(entry[0])
-        scanout.rect = Rect(*entry[1:5])
-        scanout.cursor_resource_id, scanout.cursor_x, scanout.cursor_y = entry[5:8]
-        scanout.hot_x, scanout.hot_y = entry[8:10]
-        scanout.is_cursor_shown = bool(entry[10])
+        scanout.width, scanout.height = entry[:2]
+        scanout.resource = table.get(entry[2])
+        scanout.rect = Rect(*entry[3:7])
+        scanout.cursor_resource_id, scanout.cursor_x, scanout.cursor_y = entry[7:10]
+        scanout.hot_x, scanout.hot_y = entry[10:12]
+        scanout.is_cursor_shown = bool(entry[12])
         shape = table.get(scanout.cursor_resource_id)
         scanout.cursor_pixels = (shape and cursor_picture(shape, table.heap.view)) or b""
     return int(serial)

@@ -41,7 +41,8 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The cursor plane of a scanout: a 64x64 picture (BGRA) whose hot spot is at `x`, `y` of the scanout."""
+    """The cursor plane of a scanout: a 64x64 picture (BGRA) whose upper left corner is at `x`, `y` of the scanout
+    (where Linux puts it; u32, negative ones wrapped) and whose hot spot is at `hot_x`, `hot_y` of the picture."""
 
     x: int
     y: int
@@ -51,29 +52,42 @@ class Cursor:
 
 
 class Scanout:
-    """One monitor. `resource` is None while it is off; `rect` is the part of the resource that it shows."""
+    """One monitor, whose mode is `width` by `height` pixels: what it tells the guest, and what the guest may ignore.
+
+    `resource` is None while it is off; `rect` is the part of the resource that it shows.
+    """
 
     __slots__ = (
         "cursor_pixels",
         "cursor_resource_id",
         "cursor_x",
         "cursor_y",
+        "height",
         "hot_x",
         "hot_y",
         "index",
         "is_cursor_shown",
         "rect",
         "resource",
+        "width",
     )
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, width: int, height: int) -> None:
         self.index = index
+        self.width = width
+        self.height = height
         self.switch_off()
         self.hide_cursor()
 
     def switch_off(self) -> None:
         self.resource: Resource | None = None
         self.rect = Rect(0, 0, 0, 0)
+
+    @property
+    def whole(self) -> Rect:
+        """The picture, relative to itself; in the mode's size while the scanout is off."""
+        width, height = (self.width, self.height) if self.resource is None else self.rect[2:]
+        return Rect(0, 0, width, height)
 
     def hide_cursor(self) -> None:
         self.is_cursor_shown = False
@@ -108,7 +122,7 @@ class Scanout:
 
     def picture(self, pixels: memoryview) -> bytes:
         """The whole scanout as BGRX."""
-        return b"".join(self.rows(pixels, Rect(0, 0, self.rect.width, self.rect.height)))
+        return b"".join(self.rows(pixels, self.whole))
 
 
 def cursor_picture(resource: Resource, pixels: memoryview) -> bytes | None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rayos_vmm.api import console, dhcp, events, guest, hierarchy, machines, net, policy, tpm
+from rayos_vmm.api import console, dhcp, display, events, guest, hierarchy, machines, net, policy, tpm
 from rayos_vmm.api.endpoint import JSON, Endpoint, error_response, to_asgi
 from rayos_vmm.api.openapi import CONSOLE_PATH, build
 from rayos_vmm.errors import RayosError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *machines.ENDPOINTS,
     *guest.ENDPOINTS,
+    *display.ENDPOINTS,
     *console.ENDPOINTS,
     *events.ENDPOINTS,
     *policy.ENDPOINTS,

@@ -19,7 +19,7 @@ from rayos_vmm import errors
 from rayos_vmm.api.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.api.types import Error
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.vm.view import Event, ExecResult, VmView
+from rayos_vmm.vm.view import Damage, Event, ExecResult, VmView
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 0.5
@@ -162,8 +162,24 @@ class Client:
     async def write_file(self, name: str, path: str, data: bytes, *, mode: int = 0o644) -> None:
         await self.request("PUT", f"{_vm(name)}/files", query={"path": path, "mode": mode}, content=data)
 
-    async def screenshot(self, name: str) -> bytes:
-        return await self.request("GET", f"{_vm(name)}/screenshot")
+    async def screenshot(self, name: str, *, scanout: int = 0, with_cursor: bool = False) -> bytes:
+        query = {"scanout": scanout, "cursor": "true" if with_cursor else "false"}
+        return await self.request("GET", f"{_vm(name)}/screenshot", query=query)
+
+    async def display(self, name: str) -> dict[str, Any]:
+        """`serial` of the newest change, and `scanouts`."""
+        found: dict[str, Any] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/display"))
+        return found
+
+    async def wait_damage(
+        self, name: str, since: int, scanout: int = 0, *, timeout_s: float = 60.0
+    ) -> Damage:
+        """What changed on a scanout after serial `since`, as soon as something has; Timeout_ when nothing does."""
+        query = {"since": since, "scanout": scanout, "timeout_s": timeout_s}
+        body = await self.request(
+            "GET", f"{_vm(name)}/display/damage", query=query, timeout_s=timeout_s + MARGIN_S
+        )
+        return msgspec.json.decode(body, type=Damage)
 
     async def type_text(self, name: str, text: str) -> None:
         await self.request("POST", f"{_vm(name)}/type", body={"text": text})

@@ -1,17 +1,13 @@
-"""Operations inside one guest: its screen, keys, commands, files, and QEMU's own monitor."""
+"""Operations inside one guest: its keys, commands, files, and QEMU's own monitor."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from rayos_vmm.api.body import FILE_MAXIMUM_BYTES, read_limited
-from rayos_vmm.api.endpoint import BYTES, PNG, Call, Endpoint
+from rayos_vmm.api.endpoint import BYTES, Call, Endpoint
 from rayos_vmm.api.types import ConsoleSize, Exec, FileQuery, Key, Pointer, PutQuery, Qmp, QmpReturn, Type
 from rayos_vmm.vm.view import ExecResult
-
-
-async def _screenshot(call: Call) -> bytes:
-    return await call.service.screenshot(call.name)
 
 
 async def _type(call: Call) -> None:
@@ -54,7 +50,6 @@ async def _transcript(call: Call) -> bytes:
 _VM: Final = "/v1/vms/{name}"
 LINES: Final = "application/jsonl"
 ENDPOINTS: Final = (
-    Endpoint("GET", f"{_VM}/screenshot", _screenshot, "What the display shows", media=PNG),
     Endpoint("POST", f"{_VM}/type", _type, "Type text on the keyboard", body=Type, is_long=True),
     Endpoint("POST", f"{_VM}/key", _key, "Press keys together", body=Key),
     Endpoint("POST", f"{_VM}/pointer", _pointer, "Move the pointer, hold buttons", body=Pointer),

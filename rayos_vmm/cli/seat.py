@@ -1,4 +1,4 @@
-"""The guest's keyboard and display."""
+"""The guest's keyboard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.daemon import the_daemon
-from rayos_vmm.cli.files import write_file
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
 
@@ -35,17 +34,3 @@ async def run_key(args: argparse.Namespace, out: Output) -> None:
     for combo in args.combo:
         await client.send_key(args.name, combo)
     out.result({"pressed": args.combo})
-
-
-def add_screenshot(parser: argparse.ArgumentParser) -> None:
-    add_name(parser)
-    parser.add_argument("file", nargs="?", help="where to save it; - for standard output (default: NAME.png)")
-
-
-async def run_screenshot(args: argparse.Namespace, out: Output) -> None:
-    picture = await the_daemon().screenshot(args.name)
-    if args.file == "-":
-        out.write(picture)
-        return
-    path = write_file(args.file or f"{args.name}.png", picture)
-    out.result({"file": str(path), "bytes": len(picture)}, str(path))

@@ -12,7 +12,7 @@ import trio
 from rayos_vmm.api.client import Client
 from rayos_vmm.errors import RayosError
 from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
-from rayos_vmm.vm.view import ExecResult, VmView
+from rayos_vmm.vm.view import Damage, ExecResult, VmView
 from rayos_vmm.worker.client import KeeperClient
 
 COMMAND_TIMEOUT_S: Final = 900.0
@@ -159,12 +159,22 @@ class Guest:
         """Moves the tablet to (x, y) in 0..1 with `buttons` held; none releases all."""
         await self.client.pointer(self.name, x, y, buttons)
 
-    async def screenshot(self, path: Path | None = None) -> bytes:
-        """What the display shows, as a PNG; also saved at `path`."""
-        picture = await self.client.screenshot(self.name)
+    async def screenshot(
+        self, path: Path | None = None, *, scanout: int = 0, with_cursor: bool = False
+    ) -> bytes:
+        """What a monitor shows, as a PNG; also saved at `path`."""
+        picture = await self.client.screenshot(self.name, scanout=scanout, with_cursor=with_cursor)
         if path is not None:
             await trio.Path(path).write_bytes(picture)
         return picture
+
+    async def wait_damage(self, since: int = 0, *, scanout: int = 0, timeout: float = 60.0) -> Damage:
+        """Waits until a monitor's picture changes after serial `since`; what of it did, and the next serial.
+
+        Raises:
+            Timeout_: nothing changed within `timeout` seconds.
+        """
+        return await self.client.wait_damage(self.name, since, scanout, timeout_s=timeout)
 
     # The machine
 

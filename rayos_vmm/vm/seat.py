@@ -1,4 +1,4 @@
-"""What a person in front of the machine does: read and type at its consoles, press keys, point, look.
+"""What a person in front of the machine does: read and type at its consoles, press keys, point.
 
 Key and pointer events are evdev's (linux/input-event-codes.h); the worker closes each batch with SYN_REPORT.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from devices.input import keymap
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
-from rayos_vmm.vm.machine import PICTURE, SERIAL_PORT, Machine
-from rayos_vmm.vm.picture import encode_png
+from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.worker.client import WorkerError, WorkerGone
 
 _EV_KEY, _EV_ABS = 1, 3
@@ -23,7 +21,6 @@ _ABS_X, _ABS_Y = 0, 1
 _BUTTONS: Final = {"left": 0x110, "right": 0x111, "middle": 0x112}  # BTN_LEFT, BTN_RIGHT, BTN_MIDDLE
 POINTER_MAXIMUM: Final = 32767  # of the tablet's axes
 TEXT_MAXIMUM: Final = 65536  # characters at a time
-MAX_PICTURE_BYTES: Final = 128 << 20
 
 
 @contextmanager
@@ -119,30 +116,3 @@ async def pointer(machine: Machine, x: float, y: float, buttons: Sequence[str]) 
     events += [(_EV_KEY, code, int(button in buttons)) for button, code in _BUTTONS.items()]
     with worker_errors(machine):
         await worker.inject("tablet", events)
-
-
-async def screenshot(machine: Machine) -> bytes:
-    """The screen as a PNG: our GPU's picture, or QEMU's while the guest shows a plain VGA screen."""
-    if machine.worker is not None:
-        try:
-            frame = await machine.worker.screenshot()
-        except (WorkerError, WorkerGone):
-            pass  # no GPU, or nothing on it yet
-        else:
-            if frame.serial:  # the guest's driver has shown something
-                return await trio.to_thread.run_sync(
-                    encode_png, frame.width, frame.height, frame.stride, frame.pixels
-                )
-    qmp = machine.need_qmp()
-    path = machine.runtime / PICTURE
-    async with machine.picture_lock:
-        await qmp.execute("screendump", {"filename": str(path), "format": "png"})
-        return await trio.to_thread.run_sync(_take, path)
-
-
-def _take(path: Path) -> bytes:
-    """What QEMU wrote, at most MAX_PICTURE_BYTES of it, and nothing kept."""
-    with path.open("r+b") as file:
-        data = file.read(MAX_PICTURE_BYTES)
-        file.truncate(0)
-    return data

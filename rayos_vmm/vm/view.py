@@ -85,6 +85,17 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     stderr: bytes
 
 
+class Damage(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a monitor's picture that changed, in pixels; `serial` is the one to ask with next."""
+
+    serial: int
+    scanout: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
 

@@ -197,20 +197,26 @@ class WorkerClient:
         finally:
             client.close()
 
-    async def screenshot(self) -> Frame:
-        """The picture on scanout 0 now."""
-        head, _, fds = await self._client.call("gpu.frame")
+    async def display_info(self) -> dict[str, Any]:
+        """`serial` of the newest damage, `scanouts`."""
+        head, _, _ = await self._client.call("gpu.info")
+        return {"serial": head["serial"], "scanouts": head["scanouts"]}
+
+    async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> Frame:
+        """The picture on a scanout now."""
+        head, _, fds = await self._client.call("gpu.frame", scanout=scanout, cursor=with_cursor)
         with os.fdopen(fds[0], "rb") as file:
             file.seek(0)
             pixels = file.read()
         return Frame(head["width"], head["height"], head["stride"], pixels, head["serial"])
 
-    async def wait_damage(self, after_serial: int) -> int:
-        """The serial of the first picture newer than `after_serial`."""
+    async def wait_damage(self, since: int, scanout: int = 0) -> tuple[int, int, int, int, int]:
+        """What changed on a scanout after serial `since`, once something has: serial, x, y, width, height."""
         client = PacketClient(self._path)
         try:
-            head, _, _ = await client.call("gpu.wait", after=after_serial)
-            return int(head["serial"])
+            head, _, _ = await client.call("gpu.wait", since=since, scanout=scanout)
+            x, y, width, height = head["rect"]
+            return int(head["serial"]), x, y, width, height
         finally:
             client.close()
 

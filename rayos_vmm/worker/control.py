@@ -55,6 +55,7 @@ class Control:
             "console.read": self._console_read,
             "console.resize": self._console_resize,
             "console.ports": self._console_ports,
+            "gpu.info": self._gpu_info,
             "gpu.frame": self._gpu_frame,
             "gpu.wait": self._gpu_wait,
         }
@@ -165,8 +166,15 @@ class Control:
     def _console_ports(self, head: dict[str, Any], _data: bytes) -> Answer:
         return {"ports": self._find(head.get("device", "console"), ConsoleBackend).ports()}, b"", []
 
+    def _gpu(self, head: dict[str, Any]) -> GpuBackend:
+        return self._find(head.get("device", "gpu"), GpuBackend)
+
+    def _gpu_info(self, head: dict[str, Any], _data: bytes) -> Answer:
+        gpu = self._gpu(head)
+        return {"serial": gpu.damage_serial, "scanouts": gpu.screen.snapshot()}, b"", []
+
     def _gpu_frame(self, head: dict[str, Any], _data: bytes) -> Answer:
-        frame = self._find(head.get("device", "gpu"), GpuBackend).frame()
+        frame = self._gpu(head).frame(int(head["scanout"]), with_cursor=bool(head["cursor"]))
         fd = os.memfd_create("rayos-frame", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(fd), "wb") as file:
             file.write(frame.pixels)
@@ -179,5 +187,5 @@ class Control:
         return fields, b"", [fd]
 
     def _gpu_wait(self, head: dict[str, Any], _data: bytes) -> Answer:
-        serial = self._find(head.get("device", "gpu"), GpuBackend).damage_serial
-        return ({"serial": serial}, b"", []) if serial > int(head["after"]) else None
+        damage = self._gpu(head).screen.damage_since(int(head["since"]), int(head["scanout"]))
+        return ({"serial": damage.serial, "rect": damage.rect}, b"", []) if damage is not None else None

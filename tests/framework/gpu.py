@@ -12,7 +12,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
-from devices.gpu.backend import CONTROL, CURSOR, GpuBackend
+from devices.gpu.backend import GpuBackend
+from devices.gpu.commands import CONTROL, CURSOR
 from devices.gpu.display import MESSAGE_BYTES
 from devices.gpu.wire import (
     FLAG_FENCE,
@@ -56,10 +57,17 @@ class GpuGuest:
         width: int = 64,
         height: int = 48,
         scanouts: int = 1,
+        modes: Sequence[tuple[int, int]] = (),
         quota_bytes: int = 1 << 20,
         features: int | None = None,
     ) -> None:
-        self.options = {"width": width, "height": height, "scanouts": scanouts, "quota_bytes": quota_bytes}
+        self.options = {
+            "width": width,
+            "height": height,
+            "scanouts": scanouts,
+            "modes": modes,
+            "quota_bytes": quota_bytes,
+        }
         self.heap_fd = os.memfd_create("gpu-heap", os.MFD_CLOEXEC)
         self.state_fd = os.memfd_create("gpu-state", os.MFD_CLOEXEC)
         self.target = Stepped(self._make)
@@ -98,7 +106,7 @@ class GpuGuest:
     def close(self) -> None:
         for corpse in self._corpses:
             # Its queues must not see the rings again: only descriptors are given back.
-            corpse.backend.display.detach()
+            corpse.backend.screen.display.detach()
             for queue in corpse.backend.queues:
                 queue.stop()
             corpse.backend.reset = lambda: None  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.gpu.backend import CONTROL, CURSOR
+from devices.gpu.commands import CONTROL, CURSOR
 from devices.gpu.heap import PAGE_BYTES
 from devices.gpu.resource import MAX_RESOURCES
 from devices.gpu.scanout import MAX_SCANOUT_SIDE
@@ -412,7 +412,7 @@ def test_g6_flood_of_flushes(guest: GpuGuest) -> None:
             while (got := len(queue.reap())) == 0:
                 guest.rig.settle()
             done += got
-        assert guest.backend.display.sent_bytes < 1 << 20
+        assert guest.backend.screen.display.sent_bytes < 1 << 20
         monitor.follow(guest)
         assert monitor.picture() == PICTURE
 
@@ -628,7 +628,7 @@ def test_display_socket_that_takes_half_a_message(guest: GpuGuest) -> None:
     assert guest.backend.take_gpu_socket(theirs.detach())
     assert guest.set_scanout(0, 9, Rect(0, 0, 256, 256)) == OK
     guest.rig.settle()
-    assert "given up" in guest.backend.display.error and not guest.backend.display.is_connected
+    assert "given up" in guest.backend.screen.display.error and not guest.backend.screen.display.is_connected
     ours.close()
     assert guest.set_scanout(0, 1, Rect(0, 0, W, H)) == OK
     assert guest.unref(9) == OK

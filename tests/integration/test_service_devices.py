@@ -107,7 +107,7 @@ async def test_a_disk_keeps_its_data_and_the_tpm_its_identity_over_a_restart() -
 
 
 async def test_what_the_guest_draws_is_in_the_picture() -> None:
-    """A framebuffer filled with one colour is that colour in our PNG."""
+    """A framebuffer filled with one colour is that colour in our PNG; the damage tells when, also across a kill."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
         await succeed(service, "echo 0 > /sys/class/vtconsole/vtcon1/bind || true")
@@ -115,13 +115,26 @@ async def test_what_the_guest_draws_is_in_the_picture() -> None:
         blue_green_red = r"\x30\x20\x10\x00"
         fill = f"printf '{blue_green_red}' > /tmp/p; for i in 1 2 3 4 5 6 7 8 9 10; do cat /tmp/p /tmp/p > /tmp/q;"
         fill += " mv /tmp/q /tmp/p; done; for i in $(seq 1000); do cat /tmp/p; done"
+        display = service.display("svc")
+        serial = (await display.info())["serial"]
         await succeed(service, f"({fill}) | dd of=/dev/fb0 bs=4096000 iflag=fullblock")
         with trio.fail_after(20):
             while True:
-                width, height, rows = pixels_of(await service.screenshot("svc"))
+                damage = await display.wait_damage(serial)
+                serial = damage.serial
+                width, height, rows = pixels_of(await display.screenshot())
                 if rows == (b"\0" + b"\x10\x20\x30" * width) * height:
                     break
-                await trio.sleep(0.1)
+        assert damage.x + damage.width <= width and damage.y + damage.height <= height
+        keeper = KeeperClient(paths.vm_runtime("svc"))
+        await keeper.kill_worker()
+        keeper.close()
+        again = await display.wait_damage(serial)
+        assert again.serial > serial and (again.width, again.height) == (width, height)
+        with pytest.raises(Timeout_, match="nothing changed on scanout 0"):
+            await display.wait_damage(again.serial, timeout_s=0.2)
+        with pytest.raises(Invalid, match="scanout 1: 0 to 0 are there"):
+            await display.screenshot(1)
         assert (width, height) == (1280, 800)
 
 
@@ -134,7 +147,7 @@ async def test_a_kernel_without_a_gpu_driver_has_a_vga_screen() -> None:
         await service.start("svc")
         with trio.fail_after(20):
             while True:
-                width, height, rows = pixels_of(await service.screenshot("svc"))
+                width, height, rows = pixels_of(await service.display("svc").screenshot())
                 if (width, height) == (720, 400) and rows[1:4] == b"\xff\xff\xff":
                     break
                 await trio.sleep(0.1)
@@ -151,7 +164,7 @@ async def test_a_disk_image_boots_by_its_own_boot_sector() -> None:
         await service.start("svc")
         await expect(service, "O")
         assert (await service.stats("svc"))["disk0"]["operations"]["disk.read"]["allowed"] > 0
-        width, height, rows = pixels_of(await service.screenshot("svc"))
+        width, height, rows = pixels_of(await service.display("svc").screenshot())
         assert (width, height) == (720, 400) and any(rows)
 
 
@@ -246,7 +259,7 @@ async def test_a_guest_with_everything_is_adopted() -> None:
             view = await service.get("svc")
             assert view.is_ready and view.address is not None
             assert await succeed(service, "echo still here") == "still here\n"
-            assert (await service.screenshot("svc")).startswith(b"\x89PNG")
+            assert (await service.display("svc").screenshot()).startswith(b"\x89PNG")
             await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
             assert (await service.stop("svc", 20)).exit_reason is ExitReason.STOPPED
         assert traces(paths) == before

@@ -14,7 +14,7 @@ from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import EventLog
 from rayos_vmm.service_attestation import parse_pcrs
 from rayos_vmm.vm.history import History
-from rayos_vmm.vm.view import Event, ExecResult, VmState, VmView
+from rayos_vmm.vm.view import Damage, Event, ExecResult, VmState, VmView
 from tpm.event_log import Entry, Log, Source
 from tpm.explain import explain
 from tpm.nv import pad_policy
@@ -63,6 +63,21 @@ class MemoryTpm:
 
     async def policy(self) -> Policy:
         return Policy.from_log(await self.log())
+
+
+class MemoryDisplay:
+    """Two monitors; only the second one's picture ever changes, once."""
+
+    async def info(self) -> dict[str, Any]:
+        return {"serial": 7, "scanouts": [{"scanout": 0}, {"scanout": 1}]}
+
+    async def wait_damage(self, since: int, scanout: int = 0, timeout_s: float = 60.0) -> Damage:
+        if since >= 7 or not scanout:
+            raise Timeout_(f"nothing changed within {timeout_s} s")
+        return Damage(serial=7, scanout=scanout, x=1, y=2, width=3, height=4)
+
+    async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> bytes:
+        return b"\x89PNG" + bytes((scanout, with_cursor))
 
 
 class MemoryService:
@@ -152,9 +167,9 @@ class MemoryService:
     async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
         self._find(name)
 
-    async def screenshot(self, name: str) -> bytes:
+    def display(self, name: str) -> MemoryDisplay:
         self._find(name)
-        return b"\x89PNG"
+        return MemoryDisplay()
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         return {"command": command, "arguments": arguments}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from devices.errors import ConfigurationError, ProtocolError, RequestError
 from devices.gate import Denial, Op
-from devices.gpu.backend import CURSOR, GpuBackend
+from devices.gpu.backend import GpuBackend
+from devices.gpu.commands import CURSOR
 from devices.gpu.heap import PAGE_BYTES
 from devices.gpu.wire import (
     DISPLAY_INFO_BYTES,
@@ -233,14 +234,14 @@ def test_a_slow_display_sees_fewer_frames_and_whole_messages() -> None:
         backing = guest.show(1, 256, 256)
         for seed in range(12):
             guest.draw(1, Rect(0, 0, 256, 256), noise(256 * 256 * 4, seed), backing, 1024)
-        assert guest.backend.display.sent_bytes < 300 << 10
+        assert guest.backend.screen.display.sent_bytes < 300 << 10
         monitor.read(1000)
         assert monitor.is_partial
         for corner in (Rect(0, 0, 9, 5), Rect(240, 250, 16, 6), Rect(100, 0, 3, 3)):
             guest.draw(1, corner, noise(corner.width * corner.height * 4, 77), backing, 1024)
         monitor.follow(guest)
         assert monitor.picture() == guest.backend.frame().pixels and not monitor.is_partial
-        assert guest.backend.display.error == ""
+        assert guest.backend.screen.display.error == ""
 
 
 def test_cursor_plane() -> None:
@@ -337,9 +338,9 @@ def test_the_display_may_come_and_go() -> None:
                 assert monitor.picture() == guest.backend.frame().pixels
                 monitor.sock.send(b"whatever QEMU says")
                 guest.rig.settle()
-                assert guest.backend.display.is_connected
+                assert guest.backend.screen.display.is_connected
             guest.rig.settle()
-            assert not guest.backend.display.is_connected
+            assert not guest.backend.screen.display.is_connected
 
 
 def test_display_socket_must_be_one() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.errors import ConfigurationError
-from devices.gpu.backend import CONTROL, CURSOR, GpuBackend
+from devices.gpu.backend import GpuBackend
+from devices.gpu.commands import CONTROL, CURSOR
 from devices.gpu.wire import Command, Header, Rect, ResourceId, TransferToHost2d, UpdateCursor
 from devices.loop import Loop
 from devices.state import NO_QUEUE, StateStore
@@ -185,7 +186,7 @@ def test_the_display_goes_on_under_the_successor() -> None:
         guest.draw(1, Rect(0, 0, 64, 48), b"\x5a" * 64 * 48 * 4, backing, 256)
         monitor.follow(guest)
         before = guest.backend.frame()
-        display = guest.backend.display
+        display = guest.backend.screen.display
         assert display._socket is not None
         fd = display._socket.dup().detach()
         monitor.surfaces[0] = None

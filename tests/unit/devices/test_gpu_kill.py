@@ -23,14 +23,14 @@ def _worker(fd: int, colour: int) -> None:
     backend = GpuBackend("gpu", loop, width=WIDTH, height=HEIGHT)
     backend._table.create(1, Format.B8G8R8X8, WIDTH, HEIGHT)
     backend.heap.view[: WIDTH * HEIGHT * 4] = bytes([colour]) * (WIDTH * HEIGHT * 4)
-    backend.scanouts[0].resource = backend._table[1]
-    backend.scanouts[0].rect = Rect(0, 0, WIDTH, HEIGHT)
+    backend.screen.scanouts[0].resource = backend._table[1]
+    backend.screen.scanouts[0].rect = Rect(0, 0, WIDTH, HEIGHT)
     backend.take_gpu_socket(fd)
     dice = random.Random(colour)
     while True:
         loop.step()
         x, y = dice.randrange(WIDTH), dice.randrange(HEIGHT)
-        backend.display.damage(0, Rect(x, y, dice.randint(1, WIDTH - x), dice.randint(1, HEIGHT - y)))
+        backend.screen.display.damage(0, Rect(x, y, dice.randint(1, WIDTH - x), dice.randint(1, HEIGHT - y)))
 
 
 def test_no_kill_leaves_half_a_message() -> None:
