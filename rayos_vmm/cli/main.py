@@ -54,6 +54,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
     "serve": ("serve", "run the daemon in the foreground"),
     "device": ("device", "serve one device backend for any vhost-user front end"),
+    "shell": ("shell", "the same commands on a prompt, completed from what the daemon knows"),
     "completion": ("completion", "print the shell's completion script"),
 }
 
@@ -93,11 +94,18 @@ def _print_version() -> int:
     return 0
 
 
+def _translated(words: list[str]) -> list[str]:
+    """`vm VERB …` is `VERB …`, and `vm list` is `ps`, for those who look for the noun first."""
+    if words[:1] != ["vm"]:
+        return words
+    return ["ps" if word == "list" else word for word in words[1:2]] + words[2:]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of `argv` (without the program's name); returns the exit status."""
     if "_ARGCOMPLETE" in os.environ:
         _complete()
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _translated(list(sys.argv[1:] if argv is None else argv))
     if words[:1] == ["device"]:  # has its own parser: see `rayos device serve --help`
         from rayos_vmm.cli.device import main as device
 
@@ -117,6 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
+    if args.command == "shell":
+        from rayos_vmm.cli.shell import main as shell
+
+        return shell(args, main, _parser)
     args.words = words[cut + 1 :] if cut < len(words) else None
 
     from rayos_vmm.cli.outcome import run_command
