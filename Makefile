@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall
+.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-policy
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -75,3 +75,6 @@ bench-dhcp: setup-dev  ## our DHCP server beside Kea and dnsmasq; says which of 
 
 bench-firewall: setup-dev  ## 16 to 2,048 rules, beside a linear scan and nftables
 	$(PYTHON) -m benchmarks.firewall
+
+bench-policy: setup-dev build  ## a policy change on its way to 64 workers
+	$(PYTHON) -m benchmarks.policy

@@ -81,11 +81,19 @@ class Gates(Protocol):
     def cap(self, vm: str, quota: Quota) -> Quota: ...
 
 
+class Targets(Protocol):
+    """Keeps the machines' workers at the newest revision of the policy (`policy.broadcast`)."""
+
+    def attach(self, vm: str, runtime: Path) -> None: ...
+    def detach(self, vm: str) -> None: ...
+
+
 class WorkerHardware:
     """The `Hardware` of the real service. Without `gates` every operation may happen."""
 
-    def __init__(self, gates: Gates | None = None) -> None:
+    def __init__(self, gates: Gates | None = None, targets: Targets | None = None) -> None:
         self._gates = gates
+        self._targets = targets
 
     async def plug(
         self,
@@ -163,9 +171,13 @@ class WorkerHardware:
                 log.warning(
                     "a machine's devices obey no policy", extra={"vm": runtime.name, "why": str(error)}
                 )
+        if self._targets is not None:
+            self._targets.attach(runtime.name, runtime)
         try:
             yield client
         finally:
+            if self._targets is not None:
+                self._targets.detach(runtime.name)
             client.close()
 
     async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:

@@ -92,7 +92,11 @@ async def _open_policy(
 ) -> AsyncIterator[tuple[Authority, Revisions]]:
     book, kept = await load_book(store)
     async with open_authority(store, audit, events=events, book=book) as authority:
-        yield authority, Revisions(store, authority, kept, events)
+        revisions = Revisions(store, authority, kept, events)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(revisions.broadcaster.run)
+            yield authority, revisions
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -120,7 +124,7 @@ async def open_parts(
                 events=events,
                 store=store,
                 platform=Platform(paths.cache, events),
-                hardware=hardware or WorkerHardware(authority),
+                hardware=hardware or WorkerHardware(authority, revisions.broadcaster),
                 network=network,
                 tpms=tpms,
                 authority=authority,

@@ -46,6 +46,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "delegate": ("grant", "let a machine pass rights on to another"),
     "policy": ("policy", "show or change the rules of host, zones and machines; say what holds for one"),
     "zone": ("zone", "list, create, remove zones; put machines into them"),
+    "scalability": (
+        "scalability",
+        "show how policy changes reach the workers, the tree of machines, the zones",
+    ),
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),

@@ -133,7 +133,7 @@ class Authority:
         path = runtime / compiler.PAGE_NAME
         page = compiler.GatePage(path, is_new=is_new)
         self._end(self._now())
-        page.write(compiler.word(self._table, self.book, vm))
+        page.write(compiler.word(self._table, self.book, vm), self.book.revision)
         self._pages[vm] = page
         return path
 
@@ -345,7 +345,7 @@ class Authority:
 
     def _write_pages(self, vms: set[str]) -> None:
         for vm in vms & self._pages.keys():
-            self._pages[vm].write(compiler.word(self._table, self.book, vm))
+            self._pages[vm].write(compiler.word(self._table, self.book, vm), self.book.revision)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()

@@ -1,4 +1,4 @@
-"""The policy as devices see it: one 64-bit word a machine, in the first bytes of its gate page.
+"""The policy as devices see it: one 64-bit word a machine, in the first bytes of its gate page; then the revision.
 
 The page is a file of the machine's run directory, written by the service alone: a later service finds it there, and
 a worker has it mapped for reading only, so that a worker taken over by its guest cannot widen it. One aligned store
@@ -40,8 +40,10 @@ class GatePage:
         self._bytes = memoryview(self._map)
         self._word = self._bytes.cast("Q")
 
-    def write(self, word: int) -> None:
+    def write(self, word: int, revision: int) -> None:
+        """The revision after the word: whoever sees the one sees the other."""
         self._word[0] = word
+        self._word[1] = revision
 
     def close(self) -> None:
         self._word.release()

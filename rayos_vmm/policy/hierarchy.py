@@ -57,6 +57,7 @@ class Effective:
 
     vm: str = ""
     zone: str | None = None
+    parent: str | None = None
     levels: tuple[str, ...] = ("host",)
     capabilities: Capability = DEVICE_RIGHTS
     taken: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Effective:
         return {
             "vm": self.vm,
             "zone": self.zone,
+            "parent": self.parent,
             "levels": list(self.levels),
             "denied": dict(self.taken),
             "limits": {
@@ -153,7 +155,8 @@ def compile_one(
             firewall.append(compiled[origin, name])
     firewall.sort(key=lambda rule: rule.priority)
     origins = tuple(origin for origin, _, _ in levels)
-    return Effective(vm, zone, origins, mask, taken, _least(rules), tuple(firewall))
+    parent = family[-2] if len(family) > 1 else None
+    return Effective(vm, zone, parent, origins, mask, taken, _least(rules), tuple(firewall))
 
 
 def compile_policy(document: Document, places: Mapping[str, Place]) -> dict[str, Effective]:

@@ -14,7 +14,9 @@ from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.authority import Authority
+from rayos_vmm.policy.broadcast import Broadcaster
 from rayos_vmm.policy.difference import Change, difference
+from rayos_vmm.policy.distribution import Distribution
 from rayos_vmm.policy.document import Document, Level, Member, check, parse
 from rayos_vmm.policy.rulebook import RuleBook
 
@@ -50,15 +52,15 @@ class Revisions:
         events: EventLog | None = None,
     ) -> None:
         self._store = store
-        self._authority = authority
+        self.authority = authority
         self._events = events
         self._kept = {revision.number: revision for revision in kept}
-        self.on_revision: Callable[[int], None] = lambda _number: None
+        self.broadcaster = Broadcaster(Distribution(authority.book.revision))
 
     @property
     def book(self) -> RuleBook:
         """What is in force."""
-        return self._authority.book
+        return self.authority.book
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -86,7 +88,7 @@ class Revisions:
         Raises:
             NotFound: there is no such machine.
         """
-        rights = self._authority.explain(vm)
+        rights = self.authority.explain(vm)
         return {**self.book.of(vm).view(), "revision": self.book.revision, "rights": rights}
 
     def zones(self) -> list[dict[str, Any]]:
@@ -98,6 +100,30 @@ class Revisions:
             {"zone": name, "rules": len(level.rules), "vms": members.get(name, [])}
             for name, level in sorted(self.book.document.zone.items())
         ]
+
+    def scalability(self) -> dict[str, Any]:
+        """How far the newest revision has come: in all, for each machine, for each zone."""
+        distribution = self.broadcaster.distribution
+        status = distribution.view()
+        vms = []
+        for vm, effective in sorted(self.book.effective.items()):
+            target = distribution.targets.get(vm)
+            vms.append(
+                {
+                    "vm": vm,
+                    "zone": effective.zone,
+                    "parent": effective.parent,
+                    "firewall_rules": len(effective.firewall),
+                    "applied": target.applied if target is not None and target.applied >= 0 else None,
+                    "lag": target.lag if target is not None else 0,
+                    "problem": target.problem if target is not None else "",
+                }
+            )
+        zones = [
+            {**zone, "lagging": [vm for vm in zone["vms"] if vm in status["lagging"]]}
+            for zone in self.zones()
+        ]
+        return {"status": {**status, "vms": len(vms), "zones": len(zones)}, "vms": vms, "zones": zones}
 
     # -- changes -------------------------------------------------------------------------------------------------
 
@@ -172,7 +198,7 @@ class Revisions:
     async def _change(
         self, make: Callable[[Document], Document], reason: str, base: int | None
     ) -> dict[str, Any]:
-        authority, book = self._authority, self.book
+        authority, book = self.authority, self.book
         async with authority.lock:
             before = book.document
             if base is not None and base != book.revision:
@@ -213,7 +239,7 @@ class Revisions:
             authority.refresh()
             if self._events is not None:
                 self._events.publish("policy.applied", revision=number, reason=reason, changes=len(paths))
-            self.on_revision(number)
+            self.broadcaster.announce(number)
             return {**answer, "revision": number}
 
 

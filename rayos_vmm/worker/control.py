@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from devices.backend import Backend
 from devices.console.backend import ConsoleBackend
 from devices.errors import RequestError
+from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
@@ -44,11 +45,15 @@ Answer = tuple[dict[str, Any], bytes, list[int]] | None
 class Control:
     """Serves the listening socket `control` on the loop."""
 
-    def __init__(self, loop: Loop, control: socket.socket, backends: Sequence[Backend]) -> None:
+    def __init__(
+        self, loop: Loop, control: socket.socket, backends: Sequence[Backend], gate: Gate = OPEN
+    ) -> None:
         self._loop = loop
+        self._gate = gate
         self._backends = {backend.name: backend for backend in backends}
         self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
         self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
+            "policy": self._policy,
             "stats": self._stats,
             "inject": self._inject,
             "console.write": self._console_write,
@@ -133,6 +138,9 @@ class Control:
 
     def _stats(self, _head: dict[str, Any], _data: bytes) -> Answer:
         return {"stats": {name: backend.snapshot() for name, backend in self._backends.items()}}, b"", []
+
+    def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
+        return {"revision": self._gate.revision}, b"", []
 
     def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)

@@ -57,7 +57,7 @@ class Worker:
                     ChardevPort(backend, port, sock, self.loop)
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
-        self._control = Control(self.loop, control, self.backends)
+        self._control = Control(self.loop, control, self.backends, gate)
         DenialWatch(self.loop, self.backends, lambda event: self._tell({"op": "event", "event": event}))
 
     def _link_ready(self, _events: int) -> None:

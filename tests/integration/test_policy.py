@@ -15,6 +15,7 @@ from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths
 from rayos_vmm.service import Service, open_service
+from rayos_vmm.worker.client import KeeperClient
 from tests.integration.service_lab import BRIDGE, home
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -47,6 +48,35 @@ async def denied(service: Service, device: str) -> int:
     return int((await service.stats("svc"))[device]["denials"].get("capability", 0))
 
 
+async def applied(service: Service, revision: int) -> None:
+    """Waits until the worker has said that it applied a revision."""
+    broadcaster = service.revisions.broadcaster
+    with trio.fail_after(20):
+        while broadcaster.distribution.targets["svc"].applied < revision:
+            await broadcaster.changed()
+
+
+async def rules(service: Service, paths: Paths, ping: str) -> None:
+    """A rule of a zone acts at once on a guest of it, its worker and the successor of that say so; a rollback too."""
+    revisions = service.revisions
+    await revisions.create_zone("lab")
+    await revisions.assign("svc", "lab", None)
+    rule = {"kind": "capability", "deny": ["CAP_NET"]}
+    document = {"zone": {"lab": {"rules": {"no-net": rule}}}, "vm": {"svc": {"zone": "lab"}}}
+    revision = (await revisions.apply(document))["revision"]
+    assert (await run(service, ping))[0] != 0
+    await applied(service, revision)
+    keeper = KeeperClient(paths.vm_runtime("svc"))
+    await keeper.kill_worker()
+    assert (await run(service, ping))[0] != 0
+    revision = (await revisions.rollback(2))["revision"]
+    await applied(service, revision)
+    assert (await run(service, ping))[0] == 0
+    assert (await keeper.status())["restarts"] == 1
+    keeper.close()
+    assert revisions.scalability()["zones"] == [{"zone": "lab", "rules": 0, "vms": ["svc"], "lagging": []}]
+
+
 async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> None:
     """Disk, network and GPU taken and given back; a grant ends by itself; the next service has grants and audit."""
     async with home() as paths:
@@ -75,6 +105,8 @@ async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> 
             assert await denied(service, "net") >= 1
             await policy.grant("svc", ["CAP_NET"], None, "")
             assert (await run(service, ping))[0] == 0
+
+            await rules(service, paths, ping)
 
             await policy.revoke_rights("svc", ["CAP_GPU"])
             await run(service, DRAW)

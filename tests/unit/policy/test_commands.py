@@ -60,3 +60,23 @@ async def test_a_policy_and_zones_by_commands(
         assert f"{file}: not TOML" in await rayos("policy", "apply", str(file), status=2)
         assert "cannot be read" in await rayos("policy", "apply", str(tmp_path / "none"), status=2)
         assert "no machine 'b'" in await rayos("policy", "explain", "b", status=3)
+
+
+async def test_scalability_shows_tree_zones_and_who_lags(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that cannot be reached lags, by name, in its zone."""
+    async with open_shell(tmp_path, capfd, monkeypatch) as shell:
+        policy, revisions = shell.service.policy, shell.service.revisions
+        await revisions.create_zone("lab")
+        await policy.define("a", ["all"], Place(zone="lab"))
+        await policy.define("b", ["all"], Place(parent="a"))
+        revisions.broadcaster.attach("b", tmp_path / "nowhere")
+        await revisions.create_zone("other")
+        status = await shell.json("scalability", "status")
+        assert (status["revision"], status["vms"], status["zones"], status["lagging"]) == (2, 2, 2, ["b"])
+        assert status["broadcasts"] == 2 and status["queue_maximum"] == 512
+        rows = (await shell.rayos("scalability", "vms")).splitlines()
+        assert rows[1].split()[:2] == ["a", "lab"] and rows[2].startswith("  b      lab ")
+        assert "cannot be reached" in rows[2] and "not running" in rows[1]
+        assert (await shell.rayos("scalability", "zones")).splitlines()[1].split() == ["lab", "0", "2", "b"]

@@ -1,0 +1,146 @@
+"""Takes revisions to the device workers over their control sockets, and their acknowledgements back.
+
+One connection a worker, all of them in one epoll that trio waits for, so that 64 answers cost one wake-up and not 64.
+A worker is not trusted: an answer is at most one packet, one that was not asked for ends the connection, and what ends
+is made again after a pause (`distribution`).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from rayos_vmm.policy.distribution import Distribution
+from rayos_vmm.worker import packet
+from rayos_vmm.worker.spec import CONTROL_SOCKET
+
+OPERATION = "policy"
+
+
+class Broadcaster:
+    """Use `run`. Everything else may be called from any task of the same run."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self.distribution = distribution
+        self._paths: dict[str, Path] = {}
+        self._sockets: dict[str, socket.socket] = {}
+        self._names: dict[int, str] = {}
+        self._epoll = select.epoll()
+        self._wake = trio.Event()
+
+    def attach(self, vm: str, runtime: Path) -> None:
+        """A machine's worker is there, with its control socket in `runtime`; it is told at once."""
+        self.detach(vm)
+        self._paths[vm] = runtime / CONTROL_SOCKET
+        self.distribution.attach(vm, trio.current_time())
+        self._send()
+
+    def detach(self, vm: str) -> None:
+        """The worker is gone. Safe to call again."""
+        self._close(vm)
+        self._paths.pop(vm, None)
+        self.distribution.detach(vm)
+
+    def announce(self, revision: int) -> None:
+        """A revision is in force; it has been sent to all that could be reached when this returns."""
+        self.distribution.announce(revision, trio.current_time())
+        self._send()
+
+    async def changed(self) -> None:
+        """Returns when something was sent, answered or given up."""
+        await self._wake.wait()
+
+    async def run(self) -> None:
+        """Receives answers and repeats what failed. Ends when cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive)
+                while True:
+                    wake = self._wake
+                    deadline = self.distribution.deadline()
+                    with trio.CancelScope(deadline=float("inf") if deadline is None else deadline):
+                        await wake.wait()
+                        continue
+                    self._send()
+        finally:
+            for vm in list(self._sockets):
+                self._close(vm)
+            self._epoll.close()
+
+    def _send(self) -> None:
+        now = trio.current_time()
+        for vm in self.distribution.late(now):
+            self._close(vm)
+        for vm, revision in self.distribution.take(now):
+            try:
+                sock = self._sockets.get(vm) or self._connect(vm)
+                sock.send(packet.encode({"id": revision, "op": OPERATION}), socket.MSG_NOSIGNAL)
+            except OSError as error:
+                self._close(vm)
+                self.distribution.fail(vm, f"it cannot be reached: {error.strerror}", now)
+        wake, self._wake = self._wake, trio.Event()
+        wake.set()
+
+    def _connect(self, vm: str) -> socket.socket:
+        sock = socket.socket(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
+        try:
+            sock.connect(str(self._paths[vm]))
+        except OSError:
+            sock.close()
+            raise
+        self._sockets[vm] = sock
+        self._names[sock.fileno()] = vm
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return sock
+
+    def _close(self, vm: str) -> None:
+        sock = self._sockets.pop(vm, None)
+        if sock is not None:
+            self._epoll.unregister(sock.fileno())
+            del self._names[sock.fileno()]
+            sock.close()
+
+    async def _receive(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for fd, _events in self._epoll.poll(0):
+                vm = self._names[fd]
+                try:
+                    data = self._sockets[vm].recv(packet.MAX_PACKET_BYTES)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    data = b""
+                self._answer(vm, data)
+            self._send()
+
+    def _answer(self, vm: str, data: bytes) -> None:
+        now = trio.current_time()
+        target = self.distribution.targets[vm]
+        if target.sent is None:  # unasked, or its end: there may be a successor
+            self._close(vm)
+            self.distribution.renew(vm, now)
+            return
+        if not data:
+            self._close(vm)
+            self.distribution.fail(vm, "it closed the connection", now)
+            return
+        try:
+            head, _ = packet.decode(data)
+        except ValueError as error:
+            head = {"message": str(error)}
+        self._take(vm, head, now)
+
+    def _take(self, vm: str, head: dict[str, Any], now: float) -> None:
+        revision = head.get("revision")
+        if isinstance(revision, int) and "error" not in head:
+            self.distribution.acknowledge(vm, revision, now)
+            return
+        self._close(vm)
+        self.distribution.fail(vm, f"it refused: {str(head.get('message', head))[:200]}", now)
