@@ -17,9 +17,11 @@ from typing import Any, Final, Literal
 from images.apt import ARCHIVE, Apt, mirror, unpack
 from images.cache import Cache
 from images.errors import ImageError
-from images.qemu_probe import CONSOLE_TYPE, VHOST_USER_DEVICES, probe
+from images.qemu_probe import CONSOLE_TYPE, VHOST_USER_DEVICES, has_dbus_display, probe
 
-RECIPE: Final = 1  # raise it when the layout of the entry changes
+RECIPE: Final = 2  # raise it when the layout of the entry changes
+# A note for each recipe: versions of this program that share a cache do not undo each other's work.
+_NOTE: Final = f"qemu-private-{RECIPE}"
 SUITE: Final = "trixie-backports"
 BASE_SUITE: Final = "trixie"
 NAME: Final = "qemu-system-x86_64"
@@ -31,6 +33,9 @@ _UNUSED: Final = re.compile(
     r"lib(systemd-shared|nss3|nspr4|sqlite3.*|asound.*|brlapi.*|cacard0|pcsclite1|ncurses.*|tinfo6|pam.*|audit.*"
     r"|sema.*|sepol.*|db5.*|debconf.*|cap-ng0|acl1|attr1|bsd0|md0|usb.*|bz2.*|crypt1)"
 )
+# QEMU's D-Bus display, by which a guest is told of a display's new mode, and the libraries that it loads.
+_DISPLAY_PACKAGE: Final = "qemu-system-modules-opengl"
+_DISPLAY: Final = frozenset((_DISPLAY_PACKAGE, "libepoxy0", "libgbm1", "libdrm2", "libexpat1"))
 _DROPPED: Final = (
     "usr/share/doc",
     "usr/share/man",
@@ -43,6 +48,7 @@ _DROPPED: Final = (
 @dataclass(frozen=True, slots=True)
 class Qemu:
     """A QEMU: `argv` starts it (append options), `device_types` are those that were seen to start under TCG.
+    With `has_dbus_display` it started with `-display dbus,p2p=yes`.
 
     The private one has no iPXE ROMs: give an emulated NIC `romfile=` (empty).
     """
@@ -51,6 +57,7 @@ class Qemu:
     version: str
     source: Literal["system", "private"]
     device_types: frozenset[str]
+    has_dbus_display: bool
 
     def has(self, device_type: str) -> bool:
         """True when `-device <device_type>` can be started by this QEMU on this machine."""
@@ -108,13 +115,19 @@ def _system(cache: Cache) -> Qemu | None:
             version, types = probe((path,))
         except ImageError:  # present and broken: as good as absent
             version, types = "", frozenset()
-        note = {"identity": identity, "version": version, "device_types": sorted(types)}
+        has_display = bool(version) and has_dbus_display((path,))
+        note = {
+            "identity": identity,
+            "version": version,
+            "device_types": sorted(types),
+            "has_dbus_display": has_display,
+        }
         cache.write_note("qemu-system", note)
     return _qemu((path,), "system", note) if note["version"] else None
 
 
 def _private(cache: Cache, *, provision: bool, refresh: bool) -> Qemu | None:
-    note = cache.read_note("qemu-private")
+    note = cache.read_note(_NOTE)
     if not refresh and note is not None and note.get("recipe") == RECIPE:
         entry = cache.path("qemu", note["inputs"])
         if entry.is_dir():
@@ -129,6 +142,7 @@ def _private(cache: Cache, *, provision: bool, refresh: bool) -> Qemu | None:
             for name in apt.closure("qemu-system-x86", suite=SUITE)
             if _WANTED.fullmatch(name) and not _UNUSED.fullmatch(name)
         ]
+        names += sorted(_DISPLAY.intersection(apt.closure(_DISPLAY_PACKAGE, suite=SUITE)) - set(names))
         specs = [f"{name}/{SUITE}" if name.startswith("qemu") else name for name in names]
         inputs = {"recipe": RECIPE, "packages": [[p.file, p.sha256] for p in apt.resolve(specs)]}
 
@@ -138,8 +152,14 @@ def _private(cache: Cache, *, provision: bool, refresh: bool) -> Qemu | None:
 
         entry = cache.build("qemu", inputs, make)
     version, types = probe(_argv(entry))
-    note = {"recipe": RECIPE, "inputs": inputs, "version": version, "device_types": sorted(types)}
-    cache.write_note("qemu-private", note)
+    note = {
+        "recipe": RECIPE,
+        "inputs": inputs,
+        "version": version,
+        "device_types": sorted(types),
+        "has_dbus_display": has_dbus_display(_argv(entry)),
+    }
+    cache.write_note(_NOTE, note)
     return _qemu(_argv(entry), "private", note)
 
 
@@ -164,4 +184,5 @@ def _argv(entry: Path) -> tuple[str, ...]:
 
 
 def _qemu(argv: tuple[str, ...], source: Literal["system", "private"], note: Mapping[str, Any]) -> Qemu:
-    return Qemu(argv, str(note["version"]), source, frozenset(note["device_types"]))
+    types = frozenset(note["device_types"])
+    return Qemu(argv, str(note["version"]), source, types, bool(note["has_dbus_display"]))

@@ -53,6 +53,15 @@ def probe(argv: Sequence[str]) -> tuple[str, frozenset[str]]:
     return version, creatable - VHOST_USER_DEVICES.keys() | frozenset(wanted)
 
 
+def has_dbus_display(argv: Sequence[str]) -> bool:
+    """Whether QEMU starts with the display that other processes reach by D-Bus, without a bus."""
+    try:
+        _start(argv, (), display="dbus,p2p=yes")
+    except ImageError:
+        return False
+    return True
+
+
 def _starts(argv: Sequence[str], kinds: Sequence[str]) -> bool:
     try:
         _start(argv, kinds)
@@ -61,12 +70,12 @@ def _starts(argv: Sequence[str], kinds: Sequence[str]) -> bool:
     return True
 
 
-def _start(argv: Sequence[str], kinds: Sequence[str]) -> tuple[str, frozenset[str]]:
+def _start(argv: Sequence[str], kinds: Sequence[str], *, display: str = "none") -> tuple[str, frozenset[str]]:
     """Start QEMU with `kinds`, return its version and its user-creatable types, and end it."""
     command = [
         *argv, "-M", "q35,memory-backend=m", "-m", "32M", "-accel", "tcg", "-S", "-qmp", "stdio",
         "-object", "memory-backend-memfd,id=m,size=32M,share=on",
-        "-nodefaults", "-no-user-config", "-nic", "none", "-display", "none",
+        "-nodefaults", "-no-user-config", "-nic", "none", "-display", display,
     ]  # fmt: skip
     pairs = [socket.socketpair() for _ in kinds]
     threads = [threading.Thread(target=_answer, args=(ours,)) for _, ours in pairs]

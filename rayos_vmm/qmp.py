@@ -99,6 +99,7 @@ class Qmp:
         self._events: deque[QmpEvent] = deque(maxlen=EVENTS_MAXIMUM)
         self._news = trio.Event()
         self._lost = trio.Event()
+        self._handing_over = trio.Lock()
         self.events_dropped = 0
 
     @property
@@ -140,6 +141,21 @@ class Qmp:
             except (ExecInterruptedError, StateError, QMPError, OSError, EOFError):
                 raise GuestGone(f"QEMU went away while executing {command}") from None
         raise Timeout_(f"QEMU did not answer {command} within {timeout_s:g} s")
+
+    async def hand_over(self, fd: int, name: str) -> None:
+        """Give QEMU a copy of a descriptor, by the name that a command then uses (`getfd`).
+
+        Raises:
+            QmpRefused, GuestGone, Timeout_: as `execute`.
+        """
+        if self._lost.is_set():
+            raise GuestGone("QEMU is gone; it takes no descriptor")
+        async with self._handing_over:
+            try:
+                self._client.send_fd_scm(fd)
+            except (QMPError, OSError):
+                raise GuestGone("QEMU went away while it was handed a descriptor") from None
+            await self.execute("getfd", {"fdname": name})
 
     async def next_event(self) -> QmpEvent:
         """The next event, oldest first; cancellation loses none.

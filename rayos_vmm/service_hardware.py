@@ -54,7 +54,16 @@ def _devices(
     if spec.gpu.enabled:
         width, height = spec.gpu.width, spec.gpu.height
         devices.append(
-            Device(kind="gpu", name="gpu", quota_bytes=quota.gpu_memory_bytes, width=width, height=height)
+            Device(
+                kind="gpu",
+                name="gpu",
+                quota_bytes=quota.gpu_memory_bytes,
+                width=width,
+                height=height,
+                # Its first mode stays on offer after a resize: a framebuffer of that size is kept by its driver.
+                modes=((width, height), *spec.gpu.mode_sizes),
+                scanouts=spec.gpu.scanouts,
+            )
         )
         devices += [
             Device(kind="input", name=name, input_kind=name, queue_limit=quota.input_queue)

@@ -100,6 +100,7 @@ class Platform:
             has_pvpanic=True,
             has_console=qemu.has_console,
             has_reconnect_ms=_version(qemu.version) >= (9, 2),
+            has_dbus_display=qemu.has_dbus_display,
             boot=boot,
         )
 

@@ -171,6 +171,10 @@ class Client:
         found: dict[str, Any] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/display"))
         return found
 
+    async def resize(self, name: str, width: int, height: int, scanout: int = 0) -> None:
+        body = {"width": width, "height": height, "scanout": scanout}
+        await self.request("POST", f"{_vm(name)}/display/resize", body=body)
+
     async def wait_damage(
         self, name: str, since: int, scanout: int = 0, *, timeout_s: float = 60.0
     ) -> Damage:

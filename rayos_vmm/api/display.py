@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from rayos_vmm.api.endpoint import PNG, Call, Endpoint
 from rayos_vmm.api.types import Seconds
+from rayos_vmm.config.spec import Side
 from rayos_vmm.vm.view import Damage
 
 Scanout = Annotated[int, Meta(ge=0, le=15, description="monitor; 0 is the first")]
@@ -19,6 +20,14 @@ class ScreenshotQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     scanout: Scanout = 0
     cursor: bool = False
+
+
+class Resize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The mode that a monitor is to prefer."""
+
+    width: Side
+    height: Side
+    scanout: Scanout = 0
 
 
 class DamageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +47,11 @@ async def _damage(call: Call) -> Damage:
     return await call.service.display(call.name).wait_damage(query.since, query.scanout, query.timeout_s)
 
 
+async def _resize(call: Call) -> None:
+    body = call.body
+    await call.service.display(call.name).resize(body.width, body.height, body.scanout)
+
+
 async def _screenshot(call: Call) -> bytes:
     return await call.service.display(call.name).screenshot(call.query.scanout, with_cursor=call.query.cursor)
 
@@ -53,6 +67,13 @@ ENDPOINTS: Final = (
         media=PNG,
     ),
     Endpoint("GET", f"{_VM}/display", _info, "The monitors and their modes", answers=dict[str, Any]),
+    Endpoint(
+        "POST",
+        f"{_VM}/display/resize",
+        _resize,
+        "Give a monitor another mode, and tell the guest",
+        body=Resize,
+    ),
     Endpoint(
         "GET",
         f"{_VM}/display/damage",

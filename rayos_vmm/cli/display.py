@@ -10,15 +10,19 @@ from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.files import write_file
 from rayos_vmm.cli.output import Output
+from rayos_vmm.config.spec import parse_mode
 
 
 def add_display(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="show|damage", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="show|resize|damage", required=True)
     show = verbs.add_parser("show", help="the monitors: mode, picture, cursor")
+    resize = verbs.add_parser("resize", help="have a monitor prefer another mode, and tell the guest")
     damage = verbs.add_parser("damage", help="wait until a picture changes, and say where")
-    for sub in (show, damage):
+    for sub in (show, resize, damage):
         add_name(sub)
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    resize.add_argument("mode", type=_mode, metavar="WxH", help="in pixels, such as 1920x1080")
+    add_scanout(resize)
     damage.add_argument("--since", type=int, metavar="SERIAL", help="after this change (default: now)")
     damage.add_argument("--timeout", type=duration, default=60.0, help="how long to wait (default: 60s)")
     add_scanout(damage)
@@ -27,6 +31,13 @@ def add_display(parser: argparse.ArgumentParser) -> None:
 def add_scanout(parser: argparse.ArgumentParser) -> None:
     """The argument that chooses a monitor."""
     parser.add_argument("--scanout", type=int, default=0, metavar="N", help="which monitor (default: 0)")
+
+
+def _mode(text: str) -> tuple[int, int]:
+    try:
+        return parse_mode(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _size(pair: dict[str, Any]) -> str:
@@ -48,6 +59,10 @@ async def run_display(args: argparse.Namespace, out: Output) -> None:
                 for one in info["scanouts"]
             ]
             out.table(info, ("SCANOUT", "MODE", "PICTURE", "CURSOR"), rows)
+        case "resize":
+            width, height = args.mode
+            await client.resize(args.name, width, height, args.scanout)
+            out.result({"scanout": args.scanout, "width": width, "height": height})
         case _:
             since = args.since
             if since is None:

@@ -35,7 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "type": ("seat", "type text on the guest's keyboard"),
     "key": ("seat", "press keys together, such as ctrl-alt-delete"),
     "screenshot": ("display", "save what a monitor shows as a PNG"),
-    "display": ("display", "show the monitors, wait for a change"),
+    "display": ("display", "show the monitors, resize one, wait for a change"),
     "events": ("observe", "follow what happens"),
     "stats": ("observe", "show what the devices counted"),
     "leases": ("observe", "show the addresses that our DHCP gave out"),

@@ -86,6 +86,10 @@ def check_shape(spec: VmSpec) -> None:
         raise Invalid(f"quota.net_rate = {spec.quota.net_rate!r}; at least 1kbit/s is needed")
     if spec.quota.disk_rate_bytes_per_second == 0:
         raise Invalid(f"quota.disk_rate = {spec.quota.disk_rate!r}; at least 1B/s is needed")
+    try:
+        _ = spec.gpu.mode_sizes
+    except ValueError as error:
+        raise Invalid(f"gpu.modes: {error}") from None
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

@@ -28,6 +28,10 @@ MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
 # A guest kernel with our initramfs panics below this (reference/qemu.md, 6).
 MEMORY_MINIMUM_BYTES: Final = 96 << 20
 DISKS_MAXIMUM: Final = 8
+SIDE_MINIMUM: Final = 64
+SIDE_MAXIMUM: Final = 4095  # 12 bits in an EDID's detailed timing
+MODES_MAXIMUM: Final = 17  # what an EDID has room for beside the preferred mode and the first one
+SCANOUTS_MAXIMUM: Final = 16  # VIRTIO 1.3, 5.7.6.8: VIRTIO_GPU_MAX_SCANOUTS
 QUEUES_MAXIMUM: Final = 16
 #: Queues of a device that was not told how many: one a CPU, so that no two CPUs share a lock, up to this.
 QUEUES_DEFAULT: Final = 4
@@ -38,6 +42,9 @@ Name = Annotated[
     Meta(pattern=NAME_PATTERN, description="1 to 32 of a-z, 0-9 and -, no - at the ends", examples=["dev"]),
 ]
 
+
+Side = Annotated[int, Meta(ge=SIDE_MINIMUM, le=SIDE_MAXIMUM, description="pixels")]
+Mode = Annotated[str, Meta(pattern=r"^[0-9]{2,4}x[0-9]{2,4}$", examples=["1920x1080"])]
 
 CapabilityName = Literal[
     "CAP_NET", "CAP_DISK_R", "CAP_DISK_W", "CAP_GPU", "CAP_INPUT", "CAP_CONSOLE_R", "CAP_CONSOLE_W"
@@ -67,11 +74,21 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The display; off means no GPU and no keyboard, mouse and tablet."""
+    """The display; off means no GPU and no keyboard, mouse and tablet.
+
+    Every one of the `scanouts` monitors prefers `width` by `height`, and can do `modes` as well.
+    """
 
     enabled: bool = True
-    width: Annotated[int, Meta(ge=64, le=4096)] = 1280
-    height: Annotated[int, Meta(ge=64, le=4096)] = 800
+    width: Side = 1280
+    height: Side = 800
+    modes: Annotated[list[Mode], Meta(max_length=MODES_MAXIMUM)] = []
+    scanouts: Annotated[int, Meta(ge=1, le=SCANOUTS_MAXIMUM)] = 1
+
+    @property
+    def mode_sizes(self) -> list[tuple[int, int]]:
+        """`modes` as width and height in pixels, each once."""
+        return [parse_mode(text) for text in dict.fromkeys(self.modes)]
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -192,6 +209,21 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def is_our_guest(self) -> bool:
         """True when RayOS's own kernel and initramfs are booted."""
         return self.kernel is None and self.initrd is None and self.cdrom is None and self.firmware is None
+
+
+def parse_mode(text: str) -> tuple[int, int]:
+    """Width and height of `1920x1080`.
+
+    Raises:
+        ValueError: it is no mode, or one that no monitor of ours has.
+    """
+    width, separator, height = text.partition("x")
+    sides = [int(side) for side in (width, height) if side.isdecimal()]
+    if not separator or len(sides) != 2 or not all(SIDE_MINIMUM <= side <= SIDE_MAXIMUM for side in sides):
+        raise ValueError(
+            f"{text!r} is not a mode: such as 1920x1080, {SIDE_MINIMUM} to {SIDE_MAXIMUM} pixels a side"
+        )
+    return sides[0], sides[1]
 
 
 def is_name(text: str) -> bool:

@@ -156,7 +156,8 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     if sockets.gpu is not None:
         kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
         arguments += _vhost_user("gpu0", sockets.gpu)
-        arguments += ["-device", f"{kind},chardev=gpu0,xres={spec.gpu.width},yres={spec.gpu.height}"]
+        outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
+        arguments += ["-device", f"{kind},chardev=gpu0,{outputs}"]
     for name, path_ in (
         ("keyboard", sockets.keyboard),
         ("mouse", sockets.mouse),
@@ -188,6 +189,7 @@ def command_line(
     tpm: Sequence[str] = (),
     has_pvpanic: bool = True,
     has_reconnect_ms: bool = True,
+    has_dbus_display: bool = False,
 ) -> list[str]:
     """The whole command line.
 
@@ -198,6 +200,7 @@ def command_line(
         mac: of the network card; needed when `sockets.net` is there.
         tpm: the arguments that connect the TPM, from `tpm.qemu`.
         has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
+        has_dbus_display: whether a display may be reached by D-Bus (`vm/doorbell.py`).
         has_reconnect_ms: whether a socket chardev takes `reconnect-ms` (QEMU 9.2) or only `reconnect`.
 
     Raises:
@@ -206,7 +209,8 @@ def command_line(
     if spec.memory_bytes % (1 << 20):
         raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
     arguments = [*argv, *_machine(spec, accelerator, boot)]
-    arguments += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-nic", "none"]
+    display = "dbus,p2p=yes" if has_dbus_display and sockets.gpu is not None else "none"
+    arguments += ["-nodefaults", "-no-user-config", "-display", display, "-vga", "none", "-nic", "none"]
     arguments += ["-sandbox", SANDBOX, "-S"]
     # A reset works as on hardware. A panic stops the guest where it is; the service notes it and ends it.
     arguments += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]

@@ -6,6 +6,7 @@ function clears up after a failed start, an ended machine, and a daemon that was
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -196,6 +197,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
             tpm=tpm.arguments if tpm else (),
             has_pvpanic=launch.has_pvpanic,
             has_reconnect_ms=launch.has_reconnect_ms,
+            has_dbus_display=launch.has_dbus_display,
         )
         argv = confined(argv, _reach(machine, launch, plugged, tpm), uid=user("qemu", plugged.slot))
         # Both ends are QEMU's: it neither gets SIGPIPE nor blocks when no daemon reads (a full pipe drops).
@@ -227,14 +229,7 @@ async def build(machine: Machine, house: House) -> None:
         boot = await trio.to_thread.run_sync(_own_firmware_variables, launch.boot, machine.state_directory)
     except OSError as error:
         raise Busy(f"{error.filename or machine.runtime}: {error.strerror}") from None
-    launch = Launch(
-        argv=launch.argv,
-        accelerator=launch.accelerator,
-        has_pvpanic=launch.has_pvpanic,
-        has_console=launch.has_console,
-        has_reconnect_ms=launch.has_reconnect_ms,
-        boot=boot,
-    )
+    launch = dataclasses.replace(launch, boot=boot)
     plugged = await _plug(machine, house, launch, disks)
     machine.note_stage("devices", trio.current_time())
     tpm = await _start_tpm(machine, house, launch.boot)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import trio
 
 from rayos_vmm.errors import Timeout_
+from rayos_vmm.vm.doorbell import open_doorbell
 from rayos_vmm.vm.machine import PICTURE, Machine
 from rayos_vmm.vm.picture import encode_png
 from rayos_vmm.vm.seat import worker_errors
@@ -50,6 +51,21 @@ class MachineDisplay:
         raise Timeout_(
             f"{self._machine.name}: nothing changed on scanout {scanout} within {timeout_s:g} s after {since}"
         )
+
+    async def resize(self, width: int, height: int, scanout: int = 0) -> None:
+        """Gives a monitor another preferred mode, and tells the guest to look; what it does about it is its own matter.
+
+        The mode outlives the guest's reset and the worker, not the machine's stop.
+
+        Raises:
+            NoDoorbell: a running guest of this QEMU cannot be told; nothing was changed.
+        """
+        machine = self._machine
+        worker, qmp = machine.need_worker(), machine.need_qmp()
+        async with machine.display_lock, open_doorbell(qmp) as doorbell:
+            with worker_errors(machine):
+                await worker.gpu_resize(scanout, width, height)
+            await doorbell.ring(scanout, width, height)
 
     async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> bytes:
         """A monitor's picture as a PNG: our GPU's, or QEMU's while the guest shows a plain VGA screen."""

@@ -58,6 +58,7 @@ class Machine:
         self.serial_stream: trio.SocketStream | None = None
         self.serial_lock = trio.Lock()
         self.picture_lock = trio.Lock()
+        self.display_lock = trio.Lock()
         self._changed = trio.Event()
         self._start_clock = 0.0
 

@@ -210,6 +210,10 @@ class WorkerClient:
             pixels = file.read()
         return Frame(head["width"], head["height"], head["stride"], pixels, head["serial"])
 
+    async def gpu_resize(self, scanout: int, width: int, height: int) -> None:
+        """Give a scanout another mode; the guest learns of it when QEMU tells it to look."""
+        await self._client.call("gpu.resize", scanout=scanout, width=width, height=height)
+
     async def wait_damage(self, since: int, scanout: int = 0) -> tuple[int, int, int, int, int]:
         """What changed on a scanout after serial `since`, once something has: serial, x, y, width, height."""
         client = PacketClient(self._path)

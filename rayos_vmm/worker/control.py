@@ -63,6 +63,7 @@ class Control:
             "gpu.info": self._gpu_info,
             "gpu.frame": self._gpu_frame,
             "gpu.wait": self._gpu_wait,
+            "gpu.resize": self._gpu_resize,
         }
         self._clients = Clients(loop, control, MAX_CLIENTS, self._answer, self._closed)
         self._retrying = False
@@ -193,6 +194,10 @@ class Control:
             "serial": frame.serial,
         }
         return fields, b"", [fd]
+
+    def _gpu_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
+        self._gpu(head).resize(int(head["scanout"]), int(head["width"]), int(head["height"]))
+        return {}, b"", []
 
     def _gpu_wait(self, head: dict[str, Any], _data: bytes) -> Answer:
         damage = self._gpu(head).screen.damage_since(int(head["since"]), int(head["scanout"]))

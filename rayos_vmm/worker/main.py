@@ -131,6 +131,8 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
                 loop,
                 width=device.width,
                 height=device.height,
+                modes=device.modes,
+                scanouts=device.scanouts,
                 quota_bytes=device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES,
                 heap_fd=memory.bulk_fd,
                 state=state,

@@ -30,9 +30,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     #: input
     input_kind: Literal["keyboard", "mouse", "tablet"] = "keyboard"
     queue_limit: int = 64
-    #: gpu, pixels
+    #: gpu, pixels; modes beside them
     width: int = 1280
     height: int = 800
+    modes: tuple[tuple[int, int], ...] = ()
+    scanouts: int = 1
     #: console: names of the ports; port 0 is the console.
     ports: tuple[str, ...] = ("",)
     #: console, where QEMU has no vhost-user console: one `<name>.<port>.sock` a port for its chardevs.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.config.spec import Disk, Net, VmSpec
+from rayos_vmm.config.spec import Disk, Gpu, Net, VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
@@ -16,7 +16,12 @@ SPEC = VmSpec(name="dev", memory="256MiB", cpus=2)
 
 
 def line(
-    spec: VmSpec = SPEC, boot: Boot | None = None, accelerator: str = "tcg", mac: str = "", **sockets: object
+    spec: VmSpec = SPEC,
+    boot: Boot | None = None,
+    accelerator: str = "tcg",
+    mac: str = "",
+    has_dbus_display: bool = False,
+    **sockets: object,
 ) -> list[str]:
     return command_line(
         spec,
@@ -26,6 +31,7 @@ def line(
         sockets=Sockets(qmp_fd=10, serial_fd=11, **sockets),  # type: ignore[arg-type]
         mac=mac,
         tpm=("-tpmdev", "x"),
+        has_dbus_display=has_dbus_display,
     )
 
 
@@ -77,7 +83,7 @@ def test_every_device_is_ours_over_vhost_user() -> None:
         "vhost-user-blk-pci,chardev=disk0,num-queues=2,bootindex=1",
         "vhost-user-blk-pci,chardev=disk1,num-queues=16,bootindex=2",
         "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=1500,romfile=",
-        "vhost-user-gpu-pci,chardev=gpu0,xres=1280,yres=800",
+        "vhost-user-gpu-pci,chardev=gpu0,max_outputs=1,xres=1280,yres=800",
         "vhost-user-input-pci,chardev=keyboard",
         "vhost-user-input-pci,chardev=mouse",
         "vhost-user-input-pci,chardev=tablet",
@@ -85,6 +91,18 @@ def test_every_device_is_ours_over_vhost_user() -> None:
     ]
     assert "socket,id=disk0,path=/r,,n/d0" in values(arguments, "-chardev")
     assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0,queues=1"]
+
+
+def test_a_display_is_reached_by_dbus_where_that_works() -> None:
+    """Only a machine with a display, in a QEMU that has that; as many monitors as asked for."""
+    spec = VmSpec(name="dev", gpu=Gpu(scanouts=3, width=640, height=480))
+    arguments = line(spec, gpu=Path("/r/gpu"), has_dbus_display=True)
+    assert values(arguments, "-display") == ["dbus,p2p=yes"]
+    assert (
+        values(arguments, "-device")[1] == "vhost-user-gpu-pci,chardev=gpu0,max_outputs=3,xres=640,yres=480"
+    )
+    assert values(line(has_dbus_display=True), "-display") == ["none"]
+    assert values(line(gpu=Path("/r/gpu")), "-display") == ["none"]
 
 
 def test_a_qemu_without_the_console_device_gets_plain_ports() -> None:
@@ -119,7 +137,7 @@ def test_kernels_disks_and_firmware_are_passed_as_they_are() -> None:
     assert "ide-cd,drive=cd0,bus=ide.0,bootindex=0" in values(iso, "-device")
     assert "file.filename=/a,,b.iso" in values(iso, "-blockdev")[0]
     assert "sata=on" in values(iso, "-machine")[0]
-    assert "vhost-user-vga,chardev=gpu0,xres=1280,yres=800" in values(iso, "-device")
+    assert "vhost-user-vga,chardev=gpu0,max_outputs=1,xres=1280,yres=800" in values(iso, "-device")
     uefi = line(
         boot=Boot(
             firmware=Path("/code.fd"),
