@@ -411,6 +411,10 @@ class Service:
                 machine.record.address = address
                 machine.wake()
 
+    def machines_by_mac(self) -> dict[str, str]:
+        """The name of the machine that has a card, by its MAC."""
+        return {one.record.mac: one.name for one in self._machines.values() if one.record.mac}
+
     def _notice(self) -> None:
         activity, self._activity = self._activity, trio.Event()
         activity.set()
@@ -484,6 +488,8 @@ class Service:
     async def _forget(self, machine: Machine) -> None:
         await self._parts.store.delete(machine.name)
         await self.policy.forget(machine.name)
+        if machine.record.mac:
+            self._parts.network.forget(machine.record.mac)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)
@@ -555,7 +561,7 @@ async def open_service(
         )
         send, receive = trio.open_memory_channel[tuple[_Life, Machine]](0)
         service = Service(parts, house, send)
-        parts.network.on_lease(service.note_lease)
+        parts.network.on_lease(service.note_lease, machines=service.machines_by_mac)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.run_jobs, receive)
             await service.adopt_all()

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from net.naming import mac, tap_name
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, Invalid, NotFound
 from rayos_vmm.events import EventLog
+from rayos_vmm.service_names import DOMAIN, GuestNames
 
 LOG: Final = logging.getLogger(__name__)
 _ALTERNATIVES: Final = ipaddress.IPv4Network("10.86.0.0/16")
@@ -42,6 +43,8 @@ class HostNetwork:
         self.bridge = config.bridge
         self.subnet = config.network_address
         self.trouble = ""
+        self.names = GuestNames()
+        self._resolver = config.resolver
         self._dhcp: DhcpService | None = None
         self._on_lease: Callable[[str, str], None] = lambda mac, address: None
 
@@ -49,9 +52,12 @@ class HostNetwork:
         """The address that a machine's network card has unless the specification says otherwise."""
         return mac(vm)
 
-    def on_lease(self, callback: Callable[[str, str], None]) -> None:
-        """Calls `callback(mac, address)` whenever a lease is given."""
+    def on_lease(
+        self, callback: Callable[[str, str], None], *, machines: Callable[[], Mapping[str, str]] = dict
+    ) -> None:
+        """Calls `callback(mac, address)` whenever a lease is given. `machines()`: their names by MAC."""
         self._on_lease = callback
+        self.names.of_machines(machines, [] if self._dhcp is None else self._dhcp.leases())
 
     async def open_tap(self, vm: str, mac: str, *, mtu: int, queues: int) -> tuple[str, list[int]]:
         """A machine's tap in the bridge: its name and a descriptor for each queue, which the caller closes.
@@ -112,6 +118,7 @@ class HostNetwork:
             "subnet": str(self.subnet),
             "leases": dict(sorted(Counter(one.state.value for one in leases).items())),
             "counters": {} if self._dhcp is None else dict(sorted(self._dhcp.counters.items())),
+            "names": self.names.status(),
         }
 
     def release(self, address: str) -> None:
@@ -132,6 +139,12 @@ class HostNetwork:
         if not self._dhcp.release(parsed):
             raise NotFound(f"nobody has a lease for {parsed}", hint="`rayos dhcp leases` lists them")
 
+    def forget(self, mac: str) -> None:
+        """The machine with this card is gone: its lease and its name are free."""
+        for one in [] if self._dhcp is None else self._dhcp.leases():
+            if one.mac == mac and one.state is State.BOUND and self._dhcp is not None:
+                self._dhcp.release(one.address)
+
     def address_of(self, mac: str) -> str | None:
         """The address that a card has a lease for now."""
         if self._dhcp is None:
@@ -143,6 +156,7 @@ class HostNetwork:
         """A lease changed: tell everybody."""
         address, card = str(event.binding.address), event.binding.mac
         events.publish(f"dhcp.{event.kind.value}", None, address=address, mac=card)
+        self.names.take(event.binding)
         if event.kind in (EventKind.BOUND, EventKind.RENEWED):
             self._on_lease(card, address)
 
@@ -185,13 +199,22 @@ class HostNetwork:
     async def serve(
         self, store: Path, events: EventLog, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """DHCP on the bridge until cancelled; trouble ends the network, not the service."""
+        """DHCP and DNS on the bridge until cancelled; trouble ends the network, not the service."""
         is_serving = False
         server = self.subnet.network_address + 1
         first, last = self.subnet.network_address + 2, self.subnet.broadcast_address - 1
-        subnet = SubnetConfig(self.subnet, server, ((first, last),), domain="rayos", probe_seconds=0.0)
         try:
             async with trio.open_nursery() as nursery:
+                names = partial(self.names.serve, self.bridge, self.subnet, self._resolver, events)
+                await nursery.start(names)
+                subnet = SubnetConfig(
+                    self.subnet,
+                    server,
+                    ((first, last),),
+                    dns=(server,) if self.names.is_serving else (),
+                    domain=DOMAIN,
+                    probe_seconds=0.0,
+                )
                 self._dhcp = await nursery.start(
                     lambda task_status: serve_dhcp(
                         self.bridge,

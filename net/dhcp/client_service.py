@@ -168,7 +168,7 @@ async def run_client(
     chance = random.SystemRandom()
     core = Client(config, uniform=chance.uniform, random_xid=lambda: chance.getrandbits(32))
     with (
-        packet_socket.open_dhcp(link, frame.CLIENT_PORT, is_for_any_host=True) as raw,
+        packet_socket.open_udp(link, frame.CLIENT_PORT, is_for_any_host=True) as raw,
         packet_socket.open_arp(link, is_for_any_host=True) as arp,
     ):
         client = DhcpClient(core, Clock(), raw, arp, events)

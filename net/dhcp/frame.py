@@ -29,6 +29,7 @@ class Datagram(NamedTuple):
     hardware: bytes  # the sender's
     source: int
     destination: int
+    source_port: int
     payload: bytes
 
 
@@ -63,6 +64,7 @@ def datagram(frame: bytes, port: int) -> Datagram | None:
         frame[6:12],
         int.from_bytes(frame[26:30], "big"),
         int.from_bytes(frame[30:34], "big"),
+        int.from_bytes(frame[at : at + 2], "big"),
         frame[at + 8 : at + length],
     )
 

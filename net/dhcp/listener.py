@@ -1,4 +1,4 @@
-"""Where a server's datagrams come in: one socket on a plain link, one for each port of a bridge (trio).
+"""Where datagrams to a server's UDP port come in: one socket on a plain link, one for each port of a bridge (trio).
 
 A port of a bridge has a socket of its own, so a datagram's port is certain whatever addresses a guest forges,
 and a flood fills that port's receive buffer and nobody else's. Each is served by a task of its own, a small
@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from net.dhcp import frame, packet_socket
+from net.dhcp import packet_socket
 from net.dhcp.packet_socket import LinkGone
 from net.dhcp.ports import PortWatch
 
@@ -33,12 +33,22 @@ Settle = Callable[[], float]  # after a batch; returns the seconds until the nex
 
 
 class Listener:
-    """The sockets on `link` and what reads them. `take` is given each frame, its port "" on a plain link."""
+    """The sockets on `link` and what reads them. `take` is given each frame to UDP port `number` and the bridge's
+    port, "" on a plain link.
+    """
 
     def __init__(
-        self, link: str, *, is_limited: bool, take: Take, settle: Settle, discarded: Callable[[int], None]
+        self,
+        link: str,
+        number: int,
+        *,
+        is_limited: bool,
+        take: Take,
+        settle: Settle,
+        discarded: Callable[[int], None],
     ) -> None:
         self.link = link
+        self._number = number
         self._is_limited = is_limited
         self._take = take
         self._settle = settle
@@ -56,7 +66,7 @@ class Listener:
                 raise LinkGone(error.errno, f"there is no link {self.link}") from error
             raise
         if not self._watch.is_bridge:
-            self._plain = stack.enter_context(packet_socket.open_dhcp(self.link, frame.SERVER_PORT))
+            self._plain = stack.enter_context(packet_socket.open_udp(self.link, self._number))
 
     async def run(self) -> None:
         """Read until cancelled. Raises LinkGone when the link was removed."""
@@ -85,12 +95,17 @@ class Listener:
         size = PORT_BUFFER_SIZE if self._is_limited else packet_socket.RECEIVE_BUFFER_SIZE
         with scope:
             try:
-                sock = packet_socket.open_dhcp_on_port(name, frame.SERVER_PORT, buffer_size=size)
+                sock = packet_socket.open_udp_on_port(name, self._number, buffer_size=size)
             except LinkGone:
                 return  # the kernel tells it too
             except OSError as error:
-                why = {"link": self.link, "port": name, "error": str(error.strerror)}
-                log.error("A port of the bridge gets no DHCP", extra=why)
+                why = {
+                    "udp_port": self._number,
+                    "link": self.link,
+                    "port": name,
+                    "error": str(error.strerror),
+                }
+                log.error("A port of the bridge is not served", extra=why)
                 return
             with sock:
                 await self._read(sock, name, PORT_BATCH if self._is_limited else BATCH)

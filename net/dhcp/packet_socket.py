@@ -1,4 +1,4 @@
-"""Raw sockets on one link: DHCP datagrams and ARP with a kernel filter in front (packet(7), socket(7)).
+"""Raw sockets on one link: datagrams to one UDP port, and ARP, with a kernel filter in front (packet(7), socket(7)).
 
 Invariant: a socket receives only frames that came in on its link for this host or for all (no VLAN tag, no
 fragment), and its filter is set before it is bound, so nothing slips in first. Closing is the caller's.
@@ -23,7 +23,9 @@ RECEIVE_BUFFER_SIZE: Final = 4 << 20  # a burst of 1000 clients exceeds the defa
 
 _ANCILLARY: Final = 0xFFFFF000  # SKF_AD_OFF: what the kernel knows beside the bytes
 _PACKET_TYPE: Final = _ANCILLARY + 4  # 0 to us, 1 to all, 2 to a group, 3 to another host, 4 outgoing
+_INTERFACE_INDEX: Final = _ANCILLARY + 8
 _VLAN_PRESENT: Final = _ANCILLARY + 48
+_LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
 _LOAD_HALF_INDEXED: Final = 0x48  # BPF_LD | BPF_H | BPF_IND
@@ -40,7 +42,7 @@ class LinkGone(OSError):
     """The link does not exist (any more)."""
 
 
-def open_dhcp(link: str, port: int, *, is_for_any_host: bool = False) -> socket.socket:
+def open_udp(link: str, port: int, *, is_for_any_host: bool = False) -> socket.socket:
     """A non-blocking socket that receives UDP datagrams to `port` on `link` as whole frames, and sends frames.
 
     With `is_for_any_host` also those to other hosts' hardware addresses (the link is promiscuous meanwhile).
@@ -49,8 +51,8 @@ def open_dhcp(link: str, port: int, *, is_for_any_host: bool = False) -> socket.
     return _open(link, ETH_P_IP, _datagrams(port, is_for_any_host), is_for_any_host)
 
 
-def open_dhcp_on_port(link: str, port: int, *, buffer_size: int = RECEIVE_BUFFER_SIZE) -> socket.socket:
-    """As open_dhcp, on a port of a bridge: it sees what comes in there before the bridge takes it away, and
+def open_udp_on_port(link: str, port: int, *, buffer_size: int = RECEIVE_BUFFER_SIZE) -> socket.socket:
+    """As open_udp, on a port of a bridge: it sees what comes in there before the bridge takes it away, and
     also what is for the bridge's own address, not the port's.
     """
     # Only a socket for all protocols stands before the bridge; the filter keeps IPv4.
@@ -58,13 +60,13 @@ def open_dhcp_on_port(link: str, port: int, *, buffer_size: int = RECEIVE_BUFFER
 
 
 def open_sender(link: str) -> socket.socket:
-    """A non-blocking socket that sends whole frames on `link` and receives none. Raises as open_dhcp."""
+    """A non-blocking socket that sends whole frames on `link` and receives none. Raises as open_udp."""
     return _open(link, ETH_P_IP, [(_RETURN, 0, 0, 0)], False)
 
 
 def open_arp(link: str, *, is_for_any_host: bool = False) -> socket.socket:
     """A non-blocking socket that receives ARP on `link` as whole frames, and sends frames. Raises as
-    open_dhcp.
+    open_udp.
     """
     program: list[_Instruction] = [
         (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
@@ -113,6 +115,18 @@ def set_receive_buffer(sock: socket.socket, size: int) -> None:
 def refuse_input(sock: socket.socket) -> None:
     """Let the socket receive nothing: it holds a port and sends."""
     _attach(sock, [(_RETURN, 0, 0, 0)])
+
+
+def accept_from_this_host(sock: socket.socket) -> None:
+    """Let the socket receive only what comes over the loopback link: from processes of this host."""
+    loopback = socket.if_nametoindex("lo")
+    program: list[_Instruction] = [
+        (_LOAD_WORD, 0, 0, _INTERFACE_INDEX),
+        (_EQUAL, 0, 1, loopback),
+        (_RETURN, 0, 0, 0xFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+    _attach(sock, program)
 
 
 def _open(

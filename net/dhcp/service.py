@@ -71,6 +71,7 @@ class DhcpService:
         self._everyone = (BROADCAST, int(config.network.broadcast_address))
         self._listener = Listener(
             link,
+            frame.SERVER_PORT,
             is_limited=config.limits.requests_per_second is not None,
             take=self._take,
             settle=self._settle,

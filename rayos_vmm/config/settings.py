@@ -12,19 +12,23 @@ from rayos_vmm.config.units import Duration, parse_duration
 from rayos_vmm.errors import Invalid
 
 IFNAMSIZ: Final = 16  # linux/if.h, with the NUL
+_OCTET: Final = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+RESOLVER_PATTERN: Final = rf"^(|host|{_OCTET}(\.{_OCTET}){{3}})$"
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the daemon itself behaves.
 
     `subnet` is where guests live; the bridge gets its first address. When it collides with a route of the
-    host the next free one of 10.86.0.0/16 is taken, unless `subnet_is_fixed`.
+    host the next free one of 10.86.0.0/16 is taken, unless `subnet_is_fixed`. `resolver` is who is asked for names
+    that are no guest's: nobody (""), the "host"'s own name server, or an address.
     """
 
     bridge: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,14}$")] = "rayos0"
     subnet: str = "10.86.0.0/24"
     subnet_is_fixed: bool = False
     network: bool = True
+    resolver: Annotated[str, Meta(pattern=RESOLVER_PATTERN)] = ""
     start_timeout: Duration = "60s"
     idle_exit: Duration = "10s"
 

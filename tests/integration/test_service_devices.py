@@ -58,6 +58,8 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
             (view.address, view.mac)
         ]
         await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
+        assert f"Address: {view.address}" in await succeed(service, "nslookup svc.guest.rayos")
+        assert "name = svc.guest.rayos" in await succeed(service, f"nslookup {view.address}")
 
         assert (await succeed(service, "blockdev --getsize64 /dev/vda")).strip() == str(16 << 20)
         assert (await succeed(service, "cat /sys/block/vda/serial")).strip() == "sixteen"

@@ -17,7 +17,7 @@ from net.dhcp.message import Message, MessageType
 
 def main(link: str, clients: int, seconds: float) -> int:
     """Run until every client has its address (status 0) or the time is over (status 1)."""
-    sock = packet_socket.open_dhcp(link, frame.CLIENT_PORT)
+    sock = packet_socket.open_udp(link, frame.CLIENT_PORT)
     waiting: dict[int, tuple[MessageType, dict[int, bytes]]] = {
         client: (MessageType.DISCOVER, {}) for client in range(clients)
     }

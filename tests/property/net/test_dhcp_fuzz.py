@@ -185,7 +185,7 @@ def test_frames_read_back_and_scapy_agrees_with_the_checksum() -> None:
     del seen[IP].chksum
     assert IP(bytes(seen[IP])).chksum == stated
     assert bytes(seen[UDP].payload) == b"x" * 301
-    assert frame.datagram(data, 68) == (b"\2" * 6, 0x0A050001, 0x0A0500FE, b"x" * 301)
+    assert frame.datagram(data, 68) == (b"\2" * 6, 0x0A050001, 0x0A0500FE, 67, b"x" * 301)
     probe = Ether(frame.arp_frame(b"\2" * 6, 0, 0x0A0500FE))[ARP]
     assert (probe.op, probe.psrc, probe.pdst, probe.hwdst) == (
         1,
