@@ -1,6 +1,7 @@
 # C types of bucket.py.
 cimport cython
 
+@cython.final
 cdef class TokenBucket:
     cdef public double rate, burst
     cdef double _level

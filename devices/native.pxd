@@ -36,6 +36,7 @@ cpdef bint take_signal(int fd) noexcept
 cpdef int enter(int fd, unsigned int to_submit, unsigned int min_complete, unsigned int flags) noexcept
 cpdef void copy(unsigned long long target, unsigned long long source, unsigned long long size) noexcept
 
+@cython.final
 cdef class Buffers:
     cdef readonly unsigned int count
     cdef readonly unsigned long long total

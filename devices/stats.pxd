@@ -3,6 +3,7 @@ cimport cython
 
 cdef int _BUCKETS, _WORDS
 
+@cython.final
 cdef class Stats:
     cdef readonly tuple ops
     cdef readonly unsigned long long[::1] words

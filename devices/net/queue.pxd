@@ -5,6 +5,7 @@ from devices.native cimport Buffers, copy, signal, take_signal
 cdef unsigned int LIMIT, LIMIT_MASK, HEADER_BYTES, ADDRESS_BYTES
 cdef unsigned long long ROOM_BYTES
 
+@cython.final
 cdef class FrameQueue:
     cdef readonly int fd
     cdef unsigned long long _address

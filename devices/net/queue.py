@@ -38,6 +38,8 @@ class FrameQueue:
     def push(self, buffers: Buffers) -> int:
         """Keep a copy of a frame with its header; its bytes."""
         size = buffers.total
+        if self._count == 0:
+            self._end = 0  # memory that was just read from is still in the cache
         start = self._end
         if start + size > ROOM_BYTES:
             while self._count and self._starts[self._first & LIMIT_MASK] >= start:

@@ -1,6 +1,7 @@
 # C types of memory.py.
 cimport cython
 
+@cython.final
 cdef class Region:
     cdef readonly object spec
     cdef readonly object view
@@ -17,6 +18,7 @@ cdef class Region:
     @cython.locals(copy=Region)
     cpdef Region copy(self, unsigned long long start, unsigned long long length)
 
+@cython.final
 cdef class GuestMemory:
     cdef readonly list regions
     cdef Region _last

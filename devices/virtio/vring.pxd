@@ -7,6 +7,7 @@ cdef int DESC_F_NEXT, DESC_F_WRITE, DESC_F_INDIRECT, AVAIL_F_NO_INTERRUPT
 cdef int DESCRIPTOR_BYTES, MAX_QUEUE_SIZE, NOTHING
 cdef unsigned long long MAX_CHAIN_BYTES
 
+@cython.final
 cdef class Vring:
     cdef readonly int index
     cdef readonly unsigned int size
@@ -36,12 +37,12 @@ cdef class Vring:
     cpdef unpop(self, unsigned int head)
     @cython.locals(address=cython.ulonglong, length=cython.uint, flags=cython.uint, following=cython.uint,
                    seen=cython.uint, limit=cython.uint, is_sound=cython.bint)
-    cdef bint _walk(self, unsigned int head) except *
+    cdef bint _walk(self, unsigned int head) except -1
     @cython.locals(limit=cython.uint, region=Region, base=cython.ulonglong, at=cython.ulonglong, seen=cython.uint,
                    index=cython.uint, is_sound=cython.bint)
-    cdef bint _walk_indirect(self, unsigned long long address, unsigned int length, unsigned int flags) except *
+    cdef bint _walk_indirect(self, unsigned long long address, unsigned int length, unsigned int flags) except -1
     @cython.locals(region=Region)
-    cdef bint _add(self, unsigned long long address, unsigned int length, unsigned int flags) except *
+    cdef bint _add(self, unsigned long long address, unsigned int length, unsigned int flags) except -1
     @cython.locals(position=cython.uint)
     cpdef void push(self, unsigned int head, unsigned int written) noexcept
     @cython.locals(new=cython.uint, old=cython.uint, used_event=cython.uint, notify=cython.bint)

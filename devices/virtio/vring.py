@@ -296,7 +296,8 @@ class Vring:
             return False
         if length == 0:
             return True
-        self.regions[self.count] = region
+        if self.regions[self.count] is not region:
+            self.regions[self.count] = region
         self.starts[self.count] = address - region.guest_address
         self.lengths[self.count] = length
         self.count += 1
