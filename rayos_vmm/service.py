@@ -15,10 +15,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
-import msgspec
 import trio
 
-from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import VmSpec
@@ -28,7 +26,7 @@ from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service_attestation import MachineTpm
 from rayos_vmm.service_open import Parts, open_parts
-from rayos_vmm.vm import card, seat
+from rayos_vmm.vm import card, seat, volume
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
 from rayos_vmm.vm.display import MachineDisplay
@@ -37,7 +35,7 @@ from rayos_vmm.vm.lifecycle import LifeEvent
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.run import adopt_machine, run_machine
-from rayos_vmm.vm.view import Event, ExecResult, ExitReason, NetView, VmState, VmView
+from rayos_vmm.vm.view import DiskView, Event, ExecResult, ExitReason, NetView, VmState, VmView
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
@@ -61,8 +59,6 @@ class Service:
         self._started = time.monotonic()
         self.policy = parts.authority
         self.revisions = parts.revisions
-        self.firewall = parts.firewall
-        self.firewall.save = self._save_firewall
 
     # What there is
 
@@ -106,7 +102,6 @@ class Service:
                 hint=f"choose another name, or remove it: rayos rm {spec.name}",
             )
         check_shape(spec)
-        self.firewall.check(spec.firewall)
         await trio.to_thread.run_sync(lambda: check_host(spec, read_host()))
         if spec.name in self._machines:
             raise Conflict(f"there is a machine {spec.name} already")
@@ -116,7 +111,6 @@ class Service:
             await self._parts.store.save(machine.record)
         except BaseException:
             del self._machines[spec.name]
-            self.firewall.forget(spec.name)
             raise
         self._events.publish("vm.state", spec.name, state=VmState.DEFINED.value)
         return machine.view()
@@ -324,6 +318,27 @@ class Service:
         """What the machine's devices counted."""
         return await self._machine(name).need_worker().stats()
 
+    # Disks
+
+    async def disks(self, name: str) -> builtins.list[DiskView]:
+        """The machine's disks."""
+        machine = self._machine(name)
+        count = len(machine.record.spec.disks)
+        return await trio.to_thread.run_sync(lambda: [volume.view(machine, index) for index in range(count)])
+
+    async def resize_disk(self, name: str, index: int, size_bytes: int) -> DiskView:
+        """Makes a disk larger, also while the guest runs.
+
+        Raises:
+            NotFound: there is no such disk.
+            Invalid: smaller than it is, beyond the quota, read-only, or no file that can grow.
+        """
+        machine = self._machine(name)
+        async with machine.lock:
+            await volume.resize(machine, index, size_bytes)
+            await self._parts.store.save(machine.record)
+            return volume.view(machine, index)
+
     # The network card
 
     async def net(self, name: str) -> NetView:
@@ -410,12 +425,8 @@ class Service:
 
     # Inner workings
 
-    def note_lease(self, mac: str, address: str, is_bound: bool) -> None:
-        """DHCP gave an address to a card, or took it back: it is the address of the machine that has it."""
-        if not is_bound:
-            self.firewall.unbind(mac, address)
-            return
-        self.firewall.bind(mac, address)
+    def note_lease(self, mac: str, address: str) -> None:
+        """DHCP gave an address to a card: it is the address of the machine that has it."""
         for machine in self._machines.values():
             if machine.is_live and machine.record.mac == mac and machine.record.address != address:
                 machine.record.address = address
@@ -440,15 +451,7 @@ class Service:
         name, paths = record.spec.name, self._parts.paths
         machine = Machine(record, self._events, runtime=paths.vm_runtime(name), state=paths.vm_state(name))
         self._machines[name] = machine
-        if record.spec.net.enabled:
-            mac = record.spec.net.mac or self._parts.network.mac(name)
-            self.firewall.define(name, record.spec.firewall, mac)
         return machine
-
-    async def _save_firewall(self, name: str, config: FirewallConfig) -> None:
-        machine = self._machine(name)
-        machine.record.spec = msgspec.structs.replace(machine.record.spec, firewall=config)
-        await self._parts.store.save(machine.record)
 
     def _agent(self, name: str) -> Agent:
         machine = self._machine(name)
@@ -511,7 +514,6 @@ class Service:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)
-        self.firewall.forget(machine.name)
         self._events.publish("vm.removed", machine.name)
         machine.wake()
 
@@ -583,7 +585,6 @@ async def open_service(
         parts.network.on_lease(service.note_lease, machines=service.machines_by_mac)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.run_jobs, receive)
-            nursery.start_soon(service.firewall.run)
             await service.adopt_all()
             yield service
             nursery.cancel_scope.cancel()

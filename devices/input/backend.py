@@ -264,10 +264,10 @@ class InputBackend(DurableBackend):
             CONFIG_BYTES, b"\0"
         )
 
-    def reset(self) -> None:
+    def reset_device(self) -> None:
         self._waiting.clear()
         self._select, self._subsel = Select.UNSET, 0
-        super().reset()
+        super().reset_device()
         self.on_room()
 
     def snapshot(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rayos_vmm.api import console, dhcp, display, events, guest, hierarchy, machines, net, policy, tpm
+from rayos_vmm.api import console, dhcp, disk, display, events, guest, hierarchy, machines, net, policy, tpm
 from rayos_vmm.api.endpoint import JSON, Endpoint, error_response, to_asgi
 from rayos_vmm.api.openapi import CONSOLE_PATH, build
 from rayos_vmm.errors import RayosError
@@ -33,6 +33,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *hierarchy.ENDPOINTS,
     *tpm.ENDPOINTS,
     *dhcp.ENDPOINTS,
+    *disk.ENDPOINTS,
     *net.ENDPOINTS,
 )
 OPENAPI_PATH: Final = "/v1/openapi.json"

@@ -19,7 +19,7 @@ from rayos_vmm import errors
 from rayos_vmm.api.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.api.types import Error
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.vm.view import Damage, Event, ExecResult, VmView
+from rayos_vmm.vm.view import Damage, DiskView, Event, ExecResult, VmView
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 0.5
@@ -161,6 +161,14 @@ class Client:
 
     async def write_file(self, name: str, path: str, data: bytes, *, mode: int = 0o644) -> None:
         await self.request("PUT", f"{_vm(name)}/files", query={"path": path, "mode": mode}, content=data)
+
+    async def disks(self, name: str) -> list[DiskView]:
+        return msgspec.json.decode(await self.request("GET", f"{_vm(name)}/disks"), type=list[DiskView])
+
+    async def resize_disk(self, name: str, size: str, *, disk: int = 0) -> DiskView:
+        body = {"size": size, "disk": disk}
+        answer = await self.request("PUT", f"{_vm(name)}/disks/size", body=body)
+        return msgspec.json.decode(answer, type=DiskView)
 
     async def screenshot(self, name: str, *, scanout: int = 0, with_cursor: bool = False) -> bytes:
         query = {"scanout": scanout, "cursor": "true" if with_cursor else "false"}

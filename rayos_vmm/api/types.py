@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import DISKS_MAXIMUM, VmSpec
+from rayos_vmm.config.units import Size
 from rayos_vmm.policy.audit import RING, Entry
 from rayos_vmm.vm.view import VmView
 
@@ -64,6 +65,13 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         | Annotated[list[str], Meta(min_length=1, max_length=1024)]
     )
     timeout_s: Seconds = 60.0
+
+
+class DiskSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which disk, and how large it is to be: not smaller than it is."""
+
+    size: Size
+    disk: Annotated[int, Meta(ge=0, lt=DISKS_MAXIMUM)] = 0
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

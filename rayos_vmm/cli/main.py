@@ -53,6 +53,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),
+    "disk": ("disk", "list a machine's disks; make one larger"),
     "net": ("net", "show a machine's network card, pull its cable or plug it in"),
     "doctor": ("doctor", "check this machine and say what to do"),
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),

@@ -12,7 +12,6 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.units import (
     Duration,
     Rate,
@@ -192,7 +191,6 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     capabilities: tuple[CapabilityName, ...] = CAPABILITIES
     zone: Name | None = None
     parent: Name | None = None
-    firewall: FirewallConfig = FirewallConfig()
 
     @property
     def memory_bytes(self) -> int:

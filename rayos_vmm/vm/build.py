@@ -21,6 +21,7 @@ from rayos_vmm.config.host import check_host, read_host
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
+from rayos_vmm.vm import volume
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
 from rayos_vmm.vm.confine import Reach, confined, program_directories
@@ -68,7 +69,7 @@ def _make_directories(machine: Machine) -> None:
 def _prepare_disks(spec: VmSpec, directory: Path) -> list[DiskImage]:
     images = []
     for index, disk in enumerate(spec.disks):
-        path = Path(disk.path) if disk.path else directory / f"disk-{index}.img"
+        path = volume.image(disk, index, directory)
         if disk.size is not None and not path.exists():
             temporary = path.with_suffix(".new")
             with temporary.open("wb") as file:
