@@ -33,6 +33,7 @@ MODULES: Final = (
     "devices.blk.ring",
     "devices.net.queue",
     "devices.net.path",
+    "devices.net.filter",
     "devices.net.ring",
 )
 PURE_VARIABLE: Final = "RAYOS_PURE"

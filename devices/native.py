@@ -141,6 +141,20 @@ class Buffers:
             size = 0
         self.count -= first
 
+    def shadow(self, size: int, address: int) -> bool:
+        """Let the first `size` bytes, of more, come from `address`; False, and nothing is changed, without room."""
+        if self.count >= MAX_BUFFERS and self._words[1] > size:
+            return False
+        self.advance(size)
+        for index in range(self.count, 0, -1):
+            self._words[2 * index] = self._words[2 * index - 2]
+            self._words[2 * index + 1] = self._words[2 * index - 1]
+        self._words[0] = address
+        self._words[1] = size
+        self.count += 1
+        self.total += size
+        return True
+
     def read(self, fd: int, offset: int, flags: int) -> int:
         """preadv2."""
         if cython.compiled:

@@ -15,8 +15,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
+import msgspec
 import trio
 
+from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import VmSpec
@@ -59,6 +61,8 @@ class Service:
         self._started = time.monotonic()
         self.policy = parts.authority
         self.revisions = parts.revisions
+        self.firewall = parts.firewall
+        self.firewall.save = self._save_firewall
 
     # What there is
 
@@ -102,6 +106,7 @@ class Service:
                 hint=f"choose another name, or remove it: rayos rm {spec.name}",
             )
         check_shape(spec)
+        self.firewall.check(spec.firewall)
         await trio.to_thread.run_sync(lambda: check_host(spec, read_host()))
         if spec.name in self._machines:
             raise Conflict(f"there is a machine {spec.name} already")
@@ -111,6 +116,7 @@ class Service:
             await self._parts.store.save(machine.record)
         except BaseException:
             del self._machines[spec.name]
+            self.firewall.forget(spec.name)
             raise
         self._events.publish("vm.state", spec.name, state=VmState.DEFINED.value)
         return machine.view()
@@ -425,8 +431,12 @@ class Service:
 
     # Inner workings
 
-    def note_lease(self, mac: str, address: str) -> None:
-        """DHCP gave an address to a card: it is the address of the machine that has it."""
+    def note_lease(self, mac: str, address: str, is_bound: bool) -> None:
+        """DHCP gave an address to a card, or took it back: it is the address of the machine that has it."""
+        if not is_bound:
+            self.firewall.unbind(mac, address)
+            return
+        self.firewall.bind(mac, address)
         for machine in self._machines.values():
             if machine.is_live and machine.record.mac == mac and machine.record.address != address:
                 machine.record.address = address
@@ -451,7 +461,15 @@ class Service:
         name, paths = record.spec.name, self._parts.paths
         machine = Machine(record, self._events, runtime=paths.vm_runtime(name), state=paths.vm_state(name))
         self._machines[name] = machine
+        if record.spec.net.enabled:
+            mac = record.spec.net.mac or self._parts.network.mac(name)
+            self.firewall.define(name, record.spec.firewall, mac)
         return machine
+
+    async def _save_firewall(self, name: str, config: FirewallConfig) -> None:
+        machine = self._machine(name)
+        machine.record.spec = msgspec.structs.replace(machine.record.spec, firewall=config)
+        await self._parts.store.save(machine.record)
 
     def _agent(self, name: str) -> Agent:
         machine = self._machine(name)
@@ -514,6 +532,7 @@ class Service:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)
+        self.firewall.forget(machine.name)
         self._events.publish("vm.removed", machine.name)
         machine.wake()
 
@@ -585,6 +604,7 @@ async def open_service(
         parts.network.on_lease(service.note_lease, machines=service.machines_by_mac)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.run_jobs, receive)
+            nursery.start_soon(service.firewall.run)
             await service.adopt_all()
             yield service
             nursery.cancel_scope.cancel()

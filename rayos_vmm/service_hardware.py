@@ -13,6 +13,7 @@ import msgspec
 
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Busy, GuestGone
+from rayos_vmm.firewall import Firewall
 from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.vm.identity import claim
@@ -20,6 +21,7 @@ from rayos_vmm.vm.process import ProcessId, start_time
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
 from rayos_vmm.worker.spec import Device
+from rayos_vmm.worker.spec import Firewall as WorkerFirewall
 
 log = logging.getLogger(__name__)
 _INPUTS: Final = ("keyboard", "mouse", "tablet")
@@ -75,6 +77,10 @@ def _devices(
     return devices
 
 
+def _judged(device: Device, firewall: WorkerFirewall) -> Device:
+    return msgspec.structs.replace(device, firewall=firewall) if device.kind == "net" else device
+
+
 def _open_disk(disk: DiskImage) -> int:
     try:
         return os.open(disk.path, (os.O_RDONLY if disk.is_read_only else os.O_RDWR) | os.O_CLOEXEC)
@@ -98,11 +104,15 @@ class Targets(Protocol):
 
 
 class WorkerHardware:
-    """The `Hardware` of the real service. Without `gates` every operation may happen."""
+    """The `Hardware` of the real service. Without `gates` every operation may happen, without `firewall` every frame
+    passes."""
 
-    def __init__(self, gates: Gates | None = None, targets: Targets | None = None) -> None:
+    def __init__(
+        self, gates: Gates | None = None, targets: Targets | None = None, firewall: Firewall | None = None
+    ) -> None:
         self._gates = gates
         self._targets = targets
+        self._firewall = firewall
 
     async def plug(
         self,
@@ -130,6 +140,10 @@ class WorkerHardware:
             if self._gates is not None:
                 spec = msgspec.structs.replace(spec, quota=self._gates.cap(spec.name, spec.quota))
             devices = _devices(spec, disks, disk_fds, tap_fds, has_console=has_console)
+            if tap_fds and self._firewall is not None:
+                firewall = self._firewall.plug(spec.name, runtime)
+                fds.append(firewall.page_fd)
+                devices = [_judged(device, firewall) for device in devices]
             gate_fd = -1
             if self._gates is not None:
                 page = self._gates.open(spec.name, runtime, is_new=True)
@@ -183,10 +197,14 @@ class WorkerHardware:
         if self._targets is not None:
             self._targets.attach(runtime.name, runtime)
         try:
+            if self._firewall is not None:
+                await self._firewall.attach(runtime.name, runtime, client)
             yield client
         finally:
             if self._targets is not None:
                 self._targets.detach(runtime.name)
+            if self._firewall is not None:
+                self._firewall.detach(runtime.name)
             client.close()
 
     async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -203,5 +221,7 @@ class WorkerHardware:
         """See `Hardware.unplug`."""
         if self._gates is not None:
             self._gates.close(runtime.name)
+        if self._firewall is not None:
+            self._firewall.detach(runtime.name)
         if start_time(keeper.pid) == keeper.start_time:
             await stop_keeper(Keeper(keeper.pid, runtime))

@@ -46,16 +46,17 @@ class HostNetwork:
         self.names = GuestNames()
         self._resolver = config.resolver
         self._dhcp: DhcpService | None = None
-        self._on_lease: Callable[[str, str], None] = lambda mac, address: None
+        self._on_lease: Callable[[str, str, bool], None] = lambda mac, address, is_bound: None
 
     def mac(self, vm: str) -> str:
         """The address that a machine's network card has unless the specification says otherwise."""
         return mac(vm)
 
     def on_lease(
-        self, callback: Callable[[str, str], None], *, machines: Callable[[], Mapping[str, str]] = dict
+        self, callback: Callable[[str, str, bool], None], *, machines: Callable[[], Mapping[str, str]] = dict
     ) -> None:
-        """Calls `callback(mac, address)` whenever a lease is given. `machines()`: their names by MAC."""
+        """Calls `callback(mac, address, is_bound)` whenever a lease is given, before its guest hears of it, or ends.
+        `machines()`: their names by MAC."""
         self._on_lease = callback
         self.names.of_machines(machines, [] if self._dhcp is None else self._dhcp.leases())
 
@@ -145,20 +146,20 @@ class HostNetwork:
             if one.mac == mac and one.state is State.BOUND and self._dhcp is not None:
                 self._dhcp.release(one.address)
 
-    def address_of(self, mac: str) -> str | None:
-        """The address that a card has a lease for now."""
+    def addresses_of(self, mac: str) -> list[str]:
+        """The addresses that a card has a lease for now."""
         if self._dhcp is None:
-            return None
-        bound = [one for one in self._dhcp.leases() if one.mac == mac and one.state is State.BOUND]
-        return str(bound[0].address) if bound else None
+            return []
+        return [
+            str(one.address) for one in self._dhcp.leases() if one.mac == mac and one.state is State.BOUND
+        ]
 
     def take_event(self, event: LeaseEvent, events: EventLog) -> None:
         """A lease changed: tell everybody."""
         address, card = str(event.binding.address), event.binding.mac
         events.publish(f"dhcp.{event.kind.value}", None, address=address, mac=card)
         self.names.take(event.binding)
-        if event.kind in (EventKind.BOUND, EventKind.RENEWED):
-            self._on_lease(card, address)
+        self._on_lease(card, address, event.kind in (EventKind.BOUND, EventKind.RENEWED))
 
     def _candidates(self, links: Links, *, is_fixed: bool) -> Iterator[ipaddress.IPv4Network]:
         """The subnets to try: what the bridge has already, what is configured, others of the same size."""

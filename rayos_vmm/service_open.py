@@ -15,6 +15,7 @@ import trio
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, one_error
 from rayos_vmm.events import EventLog
+from rayos_vmm.firewall import Firewall
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.revisions import Revisions, load_book
@@ -43,6 +44,7 @@ class Parts:
     tpms: Tpms
     authority: Authority
     revisions: Revisions
+    firewall: Firewall
 
     async def leases(self) -> list[dict[str, Any]]:
         """The leases of our DHCP."""
@@ -119,14 +121,17 @@ async def open_parts(
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
+            firewall = Firewall(lambda: network.subnet)
+            firewall.leases = network.addresses_of
             yield Parts(
                 paths=paths,
                 events=events,
                 store=store,
                 platform=Platform(paths.cache, events),
-                hardware=hardware or WorkerHardware(authority, revisions.broadcaster),
+                hardware=hardware or WorkerHardware(authority, revisions.broadcaster, firewall),
                 network=network,
                 tpms=tpms,
                 authority=authority,
                 revisions=revisions,
+                firewall=firewall,
             )

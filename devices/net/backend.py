@@ -1,9 +1,10 @@
 """The network device: frames between two queues and a port, shaped by a token bucket each way (VIRTIO 1.3, 5.1).
 
 Queue 2n receives (host to guest), queue 2n + 1 transmits, each pair by a port of its own; the rate is that of all pairs
-together. Frames move with one system call each and no copy: the guest's own
-buffers go to writev and readv. What the rate does not allow yet waits where it is, in the ring or in the port's
-queue, so shaping loses nothing here. A frame that the port or the gate refuses is dropped and counted.
+together. Frames move with one system call each and no copy: the guest's own buffers go to writev and readv; where a
+judge is asked (`filter.py`), what it looks at is copied before. What the rate does not allow yet waits where it is, in
+the ring or in the port's queue, so shaping loses nothing here. A frame that the port, the gate or the judge refuses is
+dropped and counted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from devices.bucket import TokenBucket
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
 from devices.native import address_of
+from devices.net.filter import Filter, Judge
 from devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
 from devices.net.port import Port, path_of
 from devices.net.ring import NetRing
@@ -43,7 +45,7 @@ _RETRY_SECONDS: Final = 0.5
 
 class NetBackend(Backend):
     """`ports` has one for each pair of queues. `rate_bytes_per_second` shapes each direction on its own; None is
-    unshaped."""
+    unshaped. Without a `judge` all frames pass."""
 
     device_id = DeviceId.NET
     BUDGET: ClassVar[int] = 256
@@ -55,6 +57,7 @@ class NetBackend(Backend):
         *ports: Port,
         rate_bytes_per_second: float | None = None,
         gate: Gate = OPEN,
+        judge: Judge | None = None,
     ) -> None:
         super().__init__(name, 2 * len(ports), loop, Stats(Op.NET_TX, Op.NET_RX, Op.NET_CONFIG), gate)
         self.ports = ports
@@ -64,11 +67,25 @@ class NetBackend(Backend):
             burst = max(rate_bytes_per_second * _BURST_SECONDS, float(_MAX_BYTES))
             now = loop.now()
             buckets = [TokenBucket(rate_bytes_per_second, burst, now=now) for _ in (RX, TX)]
-        spill = bytearray(_MAX_BYTES)
-        self._spill = memoryview(spill)
+        self.judge = judge
+        self._filters = (
+            []
+            if judge is None
+            else [Filter(judge, is_outgoing=queue % 2 == TX) for queue in range(2 * len(ports))]
+        )
+        spill = bytearray(0 if judge else _MAX_BYTES)
+        self._spills = [one.room for one in self._filters] or [memoryview(spill)] * len(self.queues)
         paths = [path_of(port) for port in ports]
         self._rings = [
-            NetRing(vring, paths[queue // 2], self.stats, gate, buckets[queue % 2], address_of(spill))
+            NetRing(
+                vring,
+                paths[queue // 2],
+                self.stats,
+                gate,
+                buckets[queue % 2],
+                self._filters[queue].address if self._filters else address_of(spill),
+                self._filters[queue] if self._filters else None,
+            )
             for queue, vring in enumerate(self.queues)
         ]
         self._timers = [0] * len(self.queues)
@@ -108,10 +125,11 @@ class NetBackend(Backend):
         self.stats.allow(Op.NET_CONFIG)
 
     def process(self, queue: int) -> bool:
-        if queue % 2 == TX:
-            return self._transmit(queue)
-        # Fresh receive buffers: the port is worth listening to again.
-        return self._receive(queue)
+        # For the receive queue: fresh buffers, so that the port is worth listening to again.
+        has_more = self._transmit(queue) if queue % 2 == TX else self._receive(queue)
+        if self.judge is not None and self.judge.answers:
+            self._answer(self.judge)
+        return has_more
 
     def start_queue(self, queue: int, *, resumed: bool) -> None:
         if queue % 2 == RX:
@@ -146,7 +164,7 @@ class NetBackend(Backend):
             data = bytearray(vring.chain(outcome).read(vring.readable_bytes))
             ring.buffers.clear()
             ring.buffers.add(address_of(data), len(data))
-            ring.sent(ring.path.send(ring.buffers), len(data))
+            ring.forward(len(data))
             vring.push(outcome, 0)
         vring.publish()
         return True
@@ -213,11 +231,11 @@ class NetBackend(Backend):
             return
         done = 0
         if size > inside:
-            done = chain.write(self._spill[: size - inside], inside)
+            done = chain.write(self._spills[queue][: size - inside], inside)
         chain.write((1 + len(more)).to_bytes(2, "little"), NUM_BUFFERS_OFFSET)
         vring.push(chain.head, min(size, chain.writable_bytes))
         for extra in more:
-            written = extra.write(self._spill[done : min(size - inside, done + extra.writable_bytes)])
+            written = extra.write(self._spills[queue][done : min(size - inside, done + extra.writable_bytes)])
             vring.push(extra.head, written)
             done += written
         self._rings[queue].received(size)
@@ -234,6 +252,24 @@ class NetBackend(Backend):
 
     def _readable(self, queue: int) -> None:
         self.run_queue(queue)
+
+    # -- refused with an answer ----------------------------------------------------------------------------------
+
+    def _answer(self, judge: Judge) -> None:
+        """Deliver what the judge says to the senders of refused frames; without room it is lost, as on a wire."""
+        while judge.answers:
+            is_to_guest, frame = judge.answers.popleft()
+            data = bytearray(HEADER_BYTES + len(frame))
+            data[HEADER_BYTES:] = frame
+            if not is_to_guest:
+                ring = self._rings[TX]
+                ring.buffers.clear()
+                ring.buffers.add(address_of(data), len(data))
+                ring.path.send(ring.buffers)
+            elif self.queues[RX].attached and (chain := self.queues[RX].pop()) is not None:
+                self._spills[RX][: len(data)] = data
+                self._deliver(RX, chain, len(data), 0)
+                self.queues[RX].publish()
 
     # -- shaping -------------------------------------------------------------------------------------------------
 
@@ -259,8 +295,14 @@ class NetBackend(Backend):
             self._listen(queue, False)
 
     def snapshot(self) -> dict[str, Any]:
-        rate = self.rate_bytes_per_second
-        return {**super().snapshot(), "quota": {"rate_bytes_per_second": rate}}
+        found = {**super().snapshot(), "quota": {"rate_bytes_per_second": self.rate_bytes_per_second}}
+        if self.judge is not None:
+            cache = [one.snapshot() for one in self._filters]
+            found["firewall"] = {
+                **self.judge.snapshot(),
+                "cache": {key: sum(one[key] for one in cache) for key in cache[0]},
+            }
+        return found
 
     def close(self) -> None:
         self._ignore_all()

@@ -1,4 +1,4 @@
-"""What the loops of `devices.net.ring` return beside the head of a chain."""
+"""What the loops of `devices.net.ring` return beside the head of a chain, and what a judge of frames answers."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ QUIET: Final = -4
 WAIT: Final = -5
 #: The port failed; its chain was given back.
 FAILED: Final = -6
+
+#: A judge's verdict: an action,
+ALLOW: Final = 1
+DENY: Final = 2
+REJECT: Final = 3
+ACTION_MASK: Final = 3
+#: whether it holds for the flow, so that it may be remembered,
+HOLDS: Final = 4
+#: and above that the number under which it is counted.
+SLOT_SHIFT: Final = 3
+SLOTS: Final = 8192

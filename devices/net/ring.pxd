@@ -3,12 +3,13 @@ cimport cython
 from devices.bucket cimport TokenBucket
 from devices.gate cimport Gate
 from devices.native cimport Buffers, now_ns
+from devices.net.filter cimport Filter
 from devices.net.path cimport Path
 from devices.stats cimport Stats
 from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
-cdef int PUBLISH_EVERY, SAMPLE_MASK, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
+cdef int ALLOW, PUBLISH_EVERY, SAMPLE_MASK, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
 cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET
 
 cdef class NetRing:
@@ -18,6 +19,8 @@ cdef class NetRing:
     cdef readonly Gate gate
     cdef readonly TokenBucket bucket
     cdef readonly bint is_shaped
+    cdef readonly Filter filter
+    cdef readonly bint is_filtered
     cdef readonly unsigned long long spill
     cdef readonly Buffers buffers
     cdef readonly int served
@@ -28,12 +31,16 @@ cdef class NetRing:
     cpdef int transmit(self, int budget) except? -9
     @cython.locals(vring=Vring, size=cython.ulonglong, index=cython.uint, region=Region)
     cdef bint _send(self) except *
+    cpdef forward(self, unsigned long long size)
+    cdef _refuse(self, int operation, unsigned long long size)
     cpdef sent(self, long long result, unsigned long long size)
     cdef void _count(self, int operation, unsigned long long size) noexcept
     @cython.locals(vring=Vring, head=cython.int, size=cython.longlong)
     cpdef int receive(self, int budget) except? -9
     @cython.locals(vring=Vring, index=cython.uint, region=Region)
     cdef void _collect(self) noexcept
+    @cython.locals(vring=Vring, index=cython.uint, region=Region)
+    cdef bint _admit(self, unsigned long long size) except *
     @cython.locals(vring=Vring, first=cython.uint, region=Region, at=cython.ulonglong)
     cdef bint _deliver(self, unsigned int head, unsigned long long size) except *
     cpdef received(self, unsigned long long size)

@@ -1,9 +1,10 @@
 """The network device's hot loops: frames off the transmit ring and onto the receive ring, with every check in place.
 
-Out: take -> length -> gate -> bucket -> one send of the guest's own pages -> count -> push. In: take -> bucket -> one
-receive into the guest's own pages -> length, gate -> number of buffers -> count -> push. A chain that is odd (too many
-pieces, a header in two, a frame over several receive buffers) is left to the general path: the loop returns with it in
-hand. The clock is read, and a frame's time sampled, every sixteenth time: between them the bucket sees no time pass.
+Out: take -> length -> gate -> bucket -> filter -> one send of the guest's own pages -> count -> push. In: take ->
+bucket -> one receive into the guest's own pages -> length, gate -> number of buffers -> count -> push; with a filter
+into its room, and from there into the guest's pages. A chain that is odd (too many pieces, a header in two, a frame
+over several receive buffers) is left to the general path: the loop returns with it in hand. The clock is read, and a
+frame's time sampled, every sixteenth time: between them the bucket sees no time pass.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Final, cast
 from devices.bucket import TokenBucket
 from devices.gate import Denial, Gate, Op
 from devices.native import Buffers, now_ns
-from devices.net.outcome import DRY, EMPTY, FAILED, QUIET, SPENT, WAIT
+from devices.net.filter import Filter
+from devices.net.outcome import ALLOW, DRY, EMPTY, FAILED, QUIET, SPENT, WAIT
 from devices.net.path import Path
 from devices.net.wire import ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS_OFFSET
 from devices.stats import Stats
@@ -33,11 +35,18 @@ class NetRing:
     """One queue's loop over `path`. `bucket` shapes; None lets everything pass.
 
     `served` counts the chains of the last call, `size` is the frame that the general path gets with its chain, `inside`
-    how much of it the chain has taken; the rest is at `spill`, MAX_BYTES of memory.
+    how much of it the chain has taken; the rest is at `spill`, MAX_BYTES of memory: the room of `filter`, if any.
     """
 
     def __init__(
-        self, vring: Vring, path: Path, stats: Stats, gate: Gate, bucket: TokenBucket | None, spill: int
+        self,
+        vring: Vring,
+        path: Path,
+        stats: Stats,
+        gate: Gate,
+        bucket: TokenBucket | None,
+        spill: int,
+        filter: Filter | None = None,
     ) -> None:
         self.vring = vring
         self.path = path
@@ -45,6 +54,8 @@ class NetRing:
         self.gate = gate
         self.bucket = cast("TokenBucket", bucket)
         self.is_shaped = bucket is not None
+        self.filter = cast("Filter", filter)
+        self.is_filtered = filter is not None
         self.spill = spill
         self.buffers = Buffers()
         self.served = 0
@@ -97,8 +108,20 @@ class NetRing:
             region = vring.regions[index]
             if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
                 return False
-        self.sent(self.path.send(self.buffers), size)
+        self.forward(size)
         return True
+
+    def forward(self, size: int) -> None:
+        """Send the frame of `size` bytes with header in `buffers`, if the filter lets it pass."""
+        if self.is_filtered and self.filter.check(self.buffers, size, self._clock) != ALLOW:
+            self._refuse(TX_OP, size)
+            return
+        self.sent(self.path.send(self.buffers), size)
+
+    def _refuse(self, operation: int, size: int) -> None:
+        self.stats.deny(Op.NET_TX if operation == TX_OP else Op.NET_RX, Denial.FIREWALL)
+        if self.is_shaped:  # it cost no less than one that passes
+            self.bucket.take(size - HEADER_BYTES)
 
     def sent(self, result: int, size: int) -> None:
         """Count a frame of `size` bytes with header that the port took, or not."""
@@ -144,6 +167,9 @@ class NetRing:
                 vring.publish()
                 return QUIET if size == EMPTY else FAILED
             self.served += 1
+            if self.is_filtered and not self._admit(size):
+                vring.unpop(head)
+                continue
             if not self._deliver(head, size):
                 return head
             if self.served % PUBLISH_EVERY == 0:
@@ -152,9 +178,12 @@ class NetRing:
         return SPENT
 
     def _collect(self) -> None:
-        """The chain's writable buffers, as many as there is room for, and behind them the spill."""
+        """The chain's writable buffers, as many as there is room for, and behind them the spill; or only a room."""
         vring = self.vring
         self.buffers.clear()
+        if self.is_filtered:
+            self.buffers.add(self.spill, MAX_BYTES)
+            return
         for index in range(vring.readable_count, vring.count):
             region = vring.regions[index]
             if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
@@ -163,6 +192,24 @@ class NetRing:
             self.buffers.drop_last()
         self.inside = self.buffers.total
         self.buffers.add(self.spill, MAX_BYTES)
+
+    def _admit(self, size: int) -> bool:
+        """Whether the frame in the room may go on, to the guest's pages if they take it whole."""
+        self.inside = 0
+        if size < MIN_BYTES or not self.gate.allows(RX_OP):
+            return True  # the general path counts it
+        if self.filter.decide(size, self._clock) != ALLOW:
+            self._refuse(RX_OP, size)
+            return False
+        self.buffers.clear()
+        vring = self.vring
+        for index in range(vring.readable_count, vring.count):
+            region = vring.regions[index]
+            if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
+                break
+        if size <= self.buffers.total:
+            self.inside = self.buffers.scatter(0, size, self.spill)
+        return True
 
     def _deliver(self, head: int, size: int) -> bool:
         vring = self.vring

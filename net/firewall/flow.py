@@ -104,9 +104,10 @@ class FlowTable:
         """How many flows are remembered."""
         return len(self._out) + len(self._out_old) + len(self._in) + len(self._in_old)
 
-    def would_reply(self, outgoing: bool, key: FlowKey, now: float) -> bool:
-        """Whether the flow is the reply of one that is allowed."""
-        return self._live(not outgoing, _reversed(key), now) is not None
+    def opener(self, outgoing: bool, key: FlowKey, now: float) -> Flow | None:
+        """The allowed flow that this one is the reply of."""
+        flow = self._live(not outgoing, _reversed(key), now)
+        return None if flow is None or flow.is_reply else flow
 
     def _judge_new(self, outgoing: bool, key: FlowKey, now: float) -> Flow:
         old = (self._out_old if outgoing else self._in_old).pop(key, None)

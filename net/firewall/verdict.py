@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from net.firewall.flow import FlowTable
+from net.firewall.flow import Flow, FlowTable
 from net.firewall.rule import Action
 from net.firewall.table import Layer
 from net.guard import Guard, Spoof
@@ -68,6 +68,8 @@ class Port:
         self.guard = guard
         self.flows = flows
         self.counters: dict[int, int] = {}
+        #: The flow that the last frame checked was judged by, None when something else decided.
+        self.flow: Flow | None = None
         self._fragments: dict[tuple[bool, int, int, int, int], tuple[int, float]] = {}
 
     def check(self, frame: bytes, outgoing: bool, now: float) -> int:
@@ -94,7 +96,9 @@ class Port:
                 and (frame[46] >= 0x50 if protocol == 6 else 28 <= (frame[38] << 8 | frame[39]) + 20 <= total)
                 and (protocol == 17 or (frame[46] >> 2 & 0x3C) + 20 <= total)
             ):
-                flow = self.flows.judge(True, (0x400 | protocol, source, destination, source_port, port), now)
+                self.flow = flow = self.flows.judge(
+                    True, (0x400 | protocol, source, destination, source_port, port), now
+                )
                 if flow.action != ALLOW:
                     self._count(Reason.RULE if flow.rule >= 0 else Reason.DEFAULT)
                 return flow.action
@@ -117,9 +121,16 @@ class Port:
         key = _key(packet)
         if self._is_related(frame, packet, outgoing, now):
             return Explanation(Action.ALLOW, Reason.RELATED.name)
-        if self.flows.would_reply(outgoing, key, now):
-            return Explanation(Action.ALLOW, Reason.REPLY.name)
         table = self.flows.table
+        opener = self.flows.opener(outgoing, key, now)
+        if opener is not None:
+            rule = table.rules[opener.rule] if opener.rule >= 0 else None
+            return Explanation(
+                Action.ALLOW,
+                Reason.REPLY.name,
+                rule=rule.name if rule else "",
+                origin=rule.origin if rule else "",
+            )
         number, layer = self.flows.classify(outgoing, key)
         audit_number, _ = table.plane(outgoing=outgoing, version=packet.version, audit=True).find(
             packet.protocol, packet.source, packet.destination, packet.source_port, packet.destination_port
@@ -136,6 +147,7 @@ class Port:
         return Explanation(action, Reason.RULE.name, layer.name, rule.name, rule.origin, audit)
 
     def _check_any(self, frame: bytes, outgoing: bool, now: float) -> int:
+        self.flow = None
         packet = parse(frame)
         if isinstance(packet, Fault):
             self._count(packet)
@@ -155,7 +167,7 @@ class Port:
         if self._is_related(frame, packet, outgoing, now):
             self._count(Reason.RELATED)
             return ALLOW
-        flow = self.flows.judge(outgoing, _key(packet), now)
+        self.flow = flow = self.flows.judge(outgoing, _key(packet), now)
         if packet.fragment >= 0:
             self._first_fragment(packet, outgoing, flow.action, now)
         if flow.action != ALLOW:

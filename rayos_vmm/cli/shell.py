@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from rayos_vmm.cli.outcome import FAILED, INTERRUPTED, USAGE
-from rayos_vmm.errors import RayosError
 
 HISTORY: Final = "shell.history"
 LEAVE: Final = ("exit", "quit")
@@ -83,23 +82,27 @@ def completions(before: str, to_parser: ToParser) -> Iterator[tuple[str, int]]:
         state += 1
 
 
-def _prompts(directory: Path, to_parser: ToParser) -> Callable[[int], str]:
-    """Asks for a line, with the former command's status in the prompt."""
+def _prompts(path: Path, to_parser: ToParser) -> Callable[[int], str]:
+    """Asks for a line, with the former command's status in the prompt; history is kept at `path` if that can be."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
     class Words(Completer):
         def get_completions(self, document: Document, _event: CompleteEvent) -> Iterator[Completion]:
             for word, length in completions(document.text_before_cursor, to_parser):
                 yield Completion(word, start_position=-length)
 
-    history = directory / HISTORY
-    history.touch(mode=0o600)
+    history: History = FileHistory(str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+    except OSError:
+        history = InMemoryHistory()
     # In a thread: the names of machines are asked of the daemon.
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(history)),
+        history=history,
         completer=Words(),
         complete_in_thread=True,
         complete_while_typing=False,
@@ -142,10 +145,4 @@ def main(args: argparse.Namespace, run: Run, to_parser: ToParser) -> int:
             return USAGE
     if not sys.stdin.isatty():
         return run_lines(sys.stdin, run)
-    paths = default_paths()
-    try:
-        paths.create()
-    except RayosError as error:
-        print(f"rayos: {error.message}", file=sys.stderr)
-        return FAILED
-    return talk(_prompts(paths.state, to_parser), run)
+    return talk(_prompts(default_paths().state / HISTORY, to_parser), run)

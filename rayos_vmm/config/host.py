@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from rayos_vmm.config.firewall import check_firewall
 from rayos_vmm.config.spec import MEMORY_MINIMUM_BYTES, Disk, VmSpec
 from rayos_vmm.config.units import format_size, parse_size
 from rayos_vmm.errors import Invalid
@@ -90,6 +91,7 @@ def check_shape(spec: VmSpec) -> None:
         _ = spec.gpu.mode_sizes
     except ValueError as error:
         raise Invalid(f"gpu.modes: {error}") from None
+    check_firewall(spec.firewall)
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.units import (
     Duration,
     Rate,
@@ -191,6 +192,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     capabilities: tuple[CapabilityName, ...] = CAPABILITIES
     zone: Name | None = None
     parent: Name | None = None
+    firewall: FirewallConfig = FirewallConfig()
 
     @property
     def memory_bytes(self) -> int:

@@ -7,11 +7,10 @@ changes every device's mind (x86-64: stores of eight aligned bytes are whole).
 
 from __future__ import annotations
 
-import mmap
-import os
 from pathlib import Path
 from typing import Final
 
+from rayos_vmm.page import map_page
 from rayos_vmm.policy.capability import Capability, mask, names
 from rayos_vmm.policy.delegation import chain
 from rayos_vmm.policy.grant import Moment
@@ -19,7 +18,6 @@ from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
 
 PAGE_NAME: Final = "gate.page"
-PAGE_BYTES: Final = mmap.PAGESIZE
 
 
 class GatePage:
@@ -27,16 +25,7 @@ class GatePage:
 
     def __init__(self, path: Path, *, is_new: bool) -> None:
         """Errors: OSError when there is none (and `is_new` is false)."""
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o600)
-        try:
-            if is_new:
-                os.ftruncate(fd, PAGE_BYTES)
-            elif os.fstat(fd).st_size != PAGE_BYTES:
-                raise OSError(f"{path} has {os.fstat(fd).st_size} bytes, not {PAGE_BYTES}")
-            self._map = mmap.mmap(fd, PAGE_BYTES)
-        finally:
-            os.close(fd)
+        self._map = map_page(path, is_new=is_new)
         self._bytes = memoryview(self._map)
         self._word = self._bytes.cast("Q")
 

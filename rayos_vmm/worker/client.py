@@ -25,6 +25,7 @@ from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET
 RECONNECT_TIMEOUT: Final = 10.0
 #: Events of one packet.
 MAX_EVENTS: Final = 1024
+_TRACE_SECONDS: Final = 2.0
 
 
 class WorkerError(Exception):
@@ -229,8 +230,72 @@ class WorkerClient:
         finally:
             client.close()
 
+    async def set_rules(self, device: str, settings: bytes) -> int:
+        """Tells a network card's firewall its rules (`rayos_vmm.worker.firewall.Settings` as JSON).
+
+        Returns the revision that every frame is judged by from now on. Errors: WorkerError "bad_rule", "too_large".
+        """
+        client = PacketClient(self._path)
+        try:
+            while True:
+                try:
+                    return await _send_rules(client, device, settings)
+                except WorkerError as error:
+                    if error.code != "restart":  # the worker was replaced between two pieces
+                        raise
+        finally:
+            client.close()
+
+    async def explain(self, device: str, packet: str) -> dict[str, Any]:
+        """What would happen to a packet in words. Errors: WorkerError "bad_packet"."""
+        head, _, _ = await self._client.call("firewall.explain", device=device, packet=packet)
+        explanation: dict[str, Any] = head["explanation"]
+        return explanation
+
+    async def rule_counts(self, device: str) -> tuple[int, list[int]]:
+        """The revision of the rules, and how many frames each has decided, in their order."""
+        head, data, _ = await self._client.call("firewall.counts", device=device)
+        return int(head["revision"]), list(memoryview(data).cast("Q"))
+
+    @asynccontextmanager
+    async def trace(self, device: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """Verdicts from now on, each with its packet in words and the rule that decided; numbers that are missing were
+        too many."""
+        client = PacketClient(self._path)
+        try:
+            async with aclosing(_verdicts(client, device)) as verdicts:
+                yield verdicts
+        finally:
+            client.close()
+
     def close(self) -> None:
         self._client.close()
+
+
+async def _send_rules(client: PacketClient, device: str, settings: bytes) -> int:
+    token = _token()
+    for offset in range(0, len(settings), packet.MAX_DATA_BYTES):
+        head, _, _ = await client.call(
+            "firewall.set",
+            settings[offset : offset + packet.MAX_DATA_BYTES],
+            device=device,
+            token=token,
+            offset=offset,
+            total=len(settings),
+        )
+    return int(head["revision"])
+
+
+async def _verdicts(client: PacketClient, device: str) -> AsyncGenerator[dict[str, Any], None]:
+    after: int | None = None
+    while True:
+        head: dict[str, Any] = {"last": after, "verdicts": []}
+        # Asked again and again: neither a worker's successor nor one that nobody asks keeps a trace.
+        with trio.move_on_after(_TRACE_SECONDS):
+            head, _, _ = await client.call("firewall.trace", device=device, after=after)
+        after = head["last"]
+        for verdict in head["verdicts"]:
+            yield verdict
 
 
 async def _chunks(client: PacketClient, port: int, offset: int) -> AsyncGenerator[tuple[int, bytes], None]:

@@ -21,26 +21,17 @@ from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
+from devices.net.backend import NetBackend
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.clients import Clients
+from rayos_vmm.worker.firewall import PortFirewall
+from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
 
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16
 MAX_WAITING: Final = 256
 
 _B = TypeVar("_B", bound=Backend)
-
-
-class Refused(Exception):
-    """A request that cannot be done; `code` is for programs, the text for people."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-#: None: not yet; else the answer's fields, its bytes and its descriptors.
-Answer = tuple[dict[str, Any], bytes, list[int]] | None
 
 
 class Control:
@@ -62,6 +53,7 @@ class Control:
             "console.resize": self._console_resize,
             "console.ports": self._console_ports,
             "blk.resize": self._blk_resize,
+            **FirewallControl(self._firewall, loop).operations,
             "gpu.info": self._gpu_info,
             "gpu.frame": self._gpu_frame,
             "gpu.wait": self._gpu_wait,
@@ -72,6 +64,8 @@ class Control:
         for backend in backends:
             if isinstance(backend, ConsoleBackend):
                 backend.on_output = backend.on_room = self._something_happened
+            elif isinstance(backend, NetBackend) and isinstance(backend.judge, PortFirewall):
+                backend.judge.on_verdict = self._something_happened
             elif isinstance(backend, GpuBackend):
                 backend.on_damage = self._something_happened
             elif isinstance(backend, InputBackend):
@@ -138,6 +132,12 @@ class Control:
         if not isinstance(port, int) or not 0 <= port < count:
             raise Refused("no_such_port", f"no port {port!r}: 0 to {count - 1} are there")
         return console, port
+
+    def _firewall(self, name: str) -> PortFirewall:
+        judge = self._find(name, NetBackend).judge
+        if not isinstance(judge, PortFirewall):
+            raise Refused("no_firewall", f"device {name!r} has no firewall")
+        return judge
 
     def _stats(self, _head: dict[str, Any], _data: bytes) -> Answer:
         return {"stats": {name: backend.snapshot() for name, backend in self._backends.items()}}, b"", []

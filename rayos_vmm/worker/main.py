@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import logging
 import socket
+from ipaddress import IPv4Address
 from typing import Any
 
 from devices.backend import Backend
@@ -23,13 +24,16 @@ from devices.input.backend import InputBackend
 from devices.loop import Loop
 from devices.net.backend import NetBackend
 from devices.net.port import tap_ports
+from devices.state import StateStore
 from devices.vhost_user.connection import Connection
 from rayos_vmm.worker import packet
+from rayos_vmm.worker.addresses import AddressView
 from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.denials import DenialWatch
+from rayos_vmm.worker.firewall import PortFirewall, Settings
 from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_gate, shared_bytes
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
-from rayos_vmm.worker.spec import Device, WorkerSpec
+from rayos_vmm.worker.spec import Device, Firewall, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +119,8 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
         case "net":
             rate = device.rate_bytes_per_second
             ports = tap_ports(device.queue_fds)
-            return NetBackend(device.name, loop, *ports, rate_bytes_per_second=rate, gate=gate)
+            judge = None if device.firewall is None else _judge(device.firewall, state)
+            return NetBackend(device.name, loop, *ports, rate_bytes_per_second=rate, gate=gate, judge=judge)
         case "input":
             return InputBackend(
                 device.name,
@@ -147,6 +152,18 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
                 history_fd=memory.bulk_fd,
                 gate=gate,
             )
+
+
+def _judge(firewall: Firewall, state: StateStore | None) -> PortFirewall:
+    return PortFirewall(
+        bytes.fromhex(firewall.mac.replace(":", "")),
+        server=int(IPv4Address(firewall.server)) if firewall.server else 0,
+        is_guarded=firewall.is_guarded,
+        fixed=[int(IPv4Address(one)) for one in firewall.addresses],
+        view=AddressView(firewall.page_fd),
+        store=state,
+        settings=Settings(revision=firewall.revision, rules=firewall.rules),
+    )
 
 
 def _ports(device: Device) -> list[PortSpec]:

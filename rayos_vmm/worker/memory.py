@@ -15,6 +15,8 @@ from devices.state import StateStore
 from rayos_vmm.worker.spec import Device
 
 DEFAULT_GPU_QUOTA_BYTES = 128 << 20
+#: Of a network card: what its firewall was told.
+FIREWALL_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class DeviceMemory:
             case "gpu":
                 quota = device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
                 return cls(_memfd(device, "state"), _memfd(device, "pixels", quota), GpuBackend.STATE_BYTES)
+            case "net" if device.firewall is not None:
+                return cls(_memfd(device, "state"), -1, FIREWALL_BYTES)
             case _:
                 return cls()
 

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+
+
+class Firewall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a network card's frames are judged by; see `rayos_vmm.worker.firewall`."""
+
+    #: The guest's hardware address.
+    mac: str
+    #: Our DHCP server, "" for none.
+    server: str = ""
+    is_guarded: bool = True
+    #: Addresses that need no lease.
+    addresses: tuple[str, ...] = ()
+    #: The page of leased addresses, open for reading; -1: none is ever leased.
+    page_fd: int = -1
+    #: As `rayos_vmm.worker.firewall.Settings`; a later one that the worker was told wins.
+    revision: int = 0
+    rules: list[dict[str, Any]] = []
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,6 +44,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rate_bytes_per_second: float | None = None
     #: blk
     operations_per_second: float | None = None
+    #: net; None: every frame passes.
+    firewall: Firewall | None = None
     #: input
     input_kind: Literal["keyboard", "mouse", "tablet"] = "keyboard"
     queue_limit: int = 64
@@ -56,7 +75,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def fds(self) -> list[int]:
         """All descriptors that the device needs."""
-        return [fd for fd in (self.fd, *self.queue_fds) if fd >= 0]
+        page = self.firewall.page_fd if self.firewall else -1
+        return [fd for fd in (self.fd, *self.queue_fds, page) if fd >= 0]
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,61 +1,29 @@
 """Frames and receive buffers of a hostile guest (rows N1 to N4 of the threat model).
 
-N5, firewall bypass, is the firewall's: no frame is looked into here.
+N5, firewall bypass, is in `test_net_filter.py`: no frame is looked into here.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devices.net.backend import RX, TX, NetBackend
-from devices.net.port import SinkPort, TapPort, open_tap
+from devices.net.port import TapPort, open_tap
 from devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, NetFeature
 from devices.vhost_user.message import VRING_STATE, Request
 from devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.driver import DESC_F_WRITE
 from tests.framework.hostile import DEVICES
 from tests.framework.target import Rig, Served, Stepped
+from tests.framework.wire import Wire
 
 HEADER = bytes(HEADER_BYTES)
 FRAME = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x08\x00" + bytes(46)
-
-
-class Wire(SinkPort):
-    """Remembers what was sent; delivers what is in `incoming` (frames with their headers)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: list[bytes] = []
-        self.incoming: deque[bytes] = deque()
-
-    def send(self, buffers: list[memoryview]) -> None:
-        self.sent.append(b"".join(buffers))
-
-    def arrive(self, *frames: bytes) -> None:
-        self.incoming.extend(frames)
-        os.eventfd_write(self.fileno(), 1)
-
-    def receive(self, buffers: list[memoryview]) -> int:
-        if not self.incoming:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self.fileno())
-            raise BlockingIOError
-        frame = self.incoming.popleft()
-        done = 0
-        for buffer in buffers:
-            piece = frame[done : done + len(buffer)]
-            buffer[: len(piece)] = piece
-            done += len(piece)
-        assert done == len(frame), "the device gave too little room: the frame would be cut"
-        return done
 
 
 @pytest.fixture
