@@ -63,6 +63,7 @@ class Service:
         self.revisions = parts.revisions
         self.firewall = parts.firewall
         self.firewall.save = self._save_firewall
+        self.gatekeeper = parts.gatekeeper
 
     # What there is
 

@@ -77,8 +77,9 @@ def to_error(status: int, body: bytes) -> errors.RayosError:
 class Client:
     """One daemon, over its socket; a connection for each call. Methods raise what the service raises, and NoDaemon."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, token: str = "") -> None:
         self._socket_path = socket_path
+        self._token = token
 
     @contextmanager
     def _explained(self, method: str, path: str) -> Iterator[None]:
@@ -109,7 +110,9 @@ class Client:
         content = msgspec.json.encode(body) if body is not None else content
         try:
             with self._explained(method, path), trio.fail_after(timeout_s):
-                async with open_exchange(self._socket_path, method, _target(path, query), content) as answer:
+                async with open_exchange(
+                    self._socket_path, method, _target(path, query), content, self._token
+                ) as answer:
                     received = await answer.read_all()
         except trio.TooSlowError:
             raise errors.Timeout_(
@@ -229,7 +232,9 @@ class Client:
         """The events past `since`, live; the request is open once the block is entered. Ends with the daemon."""
         query = {} if since is None else {"since": since}
         with self._explained("GET", "/events"):
-            async with open_exchange(self._socket_path, "GET", _target("/events", query)) as answer:
+            async with open_exchange(
+                self._socket_path, "GET", _target("/events", query), token=self._token
+            ) as answer:
                 if answer.status != 200:
                     raise to_error(answer.status, await answer.read_all())
                 yield _Events(answer)
@@ -253,7 +258,12 @@ class Client:
             with errors.one_error():
                 async with trio.open_nursery() as nursery, stream:
                     with trio.fail_after(CONNECT_TIMEOUT_S):
-                        socket = await wrap_client_stream(nursery, stream, "rayos", path)
+                        headers = (
+                            [(b"authorization", f"Bearer {self._token}".encode())] if self._token else []
+                        )
+                        socket = await wrap_client_stream(
+                            nursery, stream, "rayos", path, extra_headers=headers
+                        )
                     try:
                         yield Console(socket)
                     finally:

@@ -50,6 +50,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "scalability",
         "show how policy changes reach the workers, the tree of machines, the zones",
     ),
+    "token": ("token", "give others a narrow right to ask the daemon; narrow, look into, end it"),
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),
@@ -72,6 +73,7 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
         epilog="`rayos COMMAND --help` says more. Every command takes --json.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, also for errors")
+    parser.add_argument("--token", metavar="TOKEN", help="ask by this token (also: RAYOS_TOKEN)")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
@@ -127,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words[:cut])
     if args.version:
         return _print_version()
+    if args.token is not None:
+        os.environ["RAYOS_TOKEN"] = args.token
     if args.command is None:
         parser.print_help()
         return 0
