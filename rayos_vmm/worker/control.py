@@ -30,6 +30,8 @@ from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16
 MAX_WAITING: Final = 256
+#: Beyond that a sleep costs less than the looking.
+MAX_POLLING_US: Final = 1000.0
 
 _B = TypeVar("_B", bound=Backend)
 
@@ -47,6 +49,7 @@ class Control:
         self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
             "policy": self._policy,
             "stats": self._stats,
+            "polling": self._polling,
             "inject": self._inject,
             "console.write": self._console_write,
             "console.read": self._console_read,
@@ -144,6 +147,17 @@ class Control:
 
     def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
         return {"revision": self._gate.revision}, b"", []
+
+    def _polling(self, head: dict[str, Any], _data: bytes) -> Answer:
+        """How long the worker looks for work before it sleeps; with `budget_us`, from now on."""
+        if head.get("budget_us") is not None:
+            budget = float(head["budget_us"])
+            if not 0.0 <= budget <= MAX_POLLING_US:
+                raise Refused(
+                    "bad_request", f"a polling budget of {budget} us: 0 to {MAX_POLLING_US} is allowed"
+                )
+            self._loop.set_polling(budget * 1e-6)
+        return {"polling": self._loop.polling()}, b"", []
 
     def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)
