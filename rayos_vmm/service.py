@@ -33,6 +33,7 @@ from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
 from rayos_vmm.vm.display import MachineDisplay
 from rayos_vmm.vm.hardware import Hardware
+from rayos_vmm.vm.input import MachineInput
 from rayos_vmm.vm.lifecycle import LifeEvent
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.vm.record import Record
@@ -262,25 +263,13 @@ class Service:
         if port != SERIAL_PORT:
             await machine.need_worker().console_resize(port, columns, rows)
 
-    async def type_text(self, name: str, text: str) -> None:
-        """Presses the keys that give `text` on a US keyboard.
+    def input(self, name: str) -> MachineInput:
+        """A machine's keyboard, mouse, tablet and touch screen, to be used.
 
         Raises:
-            Invalid: a character has no key.
+            NotFound: there is no machine of that name.
         """
-        await seat.type_text(self._machine(name), text)
-
-    async def send_key(self, name: str, combo: str) -> None:
-        """Presses keys together, such as `ctrl-alt-delete`.
-
-        Raises:
-            Invalid: there is no such key.
-        """
-        await seat.send_key(self._machine(name), combo)
-
-    async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
-        """Moves the tablet to (x, y) in 0..1 with `buttons` (left, right, middle) held; () releases all."""
-        await seat.pointer(self._machine(name), x, y, buttons)
+        return MachineInput(self._machine(name))
 
     def display(self, name: str) -> MachineDisplay:
         """A machine's monitors, to be looked at.

@@ -6,10 +6,10 @@ Invariant: an answer that is not a success is raised as the same `RayosError` cl
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -19,6 +19,7 @@ from rayos_vmm import errors
 from rayos_vmm.api.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.api.types import Error
 from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.vm.input_record import Step
 from rayos_vmm.vm.view import Damage, DiskView, Event, ExecResult, VmView
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -47,6 +48,9 @@ _BY_STATUS: Final = {
     502: errors.GuestGone,
     504: errors.Timeout_,
 }
+
+
+_T = TypeVar("_T")
 
 
 def _target(path: str, query: Mapping[str, str | int | float] | None) -> str:
@@ -196,8 +200,8 @@ class Client:
         )
         return msgspec.json.decode(body, type=Damage)
 
-    async def type_text(self, name: str, text: str) -> None:
-        await self.request("POST", f"{_vm(name)}/type", body={"text": text})
+    async def type_text(self, name: str, text: str, *, layout: str | None = None) -> None:
+        await self.request("POST", f"{_vm(name)}/type", body={"text": text, "layout": layout})
 
     async def send_key(self, name: str, combo: str) -> None:
         await self.request("POST", f"{_vm(name)}/key", body={"combo": combo})
@@ -208,6 +212,46 @@ class Client:
     async def qmp_transcript(self, name: str) -> str:
         """What was said over QMP in its last run, one JSON object a line."""
         return (await self.request("GET", f"{_vm(name)}/qmp")).decode(errors="replace")
+
+    async def mouse(
+        self, name: str, dx: int, dy: int, *, wheel: int = 0, buttons: Sequence[str] = ()
+    ) -> None:
+        body = {"dx": dx, "dy": dy, "wheel": wheel, "buttons": buttons}
+        await self.request("POST", f"{_vm(name)}/mouse", body=body)
+
+    async def touch(self, name: str, points: Sequence[tuple[float, float]]) -> None:
+        await self.request("POST", f"{_vm(name)}/touch", body={"points": points})
+
+    async def input_devices(self, name: str) -> list[dict[str, Any]]:
+        """Each input device: lights, what is held down, what waits, what was dropped."""
+        found: list[dict[str, Any]] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/input"))[
+            "devices"
+        ]
+        return found
+
+    async def input_events(self, name: str, device: str, events: Sequence[tuple[int, int, int]]) -> None:
+        """Hands evdev events (type, code, value) to a device."""
+        await self.request("POST", f"{_vm(name)}/input", body={"device": device, "events": events})
+
+    async def input_replay(self, name: str, steps: Sequence[Step], *, speed: float = 1.0) -> None:
+        """Does a recording again; returns when it is done."""
+        needed_s = steps[-1].t / speed if steps and speed > 0 else 0.0
+        body = {"steps": steps, "speed": speed}
+        await self.request(
+            "POST", f"{_vm(name)}/input/replay", body=body, timeout_s=needed_s + DEFAULT_TIMEOUT_S
+        )
+
+    @asynccontextmanager
+    async def input_record(self, name: str) -> AsyncIterator[AsyncIterator[Step]]:
+        """What reaches the input devices, from the block's beginning until the machine ends."""
+        path = f"{_vm(name)}/input/record"
+        with self._explained("GET", path):
+            async with open_exchange(self._socket_path, "GET", _target(path, None)) as answer:
+                if answer.status != 200:
+                    raise to_error(answer.status, await answer.read_all())
+                lines = _JsonLines(answer, Step)
+                await lines.skip()
+                yield lines
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         body = {"command": command, "arguments": arguments}
@@ -237,7 +281,7 @@ class Client:
             ) as answer:
                 if answer.status != 200:
                     raise to_error(answer.status, await answer.read_all())
-                yield _Events(answer)
+                yield _JsonLines(answer, Event)
 
     @asynccontextmanager
     async def console(self, name: str, port: int, *, since: int | None = None) -> AsyncIterator[Console]:
@@ -324,16 +368,27 @@ class Console:
             self.offset = int(json.loads(message)["offset"])
 
 
-class _Events:
-    def __init__(self, answer: Answer) -> None:
+class _JsonLines(Generic[_T]):
+    """The lines of an answer without end."""
+
+    def __init__(self, answer: Answer, type_: type[_T]) -> None:
         self._answer = answer
+        self._type = type_
         self._lines: list[bytes] = []
         self._rest = b""
 
-    def __aiter__(self) -> _Events:
+    def __aiter__(self) -> _JsonLines[_T]:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> _T:
+        return msgspec.json.decode(await self._line(), type=self._type)
+
+    async def skip(self) -> None:
+        """Wait for a line of another kind, the first."""
+        with suppress(StopAsyncIteration):
+            await self._line()
+
+    async def _line(self) -> bytes:
         while not self._lines:
             try:
                 piece = await self._answer.read()
@@ -342,4 +397,4 @@ class _Events:
             if not piece:
                 raise StopAsyncIteration
             *self._lines, self._rest = (self._rest + piece).split(b"\n")
-        return msgspec.json.decode(self._lines.pop(0), type=Event)
+        return self._lines.pop(0)

@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "exec": ("agent", "run a command in the guest"),
     "cp": ("agent", "copy a file into or out of the guest"),
     "type": ("seat", "type text on the guest's keyboard"),
+    "input": ("seat", "use mouse, tablet and touch screen; record and replay"),
     "key": ("seat", "press keys together, such as ctrl-alt-delete"),
     "screenshot": ("display", "save what a monitor shows as a PNG"),
     "display": ("display", "show the monitors, resize one, wait for a change"),

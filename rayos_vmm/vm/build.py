@@ -160,8 +160,14 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
 def _reach(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> Reach:
     """The files and sockets that QEMU needs, and no others."""
     boot = tpm.boot if tpm else launch.boot
-    inputs = (plugged.keyboard, plugged.mouse, plugged.tablet)
-    sockets = (*plugged.disks, plugged.net, plugged.gpu, *inputs, plugged.console, *plugged.console_ports)
+    sockets = (
+        *plugged.disks,
+        plugged.net,
+        plugged.gpu,
+        *plugged.inputs,
+        plugged.console,
+        *plugged.console_ports,
+    )
     files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom)
     variables = boot.firmware_variables if boot.firmware_kind is FirmwareKind.PFLASH else None
     return Reach(
@@ -188,9 +194,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
                 disks=plugged.disks,
                 net=plugged.net,
                 gpu=plugged.gpu,
-                keyboard=plugged.keyboard,
-                mouse=plugged.mouse,
-                tablet=plugged.tablet,
+                inputs=plugged.inputs,
                 console=plugged.console,
                 console_ports=plugged.console_ports,
             ),

@@ -39,9 +39,7 @@ class Plugged:
     disks: tuple[Path, ...] = ()
     net: Path | None = None
     gpu: Path | None = None
-    keyboard: Path | None = None
-    mouse: Path | None = None
-    tablet: Path | None = None
+    inputs: tuple[Path, ...] = ()
     console: Path | None = None
     console_ports: tuple[Path, ...] = ()
     ports: int = 0
