@@ -25,9 +25,6 @@ from devices.virtio.layout import MAX_QUEUE_SIZE
 from devices.virtio.memory import Region
 from devices.virtio.vring import Vring
 
-#: linux/fs.h: a write returns when it is durable.
-RWF_DSYNC: Final = 0x2
-
 STATUS_OK: Final = 0
 STATUS_IOERR: Final = 1
 
@@ -46,7 +43,7 @@ _NO_REGION = cast("Region", None)
 class Request:
     """One of them. `waiting` counts completions that are still to come; `error` is an errno, 0 when all is well.
 
-    `growth` is how many bytes of storage it may take. `is_durable`: it is over only when it survives a power cut.
+    `growth` is how many bytes of storage it may take.
     """
 
     def __init__(self) -> None:
@@ -65,8 +62,6 @@ class Request:
         self.waiting = 0
         self.error = 0
         self.status_at = 0
-        self.is_durable = False
-        self.is_syncing = False
         self.region = _NO_REGION
         self.segments: Any = None
         self.buffers.clear()
@@ -124,8 +119,7 @@ class Flight:
         operation = OP_READV if request.kind == READ else OP_WRITEV
         done = request.length - request.buffers.total
         buffers = request.buffers
-        flags = RWF_DSYNC if request.is_durable and operation == OP_WRITEV else 0
-        uring.prepare(operation, self.fd, request.offset + done, buffers.address, buffers.count, flags, slot)
+        uring.prepare(operation, self.fd, request.offset + done, buffers.address, buffers.count, 0, slot)
 
     def _transfer(self, request: Request) -> None:
         """Without io_uring: read or write all of it now."""
@@ -134,8 +128,7 @@ class Flight:
             if request.kind == READ:
                 result = request.buffers.read(self.fd, request.offset + done, 0)
             else:
-                flags = RWF_DSYNC if request.is_durable else 0
-                result = request.buffers.write(self.fd, request.offset + done, flags)
+                result = request.buffers.write(self.fd, request.offset + done, 0)
             self._went_on(request, result)
 
     def _went_on(self, request: Request, result: int) -> None:
@@ -148,9 +141,6 @@ class Flight:
             # Nothing read: the image ends here, it was truncated under us. Nothing written: no file system says so.
             request.error = -result if result < 0 else errno.EIO
             request.waiting = 0
-            if request.is_durable and request.kind == WRITE and request.error not in _FULL:
-                # It was a sync as well, and a later one would not hear of this failure again.
-                self.store.is_failed = True
 
     def _format(self, slot: int, request: Request) -> None:
         for index, (mode, offset, length) in enumerate(request.segments):
@@ -168,7 +158,6 @@ class Flight:
 
     def _sync(self, slot: int, request: Request) -> None:
         request.waiting = 1
-        request.is_syncing = True
         if self.is_async and not self.store.is_failed:
             self.uring.prepare(OP_FSYNC, self.fd, 0, 0, 0, FSYNC_DATASYNC, slot)
             self.uring.submit()
@@ -206,7 +195,7 @@ class Flight:
             self._failed(request, user_data >> SLOT_BITS, result)
 
     def _failed(self, request: Request, segment: int, result: int) -> None:
-        if request.is_syncing:
+        if request.kind == SYNC:
             # Linux marks the lost pages clean: nothing may claim durability from now on.
             self.store.is_failed = True
             request.error = -result
@@ -221,12 +210,6 @@ class Flight:
             if request.kind == SYNC and request.started == 0:
                 request.started = now_ns()
                 self._sync(slot, request)
-            elif (
-                request.kind == FORMAT
-                and request.is_durable
-                and not (request.waiting or request.is_syncing or request.error)
-            ):
-                self._sync(slot, request)
             if request.waiting:
                 return
             self.requests[slot] = _NO_REQUEST
@@ -236,8 +219,7 @@ class Flight:
             self._end(request)
 
     def _end(self, request: Request) -> None:
-        is_promise = request.kind == SYNC or (request.is_durable and request.kind != READ)
-        if is_promise and self.store.is_failed and not request.error:
+        if request.kind == SYNC and self.store.is_failed and not request.error:
             request.error = errno.EIO
         if request.kind != OVER:
             request.region.ram[request.status_at] = STATUS_IOERR if request.error else STATUS_OK

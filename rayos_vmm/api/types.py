@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from rayos_vmm.config.spec import DISKS_MAXIMUM, VmSpec
-from rayos_vmm.config.units import Size
+from rayos_vmm.config.firewall import RULES_MAXIMUM, FirewallRule
+from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.policy.audit import RING, Entry
 from rayos_vmm.vm.view import VmView
 
@@ -29,6 +29,26 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timeout_s: Seconds = 20.0
 
 
+class Type(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Text to type on the guest's keyboard."""
+
+    text: Annotated[str, Meta(max_length=65536)]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keys to press together, such as `ctrl-alt-delete`."""
+
+    combo: Annotated[str, Meta(min_length=1, max_length=200, examples=["ctrl-alt-delete"])]
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the tablet points, as a share of the display, and the buttons held; none releases all."""
+
+    x: Annotated[float, Meta(ge=0, le=1)]
+    y: Annotated[float, Meta(ge=0, le=1)]
+    buttons: Annotated[list[Literal["left", "right", "middle"]], Meta(max_length=3)] = []
+
+
 class ConsoleSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The size of the terminal at the other end of a console."""
 
@@ -45,13 +65,6 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         | Annotated[list[str], Meta(min_length=1, max_length=1024)]
     )
     timeout_s: Seconds = 60.0
-
-
-class DiskSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which disk, and how large it is to be: not smaller than it is."""
-
-    size: Size
-    disk: Annotated[int, Meta(ge=0, lt=DISKS_MAXIMUM)] = 0
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,6 +141,40 @@ class AuditRecords(msgspec.Struct, frozen=True, kw_only=True):
 
     records: list[Entry]
     lost: int
+
+
+class AskRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a machine's own firewall rules."""
+
+    rules: Annotated[list[FirewallRule], Meta(max_length=RULES_MAXIMUM)]
+
+
+class AskPacket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A packet in words."""
+
+    packet: Annotated[
+        str, Meta(min_length=1, max_length=200, examples=["out tcp 10.86.0.2:4000 > 93.184.216.34:80"])
+    ]
+
+
+class CountedRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule, where it comes from, and how many frames it decided; None while that cannot be told."""
+
+    origin: str
+    rule: FirewallRule
+    hits: int | None
+
+
+class FirewallRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Rules in the order of their levels; they are looked at by priority."""
+
+    rules: list[CountedRule]
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """The revision that every frame is judged by from now on."""
+
+    revision: int
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,9 +26,8 @@ START_TIMEOUT_S: Final = 30.0
 
 
 def the_daemon() -> Client:
-    """The client of the daemon that the environment names, with the token that it names."""
-    path = Path(os.environ.get("RAYOS_SOCKET") or default_paths().api_socket)
-    return Client(path, os.environ.get("RAYOS_TOKEN", ""))
+    """The client of the daemon that the environment names."""
+    return Client(default_paths().api_socket)
 
 
 def report_ready(fd: int) -> None:
@@ -124,13 +123,12 @@ async def ensure_daemon(arguments: list[str]) -> Client:
         RayosError: none runs and none could be started.
     """
     paths = default_paths()
-    client = the_daemon()
+    client = Client(paths.api_socket)
     try:
         await client.machines()
         return client
     except NoDaemon:
-        if os.environ.get("RAYOS_SOCKET"):  # somebody else's, which is not ours to start
-            raise
+        pass
     try:
         process = await start_daemon(paths, ["--exit-when-idle", *arguments])
     except errors.Busy:

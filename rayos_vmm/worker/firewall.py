@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address
 from time import monotonic
 from typing import Any, Final
 
@@ -202,7 +203,7 @@ class PortFirewall:
         flows, counters = self._port.flows, self._port.counters
         return {
             "revision": self.settings.revision,
-            "addresses": sorted(self._port.guard.addresses),
+            "addresses": [str(IPv4Address(one)) for one in sorted(self._port.guard.addresses)],
             "flows": flows.sizes(),
             "layers": {
                 "flow": flows.cached,

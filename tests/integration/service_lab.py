@@ -42,13 +42,15 @@ async def lab(
     paths: Paths,
     *,
     hardware: Hardware | None = None,
+    real: bool = False,
     network: bool = False,
     keep: bool = False,
     bridge: str = BRIDGE,
 ) -> AsyncIterator[Service]:
-    """A service whose machines are gone afterwards, unless they are to be kept."""
+    """A service whose machines are gone afterwards, unless they are to be kept. `real`: with the service's own devices,
+    under its policy and firewall; else none but `hardware`."""
     config = ServiceConfig(network=network, bridge=bridge)
-    async with open_service(config, paths, hardware=hardware or NoHardware()) as service:
+    async with open_service(config, paths, hardware=None if real else hardware or NoHardware()) as service:
         try:
             yield service
         finally:

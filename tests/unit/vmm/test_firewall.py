@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -49,8 +49,14 @@ class Worker:
         return self.judge.settings.revision, self.judge.counts()
 
     @asynccontextmanager
-    async def trace(self, device: str) -> Any:
-        yield None
+    async def trace(self, device: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """One packet."""
+
+        async def verdicts() -> AsyncIterator[dict[str, Any]]:
+            packet = f"tcp {GUEST}:1 > {HOST}:22"
+            yield {"direction": "out", "packet": packet, **self.judge.explain(packet)}
+
+        yield verdicts()
 
 
 def start(firewall: Firewall, vm: str, runtime: Path, *, store: StateStore | None = None) -> PortFirewall:

@@ -1,0 +1,198 @@
+"""Firewall and spoof guard with real guests: what leaves one, what reaches the other, live."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from rayos_vmm.config.firewall import FirewallRule
+from rayos_vmm.config.spec import Gpu, VmSpec
+from rayos_vmm.service import Service
+from rayos_vmm.vm.view import VmState
+from rayos_vmm.worker.client import KeeperClient
+from tests.integration.service_lab import home, lab
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+PORT = 7000
+
+
+def spec(name: str) -> VmSpec:
+    return VmSpec(name=name, gpu=Gpu(enabled=False), tpm=False)
+
+
+async def status(service: Service, name: str, command: str) -> int:
+    """The exit status of a command in a guest."""
+    return (await service.exec(name, command, 60)).exit_status
+
+
+async def reaches(service: Service, address: str) -> bool:
+    return await status(service, "a", f"ping -c1 -W3 {address}") == 0
+
+
+async def reasons(service: Service, name: str) -> dict[str, int]:
+    stats = await service.stats(name)
+    found = stats["net"]["firewall"]["reasons"]
+    assert isinstance(found, dict)
+    return found
+
+
+async def hits(service: Service, name: str, rule: str) -> int:
+    counts = await service.firewall.counts(name)
+    assert counts is not None
+    return next(
+        count
+        for one, count in zip(service.firewall.rules(name), counts, strict=True)
+        if one.rule.name == rule
+    )
+
+
+async def until(what: Any, timeout_s: float = 60) -> None:
+    """Returns once `what()` is true."""
+    with trio.fail_after(timeout_s):
+        while True:
+            if await what():
+                return
+            await trio.sleep(0.05)
+
+
+@asynccontextmanager
+async def on_failure_kill(service: Service) -> AsyncIterator[None]:
+    """The guests are to outlive this service, but not the test."""
+    try:
+        yield
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            for view in await service.list():
+                if view.state is VmState.RUNNING:
+                    await service.kill(view.spec.name)
+        raise
+
+
+async def boot(service: Service) -> tuple[str, str]:
+    """Both guests, and their addresses."""
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            await service.define(spec(name))
+            nursery.start_soon(service.start, name)
+    views = [await service.wait(name, "ready", 120) for name in "ab"]
+    addresses = [view.address for view in views]
+    assert all(addresses)
+    return str(addresses[0]), str(addresses[1])
+
+
+async def check_defaults(service: Service, host: str, other: str) -> None:
+    """The host both ways and its names; not the other guest, who never sees a frame of it."""
+    assert await reaches(service, host)
+    address = (await service.get("a")).address
+    await trio.run_process(["ping", "-c", "1", "-W", "5", str(address)], capture_stdout=True)
+    assert await status(service, "a", f"nslookup b.guest.rayos {host}") == 0
+    assert not await reaches(service, other)
+    assert await hits(service, "a", "isolation") >= 1
+    assert (await service.stats("a"))["net"]["denials"]["firewall"] >= 1
+
+
+async def check_spoofs(service: Service, host: str) -> None:
+    """An address that was not leased, ARP in its name, another hardware address: dropped and counted by name."""
+    before = await reasons(service, "a")
+    forged = host.rsplit(".", 1)[0] + ".77"
+    assert await status(service, "a", f"ip addr add {forged}/24 dev eth0") == 0
+    assert await status(service, "a", f"ping -c1 -W1 -I {forged} {host}") != 0
+    assert await status(service, "a", f"arping -c1 -w1 -I eth0 -s {forged} {host}") != 0
+    assert await status(service, "a", f"ip addr del {forged}/24 dev eth0") == 0
+    mac = (await service.get("a")).mac
+    assert await status(service, "a", "ip link set eth0 address 52:59:de:ad:be:ef") == 0
+    assert not await reaches(service, host)
+    assert await status(service, "a", f"ip link set eth0 address {mac}") == 0
+    after = await reasons(service, "a")
+    for reason in ("source_address", "arp_sender", "source_mac"):
+        assert after.get(reason, 0) > before.get(reason, 0), reason
+    await until(lambda: reaches(service, host))
+
+
+async def check_stream(service: Service, other: str) -> None:
+    """A running TCP flow stops at once when a rule denies it, and goes on when the rule is gone."""
+    deny = FirewallRule(
+        name="no-stream", action="deny", direction="out", protocol="tcp", ports=PORT, priority=1
+    )
+    allow = service.firewall.own("a")
+    assert (
+        await status(service, "b", f"(sleep 600 | nc -l -p {PORT} >/tmp/got) >/dev/null 2>&1 & sleep 0.2")
+        == 0
+    )
+    line = "while echo line; do usleep 20000; done"
+    assert await status(service, "a", f"(({line}) | nc {other} {PORT}) >/dev/null 2>&1 & true") == 0
+
+    async def size() -> int:
+        return len(await service.read_file("b", "/tmp/got"))
+
+    async def flows() -> bool:
+        before = await size()
+        await trio.sleep(0.2)
+        return await size() > before
+
+    await until(flows)
+    await service.firewall.set_own("a", [deny, *allow])
+    assert not await trace_until_denied(service)
+    before = await size()
+    was = await hits(service, "a", "no-stream")
+
+    async def tried_again() -> bool:
+        return await hits(service, "a", "no-stream") > was
+
+    await until(tried_again)
+    assert await size() == before
+    await service.firewall.set_own("a", allow)
+    await until(flows)
+    assert await status(service, "a", "killall nc") == 0
+
+
+async def trace_until_denied(service: Service) -> list[str]:
+    """Packets of the stream that a trace saw pass before the first that it saw refused."""
+    passed = []
+    with trio.fail_after(60):
+        async with service.firewall.trace("a") as verdicts:
+            async for told in verdicts:
+                if f":{PORT}" in told["packet"] and told["direction"] == "out":
+                    if told["action"] == "deny":
+                        assert (told["rule"], told["origin"]) == ("no-stream", "vm:a"), told
+                        return passed
+                    passed.append(told["packet"])
+    raise AssertionError("the trace ended")
+
+
+async def test_two_guests_under_firewall_and_guard() -> None:
+    """Isolated by default, allowed live, refused at once, never forged, whoever of worker and service dies."""
+    async with home() as paths:
+        async with lab(paths, real=True, network=True, keep=True) as service, on_failure_kill(service):
+            a, b = await boot(service)
+            host = a.rsplit(".", 1)[0] + ".1"
+            await check_defaults(service, host, b)
+            await service.firewall.set_own("a", [FirewallRule(name="to-b", action="allow", to="vm:b")])
+            assert not await reaches(service, b)  # b does not let it in
+            await service.firewall.set_own("b", [FirewallRule(name="from-a", action="allow", from_="vm:a")])
+            assert await reaches(service, b)
+            # Nothing lets b's answers into a but that a began.
+            explained = await service.firewall.explain("a", f"in tcp {b}:22 > {a}:9")
+            assert (explained["action"], explained["reason"]) == ("deny", "default")
+            await check_stream(service, b)
+            await check_spoofs(service, host)
+            for name in "ab":
+                keeper = KeeperClient(paths.vm_runtime(name))
+                await keeper.kill_worker()
+                keeper.close()
+            assert await reaches(service, b)
+        async with lab(paths, real=True, network=True) as service:
+            assert [one.name for one in service.firewall.own("a")] == ["to-b"]
+            assert await reaches(service, b)
+            await service.firewall.set_own("b", [])
+            assert not await reaches(service, b)
+            await service.firewall.set_own(
+                "a", [FirewallRule(name="no", action="reject", direction="out", to="vm:b")]
+            )
+            refused = await service.exec("a", f"nc -w 50 {b} 9 </dev/null", 60)
+            assert b"refused" in refused.stderr, refused  # the answer of the firewall, in b's name
