@@ -1,28 +1,30 @@
 """Many VMs' workers: how long they take to start, what each costs, and eight disks busy at once: `make bench-scale`.
 
-A worker is started as the service does it: a keeper process (`python -P -m rayos_vmm.worker`) that forks its worker.
-Memory is private memory (USS: what would come back if it ended) of both; *forked* stands for workers forked from one
-process that has the code loaded already.
+A worker is started as the service does it: by the parent of all keepers (`rayos_vmm/worker/spawner.py`), which has the
+code loaded; a start is over when the worker serves. Memory is private memory (USS: what would come back if it ended).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 from benchmarks.blk import Case, measure
 from benchmarks.frontend import build_loads
 from benchmarks.report import publish, table
 from benchmarks.servers import Server, fill_cache, make_image, ours, qemu_storage_daemon, serve, workspace
+from rayos_vmm.vm.identity import claim
+from rayos_vmm.worker.launch import Keeper, Spawner, stop_keeper
+from rayos_vmm.worker.spec import Device
 
 COUNTS = (1, 8, 64)
 
@@ -41,81 +43,74 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
-def start_keepers(folder: Path, count: int) -> tuple[float, float, float]:
-    """(seconds until all serve, MiB private of a keeper, MiB private of a worker)."""
-    processes = []
-    specs = []
+@dataclass(frozen=True)
+class Start:
+    """Of `count` VMs: seconds until all serve, CPU seconds it took, median MiB private of a keeper and a worker."""
+
+    seconds: float
+    cpu: float
+    keeper: float
+    worker: float
+
+
+async def start_keepers(folder: Path, count: int) -> Start:
     images = []
-    for index in range(count):
-        run_dir = folder / f"vm{count}-{index}"
-        run_dir.mkdir()
-        image = os.open(make_image(run_dir / "disk", 1 << 20), os.O_RDWR)
-        images.append(image)
-        devices = [
-            {"kind": "blk", "name": "disk", "fd": image},
-            {"kind": "gpu", "name": "gpu"},
-            {"kind": "input", "name": "keyboard"},
-            {"kind": "console", "name": "console"},
-        ]
-        specs.append(json.dumps({"vm": f"vm{index}", "run_dir": str(run_dir), "devices": devices}).encode())
-    started = time.monotonic()
-    try:
-        for spec, image in zip(specs, images, strict=True):
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rayos_vmm.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[image],
+    async with Spawner() as spawner:
+        first = folder / "first"
+        first.mkdir()
+        await stop_keeper(
+            await spawner.start_keeper("first", first, [], first / "log")
+        )  # the code is loaded now
+
+        keepers: list[Keeper] = []
+
+        async def start(index: int, image: int) -> None:
+            run_dir = folder / f"vm{index}"
+            run_dir.mkdir()
+            devices = [
+                Device(kind="blk", name="disk", fd=image),
+                Device(kind="gpu", name="gpu"),
+                Device(kind="input", name="keyboard"),
+                Device(kind="console", name="console"),
+            ]
+            with claim() as identity:
+                keeper = await spawner.start_keeper(
+                    f"vm{index}", run_dir, devices, run_dir / "log", identity=identity, memory_bytes=96 << 20
+                )
+            keepers.append(keeper)
+            worker = keeper.worker()
+            await worker.stats()
+            worker.close()
+
+        try:
+            for index in range(count):
+                images.append(os.open(make_image(folder / f"disk{index}", 1 << 20), os.O_RDWR))
+            started, before = time.monotonic(), _cpu_seconds()
+            async with trio.open_nursery() as nursery:
+                for index, image in enumerate(images):
+                    nursery.start_soon(start, index, image)
+            seconds, after = time.monotonic() - started, _cpu_seconds()
+            await trio.sleep(1.0)
+            return Start(
+                seconds,
+                after - before,
+                statistics.median(private_bytes(keeper.pid) / (1 << 20) for keeper in keepers),
+                statistics.median(
+                    private_bytes(child) / (1 << 20) for keeper in keepers for child in children(keeper.pid)
+                ),
             )
-            processes.append(process)
-            assert process.stdin is not None
-            process.stdin.write(spec)
-            process.stdin.close()
-        for process in processes:
-            assert process.stdout is not None
-            if not process.stdout.readline():
-                raise SystemExit("a keeper did not start")
-        elapsed = time.monotonic() - started
-        time.sleep(1.0)
-        keepers = [private_bytes(process.pid) / (1 << 20) for process in processes]
-        workers = [
-            private_bytes(child) / (1 << 20) for process in processes for child in children(process.pid)
-        ]
-        return elapsed, statistics.median(keepers), statistics.median(workers)
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
-        for image in images:
-            os.close(image)
+        finally:
+            with trio.CancelScope(shield=True):
+                for keeper in keepers:
+                    await stop_keeper(keeper)
+            for image in images:
+                os.close(image)
 
 
-def forked(count: int) -> tuple[float, float]:
-    """(seconds, MiB private each) of `count` processes forked from one that has loaded the worker's code."""
-    code = (
-        "import os, sys, gc, time, signal\n"
-        "import rayos_vmm.worker.main\n"
-        "gc.freeze(); start = time.monotonic(); pids = []\n"
-        "for _ in range(int(sys.argv[1])):\n"
-        "    pid = os.fork()\n"
-        "    if not pid:\n"
-        "        from devices.loop import Loop; loop = Loop(); signal.pause()\n"
-        "    pids.append(pid)\n"
-        "print(time.monotonic() - start, *pids, flush=True); sys.stdin.read()\n"
-        "[os.kill(pid, 9) for pid in pids]\n"
-    )
-    command = [sys.executable, "-P", "-c", code, str(count)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        seconds, *pids = process.stdout.readline().split()
-        time.sleep(0.3)
-        each = statistics.median(private_bytes(int(pid)) / (1 << 20) for pid in pids)
-        return float(seconds), each
-    finally:
-        process.communicate()
+def _cpu_seconds() -> float:
+    """Of all processors of this machine, not idle, since it started (proc_stat(5))."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def eight_disks(depth: int, rounds: int) -> tuple[float, float]:
@@ -182,20 +177,19 @@ def main() -> None:
     rows = []
     for count in COUNTS:
         with workspace() as (folder, _):
-            seconds, keeper, worker = start_keepers(folder, count)
-        fork_seconds, fork_each = forked(count)
+            found = trio.run(start_keepers, folder, count)
         rows.append(
             [
                 str(count),
-                f"{seconds:.2f}",
-                f"{keeper:.1f}",
-                f"{worker:.1f}",
-                f"{fork_seconds:.2f}",
-                f"{fork_each:.1f}",
+                f"{found.seconds:.2f}",
+                f"{found.cpu:.2f}",
+                f"{found.keeper:.1f}",
+                f"{found.worker:.1f}",
+                f"{found.keeper + found.worker:.1f}",
             ]
         )
         print(*rows[-1], flush=True)
-    head = ["VMs", "start s", "keeper MiB", "worker MiB", "forked: start s", "forked: MiB each"]
+    head = ["VMs", "start s", "machine's CPU s", "keeper MiB", "worker MiB", "both MiB"]
     body = table(head, rows)
     rows = []
     for depth in (1, 8):

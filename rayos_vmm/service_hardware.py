@@ -19,7 +19,7 @@ from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.vm.identity import claim
 from rayos_vmm.vm.process import ProcessId, start_time
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
-from rayos_vmm.worker.launch import Keeper, KeeperFailed, start_keeper, stop_keeper
+from rayos_vmm.worker.launch import Keeper, KeeperFailed, Spawner, stop_keeper
 from rayos_vmm.worker.spec import Device
 from rayos_vmm.worker.spec import Firewall as WorkerFirewall
 
@@ -110,9 +110,16 @@ class WorkerHardware:
     def __init__(
         self, gates: Gates | None = None, targets: Targets | None = None, firewall: Firewall | None = None
     ) -> None:
+        self._spawner = Spawner()
         self._gates = gates
         self._targets = targets
         self._firewall = firewall
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """See `Hardware.running`."""
+        async with self._spawner:
+            yield
 
     async def plug(
         self,
@@ -150,7 +157,7 @@ class WorkerHardware:
                 gate_fd = os.open(page, os.O_RDONLY | os.O_CLOEXEC)
                 fds.append(gate_fd)
             with claim() as identity:
-                keeper = await start_keeper(
+                keeper = await self._spawner.start_keeper(
                     spec.name,
                     runtime,
                     devices,

@@ -123,15 +123,17 @@ async def open_parts(
         ):
             firewall = Firewall(lambda: network.subnet)
             firewall.leases = network.addresses_of
-            yield Parts(
-                paths=paths,
-                events=events,
-                store=store,
-                platform=Platform(paths.cache, events),
-                hardware=hardware or WorkerHardware(authority, revisions.broadcaster, firewall),
-                network=network,
-                tpms=tpms,
-                authority=authority,
-                revisions=revisions,
-                firewall=firewall,
-            )
+            hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
+            async with hardware.running():
+                yield Parts(
+                    paths=paths,
+                    events=events,
+                    store=store,
+                    platform=Platform(paths.cache, events),
+                    hardware=hardware,
+                    network=network,
+                    tpms=tpms,
+                    authority=authority,
+                    revisions=revisions,
+                    firewall=firewall,
+                )

@@ -94,6 +94,10 @@ class Worker(Protocol):
 class Hardware(Protocol):
     """Brings a machine's devices into being and takes them away."""
 
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """As long as the service is: what it needs to plug. Backends outlive it."""
+        ...
+
     async def plug(
         self,
         spec: VmSpec,
@@ -160,6 +164,10 @@ class Platform(Protocol):
 
 class NoHardware:
     """No devices at all: the guest has its processor, memory and serial line."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
 
     async def plug(
         self,

@@ -1,7 +1,7 @@
-"""`python -P -m rayos_vmm.worker`: a VM's keeper."""
+"""`python -P -m rayos_vmm.worker`: the parent of all keepers of a service."""
 
 import sys
 
-from rayos_vmm.worker.keeper import main
+from rayos_vmm.worker.spawner import main
 
 sys.exit(main())

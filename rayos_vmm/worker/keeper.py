@@ -12,13 +12,11 @@ When QEMU has left and no service is connected for LINGER seconds, the keeper en
 from __future__ import annotations
 
 import array
-import json
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -297,9 +295,11 @@ class Keeper:
         self._inherited = sandbox.confine_keeper(self._spec.sandbox)
         self._spawn()
         self._check_linger()
-        ready()
-        self._loop.run()
-        self.close()
+        try:
+            ready()
+            self._loop.run()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Leave nothing behind: the worker, the sockets."""
@@ -334,28 +334,3 @@ def _close_all_but(kept: set[int]) -> None:
         if fd > before:
             os.closerange(before, fd)
         before = fd + 1
-
-
-def main() -> int:
-    """`python -P -m rayos_vmm.worker`: the spec comes on standard input, one JSON line goes to standard output."""
-    spec = _read_spec()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s", stream=sys.stderr)
-    logging.Formatter.converter = time.gmtime
-
-    null = os.open(os.devnull, os.O_RDWR)
-
-    def ready() -> None:
-        print(json.dumps({"ready": True, "pid": os.getpid()}), flush=True)
-        # The service may go away; standard output must not keep a pipe of it.
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        os.close(null)
-
-    Keeper(spec).run(ready)
-    return 0
-
-
-def _read_spec() -> WorkerSpec:
-    import msgspec
-
-    return msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)

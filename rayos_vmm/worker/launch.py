@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 import msgspec
 import trio
 
 from rayos_vmm.vm.identity import NOBODY, Identity, user
-from rayos_vmm.vm.process import spawn
+from rayos_vmm.vm.process import Process, spawn
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.sandbox import Mode
+from rayos_vmm.worker.spawner import open_request
 from rayos_vmm.worker.spec import Device, WorkerSpec, device_socket
 
-#: Seconds a keeper has to load its code and bind its sockets, on a machine with 64 guests.
+#: Seconds a keeper has to bind its sockets, on a machine with 64 guests that all start.
 START_TIMEOUT: Final = 30.0
+#: The parent of all keepers; the number of its socket follows.
+SPAWNER: Final = (sys.executable, "-P", "-m", "rayos_vmm.worker")
 
 
 class KeeperFailed(Exception):
@@ -50,72 +53,124 @@ class Keeper:
         return KeeperClient(self.run_dir)
 
 
-async def start_keeper(
-    vm: str,
-    run_dir: Path,
-    devices: Sequence[Device],
-    log: Path,
-    *,
-    identity: Identity = NOBODY,
-    memory_bytes: int = 0,
-    gate_fd: int = -1,
-) -> Keeper:
-    """Start a keeper that inherits the devices' descriptors; the caller may close its own afterwards.
+class Spawner:
+    """Starts keepers by their `parent`, which lives as long as the context and is started again if it does not."""
 
-    The keeper holds the claim on `identity` and its workers take its user; `memory_bytes` is the guest's, which
-    bounds what they map. `gate_fd` is the gate page, open for reading (-1: everything may happen).
-    `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
-    Errors: KeeperFailed. Cancellation kills it and leaves its sockets for the caller to remove with the directory.
-    """
-    spec = WorkerSpec(
-        vm=vm,
-        run_dir=str(run_dir),
-        devices=tuple(devices),
-        uid=user("worker", identity.slot),
-        memory_bytes=memory_bytes,
-        sandbox=_mode(),
-        gate_fd=gate_fd,
-    )
-    fds = [*identity.fds, *(fd for device in devices for fd in device.fds)]
-    fds += [gate_fd] if gate_fd >= 0 else []
-    keeper_in, spec_out = os.pipe2(os.O_CLOEXEC)
-    word_in, keeper_out = os.pipe2(os.O_CLOEXEC)
-    async with trio.lowlevel.FdStream(spec_out) as to_keeper, trio.lowlevel.FdStream(word_in) as from_keeper:
-        try:
-            with log.open("ab") as log_file:
-                process = spawn(
-                    [sys.executable, "-P", "-m", "rayos_vmm.worker"],
-                    input_fd=keeper_in,
-                    output_fd=keeper_out,
-                    error_fd=log_file.fileno(),
-                    pass_fds=fds,
-                )
-        finally:
-            os.close(keeper_in)
-            os.close(keeper_out)
-        try:
-            with trio.fail_after(START_TIMEOUT):
-                await to_keeper.send_all(msgspec.json.encode(spec))
-                await to_keeper.aclose()
-                line = b""
-                while not line.endswith(b"\n"):
-                    chunk = await from_keeper.receive_some()
-                    if not chunk:
-                        raise KeeperFailed(_last_words(log))
-                    line += chunk
-            json.loads(line)
-        except trio.TooSlowError:
-            await process.end(grace_s=0.0)
-            raise KeeperFailed(f"the keeper of {vm} was not ready in {START_TIMEOUT:.0f} s") from None
-        except trio.BrokenResourceError:
-            await process.end(grace_s=0.0)
-            raise KeeperFailed(_last_words(log)) from None
-        except BaseException:
-            await process.end(grace_s=0.0)
-            raise
-        finally:
-            process.close()
-    return Keeper(process.pid, run_dir)
+    def __init__(self) -> None:
+        self._sock: trio.socket.SocketType | None = None
+        self.parent: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self.start_parent()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with trio.CancelScope(shield=True):
+            await self.close()
+
+    def start_parent(self) -> None:
+        """Returns at once: it loads its code while others work. Errors: OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, Path(os.devnull).open("wb") as null:
+            self.parent = spawn(
+                [*SPAWNER, str(theirs.fileno())],
+                output_fd=null.fileno(),
+                error_fd=2,
+                pass_fds=[theirs.fileno()],
+            )
+        self._sock = trio.socket.from_stdlib_socket(ours)
+
+    async def start_keeper(
+        self,
+        vm: str,
+        run_dir: Path,
+        devices: Sequence[Device],
+        log: Path,
+        *,
+        identity: Identity = NOBODY,
+        memory_bytes: int = 0,
+        gate_fd: int = -1,
+    ) -> Keeper:
+        """Start a keeper that gets the devices' descriptors; the caller may close its own afterwards.
+
+        The keeper holds the claim on `identity` and its workers take its user; `memory_bytes` is the guest's, which
+        bounds what they map. `gate_fd` is the gate page, open for reading (-1: everything may happen).
+        `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
+        Errors: KeeperFailed. Cancellation ends it, and it removes its sockets.
+        """
+        spec = WorkerSpec(
+            vm=vm,
+            run_dir=str(run_dir),
+            devices=tuple(devices),
+            uid=user("worker", identity.slot),
+            memory_bytes=memory_bytes,
+            sandbox=_mode(),
+            gate_fd=gate_fd,
+        )
+        ours, theirs = socket.socketpair()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        async with stream:
+            with theirs, log.open("ab") as log_file:
+                try:
+                    with open_request(spec, log_file.fileno(), theirs.fileno(), identity.fds) as request:
+                        await self._send(*request)
+                except ValueError as error:
+                    raise KeeperFailed(f"{vm}: {error}") from None
+            try:
+                with trio.fail_after(START_TIMEOUT):
+                    word = await _line(stream)
+                    if "pid" in word:
+                        await stream.send_all(b"\0")
+                        return Keeper(word["pid"], run_dir)
+            except trio.TooSlowError:
+                raise KeeperFailed(f"the keeper of {vm} was not ready in {START_TIMEOUT:.0f} s") from None
+            except trio.BrokenResourceError:
+                raise KeeperFailed(_last_words(log)) from None
+            finally:
+                await _wait_gone(stream)
+        raise KeeperFailed(word.get("error") or _last_words(log))
+
+    async def _send(self, data: bytes, ancillary: Any) -> None:
+        for _ in range(2):
+            if self._sock is None:
+                self.start_parent()
+            assert self._sock is not None
+            try:
+                await self._sock.sendmsg([data], ancillary)
+            except OSError as error:
+                failure = error
+                await self.close()
+            else:
+                return
+        raise KeeperFailed(f"the parent of all keepers takes no requests: {failure}")
+
+    async def close(self) -> None:
+        """End the parent; what it started lives on."""
+        if self._sock is not None and self.parent is not None:
+            self._sock.close()
+            self._sock = None
+            await self.parent.end()
+            self.parent.close()
+
+
+async def _line(stream: trio.SocketStream) -> dict[str, Any]:
+    """What the keeper says; nothing when it ended instead."""
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = await stream.receive_some()
+        if not chunk:
+            return {}
+        line += chunk
+    word: dict[str, Any] = msgspec.json.decode(line)
+    return word
+
+
+async def _wait_gone(stream: trio.SocketStream) -> None:
+    """When it got no byte: the keeper ends, at the latest when it is ready. When it did, it closed this itself."""
+    with trio.CancelScope(shield=True), trio.move_on_after(START_TIMEOUT), suppress(trio.BrokenResourceError):
+        await stream.send_eof()
+        while await stream.receive_some():
+            pass
 
 
 async def stop_keeper(keeper: Keeper) -> None:
@@ -137,7 +192,6 @@ async def stop_keeper(keeper: Keeper) -> None:
     finally:
         client.close()
         os.close(pidfd)
-        _reap(keeper.pid)
 
 
 def _mode() -> Mode:
@@ -149,12 +203,6 @@ def _mode() -> Mode:
             return "off"
         case _:
             return "on"
-
-
-def _reap(pid: int) -> None:
-    """Collect our child; a keeper that an earlier service started is somebody else's."""
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 def _last_words(log: Path) -> str:

@@ -1,8 +1,9 @@
-"""What a worker serves, as JSON from the service to the keeper. Descriptors are numbers in the keeper."""
+"""What a worker serves, as JSON from the service to the keeper. Descriptors are numbers of whoever reads it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -78,6 +79,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         page = self.firewall.page_fd if self.firewall else -1
         return [fd for fd in (self.fd, *self.queue_fds, page) if fd >= 0]
 
+    def with_fds(self, numbers: Mapping[int, int]) -> Self:
+        """The same device in a process where its descriptors have other numbers."""
+        queue_fds = tuple(numbers[fd] for fd in self.queue_fds)
+        firewall = self.firewall
+        if firewall is not None:
+            firewall = msgspec.structs.replace(firewall, page_fd=numbers.get(firewall.page_fd, -1))
+        return msgspec.structs.replace(
+            self, fd=numbers.get(self.fd, -1), queue_fds=queue_fds, firewall=firewall
+        )
+
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a keeper needs to know. `run_dir` exists and is private to the VM."""
@@ -92,6 +103,20 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gate_fd: int = -1
     #: See `rayos_vmm.worker.sandbox.Mode`.
     sandbox: Literal["on", "trap", "off"] = "on"
+
+    @property
+    def fds(self) -> list[int]:
+        """All descriptors that it names."""
+        gate = [self.gate_fd] if self.gate_fd >= 0 else []
+        return [*(fd for device in self.devices for fd in device.fds), *gate]
+
+    def with_fds(self, numbers: Mapping[int, int]) -> Self:
+        """The same in a process where the descriptors have other numbers."""
+        return msgspec.structs.replace(
+            self,
+            devices=tuple(device.with_fds(numbers) for device in self.devices),
+            gate_fd=numbers.get(self.gate_fd, -1),
+        )
 
 
 CONTROL_SOCKET = "worker.sock"

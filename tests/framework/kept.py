@@ -1,29 +1,64 @@
 """A real keeper with its worker, sandboxed, without a service: what QEMU and the service see, from a test.
 
-`command` stands for another worker than the right one (a planted bug).
+Another `Parent` than the shared one stands for another worker than the right one (a planted bug).
 """
 
 from __future__ import annotations
 
-import json
 import os
+import select
+import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
 
 from rayos_vmm.vm import identity
 from rayos_vmm.worker import packet
+from rayos_vmm.worker.launch import SPAWNER
 from rayos_vmm.worker.sandbox import Mode
+from rayos_vmm.worker.spawner import open_request
 from rayos_vmm.worker.spec import KEEPER_SOCKET, Device, WorkerSpec, device_socket
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 
-KEEPER: Final = (sys.executable, "-P", "-m", "rayos_vmm.worker")
+
+class Parent:
+    """The parent of keepers: `command` with the number of its socket, ended by `close`."""
+
+    def __init__(
+        self, command: Sequence[str | Path] = SPAWNER, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **(environment or {})},
+            )
+
+    def close(self) -> None:
+        self.sock.close()
+        self._process.wait(ANSWER_TIMEOUT)
+
+
+@cache
+def shared_parent() -> Parent:
+    """One for all tests of this process; see `close_shared_parent`."""
+    return Parent()
+
+
+def close_shared_parent() -> None:
+    """When the last test is over."""
+    if shared_parent.cache_info().currsize:
+        shared_parent().close()
+        shared_parent.cache_clear()
 
 
 class Kept:
@@ -36,12 +71,12 @@ class Kept:
         *,
         memory_bytes: int = 64 << 20,
         sandbox: Mode = "on",
-        command: Sequence[str | Path] = KEEPER,
-        environment: Mapping[str, str] | None = None,
+        parent: Parent | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.log = run_dir / "keeper.log"
-        with identity.claim() as slot, self.log.open("wb") as log:
+        ours, theirs = socket.socketpair()
+        with identity.claim() as slot, self.log.open("wb") as log, ours:
             self.uid = identity.user("worker", slot.slot)
             spec = WorkerSpec(
                 vm="test",
@@ -51,24 +86,14 @@ class Kept:
                 memory_bytes=memory_bytes,
                 sandbox=sandbox,
             )
-            fds = [*slot.fds, *(device.fd for device in devices if device.fd >= 0)]
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=fds,
-                env={**os.environ, **(environment or {})},
-            )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(msgspec.json.encode(spec))
-        self.process.stdin.close()
-        line = self.process.stdout.readline()
-        self.process.stdout.close()
-        if not line:
-            self.process.wait()
-            raise ChildProcessError(self.log.read_text())
-        json.loads(line)
+            with theirs, open_request(spec, log.fileno(), theirs.fileno(), slot.fds) as (data, ancillary):
+                (parent or shared_parent()).sock.sendmsg([data], ancillary)
+            ours.settimeout(ANSWER_TIMEOUT)
+            line = ours.recv(4096)
+            if not line:
+                raise ChildProcessError(self.log.read_text())
+            self._pidfd = os.pidfd_open(msgspec.json.decode(line)["pid"])
+            ours.send(b"\0")
         self._client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._client.settimeout(ANSWER_TIMEOUT)
         self._client.connect(str(run_dir / KEEPER_SOCKET))
@@ -97,15 +122,15 @@ class Kept:
     def close(self) -> None:
         try:
             self.ask("quit")
-            code = self.process.wait(ANSWER_TIMEOUT)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
+            if not select.select([self._pidfd], [], [], ANSWER_TIMEOUT)[0]:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                raise TimeoutError(f"the keeper does not end: {self.log.read_text()}")
         finally:
             self._client.close()
-        if code != 0:
-            raise ChildProcessError(f"exit code {code}: {self.log.read_text()}")
+            os.close(self._pidfd)
+        words = self.log.read_text()
+        if "keeper died" in words:
+            raise ChildProcessError(words)
 
     def __enter__(self) -> Self:
         return self

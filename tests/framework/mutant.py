@@ -1,4 +1,4 @@
-"""`python -P -m tests.framework.mutant`: a keeper whose workers acknowledge writes before they are done.
+"""`python -P -m tests.framework.mutant`: a parent of keepers whose workers acknowledge writes before they are done.
 
 The bug that the kill harness must find: a write is held back until a few more have come, and answered at once. It
 needs interpreted code (RAYOS_PURE=1), whose classes can be changed.
@@ -13,7 +13,7 @@ from collections import deque
 from typing import Final
 
 from devices.native import Buffers
-from rayos_vmm.worker.keeper import main
+from rayos_vmm.worker.spawner import main
 from tests.framework.synchronous import no_uring
 
 #: Writes that are acknowledged and not done.

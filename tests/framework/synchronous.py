@@ -1,4 +1,4 @@
-"""`python -P -m tests.framework.synchronous`: a keeper whose workers have no io_uring: strace sees each call."""
+"""`python -P -m tests.framework.synchronous`: workers without io_uring, so that strace sees each call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import Never
 
 import devices.uring
-from rayos_vmm.worker.keeper import main
+from rayos_vmm.worker.spawner import main
 
 
 def _refuse(*_: object) -> Never:

@@ -10,6 +10,7 @@ import pytest
 
 from devices.backend import Backend
 from tests.framework.hostile import DEVICES, Device
+from tests.framework.kept import close_shared_parent
 from tests.framework.target import Served, Stepped
 
 
@@ -28,6 +29,12 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Se
 
         running = Lazy()
         yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_parent_is_left() -> Iterator[None]:
+    yield
+    close_shared_parent()
 
 
 @pytest.fixture(params=["stepped", "served"])
