@@ -60,6 +60,14 @@ class Backend(ABC):
         """The device's configuration space (VIRTIO 1.3, 5.x.4); reads beyond its end are zeros."""
         return b""
 
+    def start_session(self, *, resumed: bool) -> None:
+        """A frontend is there. `resumed`: it is the one that a killed predecessor served."""
+
+    def is_new_write(self, number: int) -> bool:
+        """False when a predecessor did the session's `number`-th write of the configuration: after a crash in the
+        middle of one it is told again, and a device that cannot do it twice has to know."""
+        return True
+
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver wrote `data` at `offset`; fields that are not the driver's to write are ignored."""
 

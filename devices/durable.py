@@ -142,6 +142,32 @@ class DurableBackend(Backend):
             self.settle(queue)
             raise
 
+    def drain(
+        self, queue: int, handle: Callable[[Chain], int | None], has_work: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Hand the queue's chains to `handle` while it `has_work`, at most BUDGET, and settle: all that `process` does.
+
+        `handle` returns the bytes that it wrote; None puts the chain back and ends the turn.
+        """
+        vring = self.queues[queue]
+        for _ in range(self.BUDGET):
+            if not has_work():
+                self.settle(queue)
+                return False
+            chain = self.pop(queue)
+            if chain is None:
+                self.settle(queue)
+                if not vring.arm():
+                    return False
+                continue
+            written = handle(chain)
+            if written is None:
+                vring.unpop(chain.head)
+                break
+            vring.push(chain.head, written)
+        self.settle(queue)
+        return True
+
     def settle(self, queue: int) -> None:
         """Publish what was pushed; with it, and not before, the changed state becomes true."""
         vring = self.queues[queue]

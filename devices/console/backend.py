@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
@@ -36,8 +37,11 @@ from devices.loop import Loop
 from devices.repeat import Repeats
 from devices.state import StateStore
 from devices.stats import Stats
+from devices.virtio.chain import Chain
 from devices.virtio.features import DeviceId
 
+#: Writes of the configuration in this session that are done, before Repeats and the ports.
+_HEAD: Final = struct.Struct("<Q")
 #: QEMU's own limit for virtio-serial.
 MAX_PORTS: Final = 31
 
@@ -57,7 +61,7 @@ class ConsoleBackend(DurableBackend):
     device_id = DeviceId.CONSOLE
     BUDGET: ClassVar[int] = 128
     #: Capacity the StateStore must have.
-    STATE_BYTES: ClassVar[int] = 1 + Repeats.STATE_BYTES + MAX_PORTS * Port.STATE.size
+    STATE_BYTES: ClassVar[int] = _HEAD.size + Repeats.STATE_BYTES + MAX_PORTS * Port.STATE.size
 
     def __init__(
         self,
@@ -88,11 +92,11 @@ class ConsoleBackend(DurableBackend):
             self._by_queue[rx_queue(port.index)] = port, True
             self._by_queue[tx_queue(port.index)] = port, False
         self._repeats = Repeats()
-        self._has_emergency = False
+        self._config_writes = 0
+        self._room = 0
         self._got_output: set[int] = set()
         self._got_room: set[int] = set()
         self.restore()
-        self._is_told_again = self._has_emergency
 
     @staticmethod
     def history_bytes(ports: int) -> int:
@@ -110,13 +114,13 @@ class ConsoleBackend(DurableBackend):
     # -- state that outlives the worker --------------------------------------------------------------------------
 
     def pack_state(self) -> bytes:
-        head = bytes([self._has_emergency])
+        head = _HEAD.pack(self._config_writes)
         return head + self._repeats.pack() + b"".join([port.pack() for port in self._ports])
 
     def unpack_state(self, payload: bytes) -> None:
-        self._has_emergency = bool(payload[0])
-        offset = 1 + Repeats.STATE_BYTES
-        self._repeats.unpack(payload[1:offset])
+        (self._config_writes,) = _HEAD.unpack_from(payload)
+        offset = _HEAD.size + Repeats.STATE_BYTES
+        self._repeats.unpack(payload[_HEAD.size : offset])
         for port in self._ports:
             port.unpack(payload[offset : offset + Port.STATE.size])
             offset += Port.STATE.size
@@ -127,7 +131,6 @@ class ConsoleBackend(DurableBackend):
             self.on_room(port.index)
 
     def forget_driver(self) -> None:
-        self._has_emergency = False
         for port in self._ports:
             port.restart(Todo.NOTHING)
 
@@ -241,11 +244,14 @@ class ConsoleBackend(DurableBackend):
         if queue >= CONTROL_RX and not self._is_multiport:
             return False  # queues that this driver did not ask for
         if queue == CONTROL_RX:
-            return self._tell_driver()
+            return self.drain(queue, self._tell_driver, lambda: next_message(self._ports) is not None)
         if queue == CONTROL_TX:
-            return self._hear_driver()
+            return self.drain(queue, self._hear_driver)
         port, is_rx = self._by_queue[queue]
-        return self._receive(port, queue) if is_rx else self._transmit(port, queue)
+        if is_rx:
+            return self.drain(queue, lambda chain: self._receive(port, chain), lambda: self._is_ready(port))
+        self._room = BATCH_BYTES
+        return self.drain(queue, lambda chain: self._transmit(port, chain))
 
     def settle(self, queue: int) -> None:
         super().settle(queue)
@@ -256,24 +262,12 @@ class ConsoleBackend(DurableBackend):
         self._got_output.clear()
         self._got_room.clear()
 
-    def _transmit(self, port: Port, queue: int) -> bool:
+    def _transmit(self, port: Port, chain: Chain) -> int | None:
         """Guest to host: at most BUDGET chains and one batch of bytes a turn, so that a flood leaves others theirs."""
-        vring = self.queues[queue]
-        room = BATCH_BYTES
-        for _ in range(self.BUDGET):
-            chain = self.pop(queue)
-            if chain is None:
-                self.settle(queue)
-                if not vring.arm():
-                    return False
-                continue
-            if room < chain.readable_bytes <= BATCH_BYTES:
-                vring.unpop(chain.head)
-                break
-            room -= self._take_output(port, chain.readable, chain.readable_bytes)
-            vring.push(chain.head, 0)
-        self.settle(queue)
-        return True
+        if self._room < chain.readable_bytes <= BATCH_BYTES:
+            return None
+        self._room -= self._take_output(port, chain.readable, chain.readable_bytes)
+        return 0
 
     def _take_output(self, port: Port, buffers: list[memoryview], size: int) -> int:
         denial = Denial.INVALID if size > BATCH_BYTES else self.gate.check(Op.CONSOLE_WRITE, size)
@@ -287,89 +281,63 @@ class ConsoleBackend(DurableBackend):
             self.is_dirty = True
         return size
 
-    def _receive(self, port: Port, queue: int) -> bool:
+    def _is_ready(self, port: Port) -> bool:
+        """Something waits for the guest, and somebody there reads it."""
+        return port.waiting > 0 and (port.guest_open or not self._is_multiport)
+
+    def _receive(self, port: Port, chain: Chain) -> int:
         """Host to guest: into the buffers a guest offers while its port is open. Without buffers the bytes wait."""
-        vring = self.queues[queue]
-        for _ in range(self.BUDGET):
-            if not port.waiting or (self._is_multiport and not port.guest_open):
-                self.settle(queue)
-                return False
-            chain = self.pop(queue)
-            if chain is None:
-                self.settle(queue)
-                if not vring.arm():
-                    return False
-                continue
-            size = port.fill(chain.writable, chain.writable_bytes)
-            vring.push(chain.head, size)
-            if size:
-                self._got_room.add(port.index)
-                self.is_dirty = True
-            else:
-                vring.chain_errors += 1
-        self.settle(queue)
-        return True
+        size = port.fill(chain.writable, chain.writable_bytes)
+        if size:
+            self._got_room.add(port.index)
+            self.is_dirty = True
+        else:
+            self.queues[rx_queue(port.index)].chain_errors += 1
+        return size
 
     # -- control messages ----------------------------------------------------------------------------------------
 
-    def _hear_driver(self) -> bool:
-        vring = self.queues[CONTROL_TX]
-        for _ in range(self.BUDGET):
-            chain = self.pop(CONTROL_TX)
-            if chain is None:
-                self.settle(CONTROL_TX)
-                if not vring.arm():
-                    return False
-                continue
-            if chain.readable_bytes < CONTROL.size:
-                vring.chain_errors += 1
-            elif hear(self._ports, *CONTROL.unpack(chain.read(CONTROL.size))):
-                self.is_dirty = True
-                self.run_soon(CONTROL_RX)
-                for port in self._ports:
-                    if port.guest_open and port.waiting:
-                        self.run_soon(rx_queue(port.index))
-            else:
-                self.stats.deny(Op.CONSOLE_WRITE, Denial.INVALID)
-            vring.push(chain.head, 0)
-        self.settle(CONTROL_TX)
-        return True
-
-    def _tell_driver(self) -> bool:
-        vring = self.queues[CONTROL_RX]
-        for _ in range(self.BUDGET):
-            news = next_message(self._ports)
-            if news is None:
-                self.settle(CONTROL_RX)
-                return False
-            chain = self.pop(CONTROL_RX)
-            if chain is None:
-                self.settle(CONTROL_RX)
-                if not vring.arm():
-                    return False
-                continue
-            port, todo, message = news
-            if chain.writable_bytes < len(message):
-                vring.chain_errors += 1
-                vring.push(chain.head, 0)
-                continue
-            vring.push(chain.head, chain.write(message))
-            port.todo &= ~todo
+    def _hear_driver(self, chain: Chain) -> int:
+        if chain.readable_bytes < CONTROL.size:
+            self.queues[CONTROL_TX].chain_errors += 1
+        elif hear(self._ports, *CONTROL.unpack(chain.read(CONTROL.size))):
             self.is_dirty = True
-        self.settle(CONTROL_RX)
-        return True
+            self.run_soon(CONTROL_RX)
+            for port in self._ports:
+                if port.guest_open and port.waiting:
+                    self.run_soon(rx_queue(port.index))
+        else:
+            self.stats.deny(Op.CONSOLE_WRITE, Denial.INVALID)
+        return 0
+
+    def _tell_driver(self, chain: Chain) -> int:
+        news = next_message(self._ports)
+        assert news is not None  # there was work
+        port, todo, message = news
+        if chain.writable_bytes < len(message):
+            self.queues[CONTROL_RX].chain_errors += 1
+            return 0
+        port.todo &= ~todo
+        self.is_dirty = True
+        return chain.write(message)
 
     # -- EMERG_WRITE ---------------------------------------------------------------------------------------------
+
+    def start_session(self, *, resumed: bool) -> None:
+        if not resumed:
+            self._config_writes = 0
+
+    def is_new_write(self, number: int) -> bool:
+        if number <= self._config_writes:
+            return False
+        self._config_writes = number  # saved with the character, or with the next one
+        return True
 
     def write_config(self, offset: int, data: bytes) -> None:
         """A character that works before any queue does (5.3.4): it goes to port 0."""
         at = EMERG_WR_OFFSET - offset
         if not 0 <= at < len(data) or data[at] == 0:
             return  # NUL is what a driver reads there, and hands back with a write of another field
-        if self._is_told_again and self._is_fresh:
-            # What the frontend told the predecessor is told again before the queues start, this last word too.
-            self._is_told_again = False
-            return
         character = data[at : at + 1]
         if self.gate.check(Op.CONSOLE_WRITE, 1) is not None:
             self.stats.deny(Op.CONSOLE_WRITE, Denial.CAPABILITY)
@@ -383,7 +351,6 @@ class ConsoleBackend(DurableBackend):
     def _emergency(self, character: bytes) -> None:
         port = self._ports[0]
         port.take_output([memoryview(character)])
-        self._has_emergency = True
         self.save()
         self.on_output(0)
 

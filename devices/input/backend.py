@@ -29,6 +29,7 @@ from devices.loop import Loop
 from devices.repeat import Repeats
 from devices.state import StateStore
 from devices.stats import Stats
+from devices.virtio.chain import Chain
 from devices.virtio.features import DeviceId
 
 DEFAULT_QUEUE_LIMIT: Final = 64
@@ -183,7 +184,7 @@ class InputBackend(DurableBackend):
     # -- the guest's side ----------------------------------------------------------------------------------------
 
     def process(self, queue: int) -> bool:
-        return self._read_status() if queue == STATUS_QUEUE else self._deliver()
+        return self.drain(queue, self._read_status) if queue == STATUS_QUEUE else self._deliver()
 
     def _move(self) -> bool:
         """One waiting event into one waiting buffer, not yet published; False when there is nothing to move."""
@@ -223,22 +224,12 @@ class InputBackend(DurableBackend):
             self._has_room_news = False
             self.on_room()
 
-    def _read_status(self) -> bool:
-        vring = self.queues[STATUS_QUEUE]
-        for _ in range(self.BUDGET):
-            chain = self.pop(STATUS_QUEUE)
-            if chain is None:
-                self.settle(STATUS_QUEUE)
-                if not vring.arm():
-                    return False
-                continue
-            if chain.readable_bytes < EVENT.size:
-                vring.chain_errors += 1
-            else:
-                self._status(*EVENT.unpack(chain.read(EVENT.size)))
-            vring.push(chain.head, 0)
-        self.settle(STATUS_QUEUE)
-        return True
+    def _read_status(self, chain: Chain) -> int:
+        if chain.readable_bytes < EVENT.size:
+            self.queues[STATUS_QUEUE].chain_errors += 1
+        else:
+            self._status(*EVENT.unpack(chain.read(EVENT.size)))
+        return 0
 
     def _status(self, kind: int, code: int, value: int) -> None:
         """The guest's word; what the device has no part for is ignored (5.8.6.2)."""

@@ -131,9 +131,10 @@ class ReportQueue:
 
     def admit(self, report: Sequence[Event]) -> int:
         """Take a report in; returns how many reports were dropped or cut for want of room."""
-        report = self._complete(report)
+        asked, report = report, self._complete(report)
+        # Also of a slot that was left out: the next report may mean it.
         self._slot = next(
-            (v for k, c, v in reversed(report) if (k, c) == (EventType.ABS, Abs.MT_SLOT)), self._slot
+            (v for k, c, v in reversed(asked) if (k, c) == (EventType.ABS, Abs.MT_SLOT)), self._slot
         )
         if len(report) == 1:
             return 0

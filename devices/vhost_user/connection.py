@@ -113,9 +113,10 @@ class Connection:
         on_close: Callable[[str], None],
         *,
         resume: bool = False,
+        config_writes: int = 0,
     ) -> None:
         self._channel = Channel(sock)
-        self._session = Session(backend, loop, resume=resume)
+        self._session = Session(backend, loop, resume=resume, config_writes=config_writes)
         self._loop = loop
         self._on_close = on_close
         self._timer = 0

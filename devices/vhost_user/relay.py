@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class Relay:
     """One device's relay on a loop.
 
-    `connect(has_history)` is called when a backend connection is wanted and gives the relay's end of a socket pair, or
-    None while there is no backend; `attach` is called again when there is one.
+    `connect(has_history, config_writes_before)` is called when a backend connection is wanted and gives the relay's end
+    of a socket pair, or None while there is no backend; `attach` is called again when there is one.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Relay:
         queue_count: int,
         listening: socket.socket,
         loop: Loop,
-        connect: Callable[[bool], socket.socket | None],
+        connect: Callable[[bool, int], socket.socket | None],
     ) -> None:
         self.name = name
         self.is_connected = False
@@ -132,7 +132,7 @@ class Relay:
         if self._front is None or self._back is not None:
             return
         has_history = not self._transcript.is_empty
-        sock = self._connect(has_history)
+        sock = self._connect(has_history, self._transcript.config_writes_before)
         if sock is None:
             return
         self._back = Channel(sock, is_frontend=True)

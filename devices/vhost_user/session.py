@@ -63,13 +63,16 @@ class Session:
     and calls the driver once, since the predecessor's call may be lost.
     """
 
-    def __init__(self, backend: Backend, loop: Loop, *, resume: bool = False) -> None:
+    def __init__(self, backend: Backend, loop: Loop, *, resume: bool = False, config_writes: int = 0) -> None:
+        """`config_writes`: how many writes of the configuration a predecessor was told that are not told again."""
         self._backend = backend
         self._loop = loop
         self._memory = GuestMemory()
         self._features = 0
         self._protocol_features = 0
         self._queues = [_Queue(is_resumed=resume) for _ in backend.queues]
+        self._config_writes = config_writes
+        backend.start_session(resumed=resume)
         self._leftover: set[int] = set()
 
     def handle(self, message: Message) -> bytes | None:
@@ -140,7 +143,9 @@ class Session:
                 ).pack()
             case Request.SET_CONFIG:
                 access = ConfigAccess.unpack(payload)
-                self._backend.write_config(access.offset, access.data)
+                self._config_writes += 1
+                if self._backend.is_new_write(self._config_writes):
+                    self._backend.write_config(access.offset, access.data)
             case Request.GPU_SET_SOCKET:
                 if not self._backend.take_gpu_socket(message.fds[0]):
                     raise ProtocolError(f"GPU_SET_SOCKET for {self._backend.name}, which is no GPU")

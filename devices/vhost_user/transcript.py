@@ -56,6 +56,7 @@ class Transcript:
     _memory: Message | None = None
     _regions: list[Message] = field(default_factory=list)
     _queues: dict[tuple[int, Request], Message] = field(default_factory=dict)
+    _config_writes: int = 0
 
     def fold(self, message: Message, reply: bytes | None = None) -> None:
         """Take over `message` with its descriptors; `reply` is the payload it was answered with, if it was."""
@@ -63,6 +64,7 @@ class Transcript:
         if request in _GLOBAL_ORDER:
             _put(self._globals, request, message)
         elif request is Request.SET_CONFIG:
+            self._config_writes += 1
             _put(self._config, ConfigAccess.unpack(message.payload).offset, message)
         elif request is Request.SET_MEM_TABLE:
             self._drop_memory()
@@ -134,6 +136,11 @@ class Transcript:
                     yield _silent(message)
 
     @property
+    def config_writes_before(self) -> int:
+        """How many writes of the configuration there were before the first that `replay` gives again."""
+        return self._config_writes - len(self._config)
+
+    @property
     def is_empty(self) -> bool:
         return not (self._globals or self._queues or self._memory)
 
@@ -144,6 +151,7 @@ class Transcript:
             _close(message)
         self._globals.clear()
         self._config.clear()
+        self._config_writes = 0
         self._queues.clear()
 
 

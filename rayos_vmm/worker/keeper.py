@@ -91,8 +91,8 @@ class Keeper:
         return sock
 
     def _relay(self, index: int, device: Device) -> Relay:
-        def connect(has_history: bool) -> socket.socket | None:
-            return self._connect_device(index, has_history)
+        def connect(has_history: bool, config_writes: int) -> socket.socket | None:
+            return self._connect_device(index, has_history, config_writes)
 
         listening = listen(self._path(device_socket(device.name)))
         return Relay(device.name, device.queue_count, listening, self._loop, connect)
@@ -145,11 +145,13 @@ class Keeper:
         finally:
             os._exit(code)
 
-    def _connect_device(self, index: int, has_history: bool) -> socket.socket | None:
+    def _connect_device(self, index: int, has_history: bool, config_writes: int) -> socket.socket | None:
         if self._link is None:
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        head = packet.encode({"op": "connect", "device": index, "resume": has_history})
+        head = packet.encode(
+            {"op": "connect", "device": index, "resume": has_history, "config_writes": config_writes}
+        )
         fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
         try:
             self._link.sendmsg([head], fds, socket.MSG_NOSIGNAL)

@@ -78,14 +78,17 @@ class Worker:
         for _, _, content in ancillary:
             fds.frombytes(content[:4])
         head, _ = packet.decode(data)
-        self._connect(int(head["device"]), socket.socket(fileno=fds[0]), resume=bool(head["resume"]))
+        resume, config_writes = bool(head["resume"]), int(head["config_writes"])
+        self._connect(
+            int(head["device"]), socket.socket(fileno=fds[0]), resume=resume, config_writes=config_writes
+        )
 
-    def _connect(self, index: int, sock: socket.socket, *, resume: bool) -> None:
+    def _connect(self, index: int, sock: socket.socket, *, resume: bool, config_writes: int) -> None:
         def closed(reason: str) -> None:
             log.info("session of %s ended: %s", self.backends[index].name, reason)
             self._tell({"op": "dropped", "device": index, "reason": reason})
 
-        Connection(sock, self.backends[index], self.loop, closed, resume=resume)
+        Connection(sock, self.backends[index], self.loop, closed, resume=resume, config_writes=config_writes)
 
     def confine(self, bounds: Bounds, inherited: Report, mode: Mode) -> None:
         """Give up all that serving does not need, and tell the keeper what holds."""

@@ -49,24 +49,31 @@ static void emergency(const char *text) {
         char path[300];
         uint8_t config[256] = {0};
         snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/config", entry->d_name);
-        int fd = open(path, O_RDONLY);
+        int fd = open(path, O_RDWR);
         if (fd < 0 || read(fd, config, 256) < 64 || config[0] != 0xf4 || config[1] != 0x1a ||
             (config[2] | config[3] << 8) != 0x1040 + 3) {
             close(fd);
             continue;
         }
-        for (int at = config[0x34]; at; at = config[at + 1]) { /* VIRTIO 1.3, 4.1.4: cfg_type 4 is the device's */
-            if (config[at] != 9 || config[at + 3] != 4) continue;
-            snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/resource%d", entry->d_name, config[at + 4]);
-            int bar = open(path, O_RDWR);
-            uint32_t offset;
-            memcpy(&offset, config + at + 8, 4);
-            uint8_t *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, bar, offset & ~4095u);
-            if (page == MAP_FAILED) die(path);
-            for (; *text; text++) *(volatile uint32_t *)(page + (offset & 4095) + 8) = *text;
-            puts("written");
-            return;
+        /* 4.1.4: cfg_type 4 says where the device's configuration is, 5 is a window on any place (4.1.4.9). */
+        uint8_t device[16] = {0};
+        int window = 0;
+        for (int at = config[0x34]; at; at = config[at + 1]) {
+            if (config[at] == 9 && config[at + 3] == 4) memcpy(device, config + at, 16);
+            if (config[at] == 9 && config[at + 3] == 5) window = at;
         }
+        uint32_t offset, size = 4;
+        memcpy(&offset, device + 8, 4);
+        offset += 8;
+        if (pwrite(fd, device + 4, 1, window + 4) != 1 || pwrite(fd, &offset, 4, window + 8) != 4 ||
+            pwrite(fd, &size, 4, window + 12) != 4)
+            die(path);
+        for (; *text; text++) {
+            uint32_t character = *text;
+            if (pwrite(fd, &character, 4, window + 16) != 4) die(path);
+        }
+        puts("written");
+        return;
     }
     fputs("no console device\n", stderr);
     exit(1);

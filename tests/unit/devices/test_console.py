@@ -27,7 +27,6 @@ from devices.console.wire import (
 from devices.errors import ConfigurationError, RequestError
 from devices.gate import EVERYTHING, Gate, Op
 from devices.loop import Loop
-from devices.state import StateStore
 from devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.driver import DriverQueue
 from tests.framework.guest_memory import GuestRam
@@ -391,28 +390,6 @@ def test_emergency_characters_need_no_queue(target: Stepped[ConsoleBackend]) -> 
     assert target.backend.ports()[0]["port"] == 0
     assert target.backend.config_space()[4] == 3, "the rest is not the driver's to write"
     frontend.close()
-
-
-def test_an_emergency_character_told_again_is_not_printed_again() -> None:
-    """A successor hears the last configuration write of its predecessor's session once more."""
-    state_fd, history_fd = os.memfd_create("state"), os.memfd_create("history")
-
-    def resumed(loop: Loop) -> ConsoleBackend:
-        state = StateStore(state_fd, ConsoleBackend.STATE_BYTES)
-        return ConsoleBackend("console", loop, ports=SPECS, state=state, history_fd=history_fd)
-
-    loop = Loop()
-    first = resumed(loop)
-    first.write_config(EMERG_WR_OFFSET, b"A\0\0\0")
-    for _ in range(2):
-        successor = resumed(loop)
-        successor.write_config(EMERG_WR_OFFSET, b"A\0\0\0")
-        assert successor.read(0, 0, 9) == (0, b"A")
-    successor.write_config(EMERG_WR_OFFSET, b"B\0\0\0")
-    assert successor.read(0, 0, 9) == (0, b"AB")
-    loop.close()
-    os.close(state_fd)
-    os.close(history_fd)
 
 
 def test_a_new_session_starts_with_closed_ports(driver: Driver, target: Stepped[ConsoleBackend]) -> None:

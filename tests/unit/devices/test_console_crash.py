@@ -11,11 +11,20 @@ import pytest
 
 from devices.console.backend import ConsoleBackend
 from devices.console.port import PortSpec
-from devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, ConsoleFeature, Event, rx_queue, tx_queue
+from devices.console.wire import (
+    CONTROL,
+    CONTROL_RX,
+    CONTROL_TX,
+    EMERG_WR_OFFSET,
+    ConsoleFeature,
+    Event,
+    rx_queue,
+    tx_queue,
+)
 from devices.loop import Loop
 from devices.state import StateStore
 from devices.virtio.features import TRANSPORT_FEATURES
-from tests.framework.kill import Bench, Killer, every_kill, pairs
+from tests.framework.kill import Bench, Killed, Killer, every_kill, pairs
 
 pytestmark = pytest.mark.interpreted
 
@@ -260,3 +269,49 @@ def test_until_the_ring_has_spoken_hosts_wait(is_published: bool) -> None:
         assert console.write(0, b"in") == 2
         g.bench.run()
         assert console.read(0, 0, 99) == (0, b"known maybe")
+
+
+def emergency(killer: Killer) -> str:
+    """What three emergency characters print when whoever was killed in the middle of one has it told again, and the
+    one before as well (`Transcript`)."""
+    state_fd, history_fd = os.memfd_create("state"), os.memfd_create("history")
+    loop = Loop()
+
+    def make() -> ConsoleBackend:
+        state = StateStore(state_fd, ConsoleBackend.STATE_BYTES)
+        return ConsoleBackend("console", loop, ports=[PortSpec("")], state=state, history_fd=history_fd)
+
+    def write(console: ConsoleBackend, number: int) -> None:
+        if console.is_new_write(number):
+            console.write_config(EMERG_WR_OFFSET, b"?ABC"[number : number + 1] + b"\0\0\0")
+
+    try:
+        console = make()
+        console.start_session(resumed=False)
+        number = 1
+        while number <= 3:
+            try:
+                killer.run(partial(write, console, number))
+                number += 1
+            except Killed:
+                console = make()
+                console.start_session(resumed=True)
+                if number > 1:
+                    write(console, number - 1)
+        said = console.read(0, 0, 9)[1].decode()
+        console.start_session(resumed=False)
+        write(console, 1)
+        assert console.read(0, 0, 9)[1].decode() == said + "A"  # another session counts anew
+        return said
+    finally:
+        loop.close()
+        os.close(state_fd)
+        os.close(history_fd)
+
+
+def test_an_emergency_character_is_printed_once_whenever_the_worker_dies() -> None:
+    unharmed = Killer()
+    assert emergency(unharmed) == "ABC"
+    assert unharmed.count > 12
+    for kill in range(unharmed.count):
+        assert emergency(Killer(kill)) == "ABC", kill
