@@ -1,8 +1,9 @@
 """Frames against DPDK's vhost port (testpmd, busy polling, on a core of its own), interleaved: `make bench-net`.
 
 The same compiled driver sends as fast as the ring takes frames. *TX*: the server throws them away. *echo*: it swaps the
-Ethernet addresses and sends them back. Our side has gate, bucket, counters and latency samples in place; `no checks`
-beside it is the same without a bucket. Driver and server have a core each.
+Ethernet addresses and sends them back. Our side has gate, bucket, counters and latency samples in place; `no bucket`
+beside it is the same without a bucket; `polling` looks for work up to 50 µs before it sleeps, where DPDK looks without
+end. Driver and server have a core each.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TX_LAYOUT = (0x40000, 0x50000, 0x60000)
 WINDOW = 192
 #: Far above what anybody reaches: the bucket is asked and paid, and never empty.
 RATE = 100e9
+POLL_US = 50
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ def start(folder: Path, stack: ExitStack, *, is_echo: bool) -> list[Server]:
     commands = {
         "dpdk": lambda path: testpmd(path, is_echo=is_echo),
         "ours": lambda path: ours("net", "--socket", str(path), port, "--rate", str(RATE)),
+        "polling": lambda path: ours(
+            *("net", "--socket", str(path), port, "--rate", str(RATE), "--poll-us", str(POLL_US))
+        ),
         "no bucket": lambda path: ours("net", "--socket", str(path), port),
     }
     servers = []

@@ -8,6 +8,7 @@ memory goes away. A new device goes into a folder of its own beside the five, wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from devices.errors import QueueError
@@ -15,7 +16,7 @@ from devices.gate import OPEN, Gate
 from devices.loop import Loop
 from devices.stats import Stats
 from devices.vhost_user.message import ProtocolFeature
-from devices.virtio.features import TRANSPORT_FEATURES
+from devices.virtio.features import TRANSPORT_FEATURES, Status
 from devices.virtio.vring import Vring
 
 
@@ -36,6 +37,10 @@ class Backend(ABC):
         self.gate = gate
         self.queues = [Vring(index) for index in range(queue_count)]
         self.acked_features = 0
+        #: The driver's device status (VIRTIO 1.3, 2.1), where the frontend tells it.
+        self.status = 0
+        #: Tells the frontend to read the configuration again, where it listens to that.
+        self.on_config_change: Callable[[], None] | None = None
 
     @property
     def features(self) -> int:
@@ -47,8 +52,11 @@ class Backend(ABC):
         return (
             ProtocolFeature.MQ
             | ProtocolFeature.REPLY_ACK
+            | ProtocolFeature.BACKEND_REQ
             | ProtocolFeature.CONFIG
+            | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.CONFIGURE_MEM_SLOTS
+            | ProtocolFeature.STATUS
         )
 
     @property
@@ -101,13 +109,24 @@ class Backend(ABC):
         """GPU_SET_SOCKET: True when the descriptor was taken over (the GPU does)."""
         return False
 
-    def reset(self) -> None:
-        """The frontend left or reset the device: forget what the driver set up."""
+    def reset_device(self) -> None:
+        """The driver reset the device, its queues are stopped: forget what it set up."""
         self.acked_features = 0
+
+    def reset(self) -> None:
+        """The frontend left: forget what it and the driver set up."""
+        self.status = 0
+        self.reset_device()
+
+    def tell_config_change(self) -> None:
+        """The configuration space has changed: the frontend reads it again and tells the driver."""
+        if self.on_config_change is not None:
+            self.on_config_change()
 
     def snapshot(self) -> dict[str, Any]:
         """Counters, JSON-ready."""
         return {
+            "status": [str(bit.name).lower() for bit in Status if bit & self.status],
             "queues": [
                 {
                     "size": queue.size,

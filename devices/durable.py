@@ -106,8 +106,8 @@ class DurableBackend(Backend):
         """Do a host's operation as soon as the state is decided: a handful of messages later."""
         self._deferred.append(operation)
 
-    def reset(self) -> None:
-        super().reset()
+    def reset_device(self) -> None:
+        super().reset_device()
         self._undecided = -1
         self._deferred.clear()
         self._scheduled.clear()

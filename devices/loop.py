@@ -2,7 +2,8 @@
 
 Descriptors wake callbacks, deadlines wake callbacks, and work that was left over (a queue with more than its
 budget) is taken up again after everybody else had a turn. Raw epoll, since its wake-up costs a quarter of an
-event loop's (docs/performance.md).
+event loop's (docs/performance.md). With `set_polling` the loop looks for work for a while before it sleeps, and then
+nobody has to wake it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,28 @@ import os
 import select
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
+
+from devices.patience import Patience
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
+
+
+#: Looks at everything watched between two looks at the descriptors.
+_LOOKS: Final = 16
+
+
+class Watched(Protocol):
+    """Something whose work can be seen without being told: memory that others write."""
+
+    def look(self) -> bool:
+        """Do what there is to do; False when there was nothing, which must cost next to nothing."""
+        ...
+
+    def set_awake(self, awake: bool) -> bool:
+        """Whether `look` is called often, so that nobody needs to wake the loop; True: there is something to do."""
+        ...
 
 
 class Loop:
@@ -27,8 +46,14 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._cancelled: set[int] = set()
         self._sequence = 0
-        self._soon: list[Callable[[], None]] = []
+        self._soon: list[Callable[[], object]] = []
         self._running = False
+        self._watched: tuple[Watched, ...] = ()
+        self._patience = Patience()
+        self._is_awake = False
+        self._worked = 0.0
+        #: Seconds spent looking in vain.
+        self.polled_seconds = 0.0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.register(self._wake, self._woken)
 
@@ -63,6 +88,74 @@ class Loop:
         """Call once in the next round, after every ready descriptor had its turn."""
         self._soon.append(callback)
 
+    # -- looking instead of sleeping -----------------------------------------------------------------------------
+
+    def set_polling(self, budget: float) -> None:
+        """Look for up to `budget` seconds before sleeping, less when it is of no use; 0: never."""
+        self._patience = Patience(budget)
+        if self._is_awake and self._rest():
+            self._soon.append(self._look_once)
+
+    def polling(self) -> dict[str, float]:
+        """What was set, what it is now, and what it cost: JSON-ready."""
+        patience = self._patience
+        return {
+            "budget_us": patience.budget * 1e6,
+            "window_us": patience.window * 1e6,
+            "seconds": self.polled_seconds,
+        }
+
+    def watch(self, watched: Watched) -> None:
+        """`look` at it as well, when the loop looks."""
+        self._watched = (*self._watched, watched)
+
+    def unwatch(self, watched: Watched) -> None:
+        """Unknown ones are ignored."""
+        self._watched = tuple(one for one in self._watched if one is not watched)
+
+    def _look(self, timeout: float | None) -> float | None:
+        """Look some rounds; how long to sleep then: not at all while it may be worth looking on."""
+        start = self.now()
+        has_found = False
+        for _ in range(_LOOKS):
+            has_found |= self._look_once()
+        now = self.now()
+        if has_found:
+            self._worked = now
+            return 0.0
+        self.polled_seconds += now - start
+        if now - self._worked < self._patience.window:
+            return 0.0
+        if self._rest():
+            self._rise()
+            return 0.0
+        return timeout
+
+    def _look_once(self) -> bool:
+        has_found = False
+        for watched in self._watched:
+            has_found |= watched.look()
+        return has_found
+
+    def _rest(self) -> bool:
+        """Have everybody wake the loop from now on; True: there is something to do first."""
+        self._is_awake = False
+        has_work = False
+        for watched in self._watched:
+            has_work |= watched.set_awake(False)
+        return has_work
+
+    def _slept(self, seconds: float) -> None:
+        self._patience.slept(seconds)
+        if self._patience.window > 0.0:
+            self._rise()
+
+    def _rise(self) -> None:
+        self._is_awake = True
+        self._worked = self.now()
+        for watched in self._watched:
+            watched.set_awake(True)
+
     def stop(self) -> None:
         """End `run`, also from a signal handler: Python would take up an interrupted wait again."""
         self._running = False
@@ -83,7 +176,15 @@ class Loop:
         elif self._timers:
             until = max(0.0, self._timers[0][0] - self.now())
             timeout = until if timeout is None else min(timeout, until)
-        for fd, events in self._epoll.poll(timeout):
+        if self._is_awake and timeout != 0.0:
+            timeout = self._look(timeout)
+        if self._patience.budget and not self._is_awake and timeout != 0.0:
+            start = self.now()
+            ready = self._epoll.poll(timeout)
+            self._slept(self.now() - start)
+        else:
+            ready = self._epoll.poll(timeout)
+        for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback(events)

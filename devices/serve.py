@@ -186,9 +186,6 @@ def parser() -> argparse.ArgumentParser:
             device.add_argument("--direct", action="store_true", help="past the page cache (O_DIRECT)")
             device.add_argument("--serial", default="", help="up to 20 bytes")
             device.add_argument("--queues", type=int, choices=range(1, 17), default=1, metavar="1..16")
-            device.add_argument(
-                "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
-            )
         elif name == "net":
             port = device.add_mutually_exclusive_group(required=True)
             port.add_argument("--tap", help="name of the tap to create or attach to")
@@ -203,6 +200,10 @@ def parser() -> argparse.ArgumentParser:
             )
         elif name == "input":
             device.add_argument("--kind", choices=("keyboard", "mouse", "tablet"), default="keyboard")
+        if name in ("blk", "net"):
+            device.add_argument(
+                "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
+            )
     return top
 
 
@@ -211,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     loop = Loop()
+    if arguments.device == "net":
+        loop.set_polling(arguments.poll_us * 1e-6)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     try:

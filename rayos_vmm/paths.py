@@ -49,6 +49,11 @@ class Paths:
         """The record of every decision."""
         return self.state / "audit.log"
 
+    @property
+    def token_key(self) -> Path:
+        """What every token is signed with."""
+        return self.state / "token.key"
+
     def vm_runtime(self, name: str) -> Path:
         """Sockets of a machine; removed when it stops."""
         return self.runtime / "vm" / name

@@ -28,16 +28,17 @@ from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service_attestation import MachineTpm
 from rayos_vmm.service_open import Parts, open_parts
-from rayos_vmm.vm import card, seat
+from rayos_vmm.vm import card, seat, volume
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
 from rayos_vmm.vm.display import MachineDisplay
 from rayos_vmm.vm.hardware import Hardware
+from rayos_vmm.vm.input import MachineInput
 from rayos_vmm.vm.lifecycle import LifeEvent
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.run import adopt_machine, run_machine
-from rayos_vmm.vm.view import Event, ExecResult, ExitReason, NetView, VmState, VmView
+from rayos_vmm.vm.view import DiskView, Event, ExecResult, ExitReason, NetView, VmState, VmView
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
@@ -63,6 +64,7 @@ class Service:
         self.revisions = parts.revisions
         self.firewall = parts.firewall
         self.firewall.save = self._save_firewall
+        self.gatekeeper = parts.gatekeeper
 
     # What there is
 
@@ -261,25 +263,13 @@ class Service:
         if port != SERIAL_PORT:
             await machine.need_worker().console_resize(port, columns, rows)
 
-    async def type_text(self, name: str, text: str) -> None:
-        """Presses the keys that give `text` on a US keyboard.
+    def input(self, name: str) -> MachineInput:
+        """A machine's keyboard, mouse, tablet and touch screen, to be used.
 
         Raises:
-            Invalid: a character has no key.
+            NotFound: there is no machine of that name.
         """
-        await seat.type_text(self._machine(name), text)
-
-    async def send_key(self, name: str, combo: str) -> None:
-        """Presses keys together, such as `ctrl-alt-delete`.
-
-        Raises:
-            Invalid: there is no such key.
-        """
-        await seat.send_key(self._machine(name), combo)
-
-    async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
-        """Moves the tablet to (x, y) in 0..1 with `buttons` (left, right, middle) held; () releases all."""
-        await seat.pointer(self._machine(name), x, y, buttons)
+        return MachineInput(self._machine(name))
 
     def display(self, name: str) -> MachineDisplay:
         """A machine's monitors, to be looked at.
@@ -323,6 +313,27 @@ class Service:
     async def stats(self, name: str) -> dict[str, Any]:
         """What the machine's devices counted."""
         return await self._machine(name).need_worker().stats()
+
+    # Disks
+
+    async def disks(self, name: str) -> builtins.list[DiskView]:
+        """The machine's disks."""
+        machine = self._machine(name)
+        count = len(machine.record.spec.disks)
+        return await trio.to_thread.run_sync(lambda: [volume.view(machine, index) for index in range(count)])
+
+    async def resize_disk(self, name: str, index: int, size_bytes: int) -> DiskView:
+        """Makes a disk larger, also while the guest runs.
+
+        Raises:
+            NotFound: there is no such disk.
+            Invalid: smaller than it is, beyond the quota, read-only, or no file that can grow.
+        """
+        machine = self._machine(name)
+        async with machine.lock:
+            await volume.resize(machine, index, size_bytes)
+            await self._parts.store.save(machine.record)
+            return volume.view(machine, index)
 
     # The network card
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,7 +24,6 @@ from rayos_vmm.worker.spec import Device
 from rayos_vmm.worker.spec import Firewall as WorkerFirewall
 
 log = logging.getLogger(__name__)
-_INPUTS: Final = ("keyboard", "mouse", "tablet")
 
 
 def _devices(
@@ -69,7 +68,7 @@ def _devices(
         )
         devices += [
             Device(kind="input", name=name, input_kind=name, queue_limit=quota.input_queue)
-            for name in _INPUTS
+            for name in spec.input.devices
         ]
     devices.append(
         Device(kind="console", name="console", ports=("", *CONSOLE_PORT_NAMES[1:]), chardev=not has_console)
@@ -172,7 +171,7 @@ class WorkerHardware:
             for fd in fds + disk_fds:
                 os.close(fd)
         has_display = spec.gpu.enabled
-        inputs = {name: keeper.socket(name) if has_display else None for name in _INPUTS}
+        inputs = spec.input.devices if has_display else ()
         ports = len(CONSOLE_PORT_NAMES)
         return Plugged(
             slot=identity.slot,
@@ -180,9 +179,7 @@ class WorkerHardware:
             disks=tuple(keeper.socket(f"disk{index}") for index in range(len(disks))),
             net=keeper.socket("net") if tap_fds else None,
             gpu=keeper.socket("gpu") if has_display else None,
-            keyboard=inputs["keyboard"],
-            mouse=inputs["mouse"],
-            tablet=inputs["tablet"],
+            inputs=tuple(keeper.socket(name) for name in inputs),
             console=keeper.socket("console") if has_console else None,
             console_ports=()
             if has_console

@@ -18,6 +18,7 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.firewall import Firewall
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.authority import Authority, open_authority
+from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
 from rayos_vmm.policy.revisions import Revisions, load_book
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.service_network import HostNetwork, open_network
@@ -45,6 +46,7 @@ class Parts:
     authority: Authority
     revisions: Revisions
     firewall: Firewall
+    gatekeeper: Gatekeeper
 
     async def leases(self) -> list[dict[str, Any]]:
         """The leases of our DHCP."""
@@ -90,14 +92,17 @@ def _try_lock(fd: int) -> bool:
 
 @asynccontextmanager
 async def _open_policy(
-    store: Store, audit: Path, events: EventLog
-) -> AsyncIterator[tuple[Authority, Revisions]]:
+    store: Store, paths: Paths, events: EventLog
+) -> AsyncIterator[tuple[Authority, Revisions, Gatekeeper]]:
     book, kept = await load_book(store)
-    async with open_authority(store, audit, events=events, book=book) as authority:
+    async with open_authority(store, paths.audit, events=events, book=book) as authority:
         revisions = Revisions(store, authority, kept, events)
+        gatekeeper = await open_gatekeeper(
+            store, paths.token_key, authority.audit, zone_of=book.zone_of, now=authority.now
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(revisions.broadcaster.run)
-            yield authority, revisions
+            yield authority, revisions, gatekeeper
             nursery.cancel_scope.cancel()
 
 
@@ -117,7 +122,7 @@ async def open_parts(
         async with (
             _only_daemon(paths.lock),
             open_store(paths.database) as store,
-            _open_policy(store, paths.audit, events) as (authority, revisions),
+            _open_policy(store, paths, events) as (authority, revisions, gatekeeper),
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
@@ -136,4 +141,5 @@ async def open_parts(
                     authority=authority,
                     revisions=revisions,
                     firewall=firewall,
+                    gatekeeper=gatekeeper,
                 )

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 import trio
@@ -22,6 +22,7 @@ SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS policy (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS token (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS revision "
     "(number INTEGER PRIMARY KEY, content BLOB NOT NULL, document BLOB NOT NULL) STRICT",
 )
@@ -80,15 +81,29 @@ class Store:
 
     async def load_policy(self) -> bytes | None:
         """What `save_policy` was given last; None when that was never called."""
-        row = await self._run(lambda: self._connection.execute("SELECT content FROM policy").fetchone())
-        return bytes(row[0]) if row else None
+        return await self._load_one("policy")
 
     async def save_policy(self, data: bytes) -> None:
         """Replaces the policy; it is on disk when this returns. Not cancelled half-way."""
+        await self._save_one("policy", data)
 
+    async def load_tokens(self) -> bytes | None:
+        """What `save_tokens` was given last; None when that was never called."""
+        return await self._load_one("token")
+
+    async def save_tokens(self, data: bytes) -> None:
+        """Replaces the list of tokens; it is on disk when this returns. Not cancelled half-way."""
+        await self._save_one("token", data)
+
+    async def _load_one(self, table: Literal["policy", "token"]) -> bytes | None:
+        query = f"SELECT content FROM {table}"
+        row = await self._run(lambda: self._connection.execute(query).fetchone())
+        return bytes(row[0]) if row else None
+
+    async def _save_one(self, table: Literal["policy", "token"], data: bytes) -> None:
         def write() -> None:
             with self._connection:
-                self._connection.execute("INSERT OR REPLACE INTO policy VALUES (1, ?)", (data,))
+                self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (1, ?)", (data,))
 
         with trio.CancelScope(shield=True):
             await self._run(write)

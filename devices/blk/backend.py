@@ -7,6 +7,7 @@ order of the ring, so after a crash the used index says exactly which ones are s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
@@ -20,6 +21,7 @@ from devices.blk.wire import (
     SECTOR_BYTES,
     SEGMENT,
     SEGMENT_FLAG_UNMAP,
+    WRITEBACK_OFFSET,
     BlkFeature,
     Config,
     RequestType,
@@ -38,10 +40,8 @@ from devices.virtio.vring import Vring
 
 #: Data buffers of one request: what fits an indirect table of 128 beside header and status.
 SEG_MAX: Final = 126
-#: Bytes of one buffer.
-SIZE_MAX: Final = 1 << 20
-#: Bytes one request may move: SEG_MAX buffers of SIZE_MAX.
-MAX_REQUEST_BYTES: Final = SEG_MAX * SIZE_MAX
+#: Bytes one request may move: SEG_MAX buffers of 1 MiB.
+MAX_REQUEST_BYTES: Final = SEG_MAX << 20
 MAX_SEGMENTS: Final = 16
 #: Sectors one discard or write-zeroes segment may cover: 1 GiB.
 MAX_SEGMENT_SECTORS: Final = (1 << 30) // SECTOR_BYTES
@@ -83,29 +83,66 @@ class BlkBackend(Backend):
         self._timer = 0
         self._rings = [self._make_ring(vring, poll_ns) for vring in self.queues]
         self._set_headroom(UNBOUNDED if quota_bytes is None else 0)
-        self._config = Config(
-            capacity_sectors=store.size_bytes // SECTOR_BYTES,
-            size_max_bytes=SIZE_MAX,
+        self._wants_writeback = True
+
+    def config_space(self) -> bytes:
+        return Config(
+            capacity_sectors=self.store.size_bytes // SECTOR_BYTES,
             seg_max=SEG_MAX,
             block_size_bytes=SECTOR_BYTES,
             physical_block_exponent=3,
             optimal_io_blocks=256,
-            queues=queues,
+            queues=len(self.queues),
             max_discard_sectors=MAX_SEGMENT_SECTORS,
             max_discard_segments=MAX_SEGMENTS,
             discard_alignment_sectors=BLOCK_BYTES // SECTOR_BYTES,
             max_write_zeroes_sectors=MAX_SEGMENT_SECTORS,
             max_write_zeroes_segments=MAX_SEGMENTS,
+            writeback=self._wants_writeback,
         ).pack()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """5.2.5: `writeback`, 0 or 1, is the driver's choice."""
+        if offset == WRITEBACK_OFFSET and data in (b"\0", b"\1"):
+            self._wants_writeback = data == b"\1"
+            self._choose_cache()
+
+    def set_features(self, features: int) -> None:
+        super().set_features(features)
+        self._choose_cache()
+
+    def _choose_cache(self) -> None:
+        """5.2.6.2: a driver without FLUSH counts on every write, and so does one that chose write-through."""
+        acked = self.acked_features
+        is_durable = not acked & BlkFeature.FLUSH or (
+            bool(acked & BlkFeature.CONFIG_WCE) and not self._wants_writeback
+        )
+        if is_durable and not self._rings[0].is_durable and acked & BlkFeature.FLUSH:
+            # What was answered before counts from now on, too. A failure is latched, and told with the next write.
+            with suppress(OSError):
+                self.store.sync()
+        for ring in self._rings:
+            ring.is_durable = is_durable
+
+    def resize(self) -> int:
+        """The image has grown: the guest gets to know. Returns the size in bytes.
+
+        Errors: RequestError when the image is smaller than it was.
+        """
+        if self.store.grow():
+            for ring in self._rings:
+                ring.size_bytes = self.store.size_bytes
+            self.tell_config_change()
+        return self.store.size_bytes
 
     @property
     def features(self) -> int:
         own = (
-            BlkFeature.SIZE_MAX
-            | BlkFeature.SEG_MAX
+            BlkFeature.SEG_MAX
             | BlkFeature.BLK_SIZE
             | BlkFeature.FLUSH
             | BlkFeature.TOPOLOGY
+            | BlkFeature.CONFIG_WCE
             | BlkFeature.DISCARD
             | BlkFeature.WRITE_ZEROES
         )
@@ -114,9 +151,6 @@ class BlkBackend(Backend):
         if self.store.read_only:
             own = (own | BlkFeature.RO) & ~(BlkFeature.DISCARD | BlkFeature.WRITE_ZEROES)
         return super().features | own
-
-    def config_space(self) -> bytes:
-        return self._config
 
     def _make_ring(self, vring: Vring, poll_ns: int) -> BlkRing:
         uring: Uring | None = None
@@ -243,6 +277,8 @@ class BlkBackend(Backend):
                 self.store.read(slice_views(chain.writable, 0, length), offset)
             else:
                 self.store.write(slice_views(chain.readable, HEADER.size, length), offset)
+                if ring.is_durable:
+                    self.store.sync()
         except (OSError, RequestError):
             self.stats.deny(op, Denial.IO_ERROR)
             raise
@@ -361,6 +397,8 @@ class BlkBackend(Backend):
     def snapshot(self) -> dict[str, Any]:
         return {
             **super().snapshot(),
+            "size_bytes": self.store.size_bytes,
+            "cache": "write through" if self._rings[0].is_durable else "write back",
             "io": self._no_uring or "io_uring",
             "quota": {
                 "storage_bytes": self.store.allocated_bytes,

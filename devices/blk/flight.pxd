@@ -6,7 +6,7 @@ from devices.uring cimport Uring
 from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
-cdef int READ, WRITE, SYNC, FORMAT, OVER, STATUS_OK, STATUS_IOERR, SLOT_MASK, SLOT_BITS, MAX_FORMATS
+cdef int READ, WRITE, SYNC, FORMAT, OVER, RWF_DSYNC, STATUS_OK, STATUS_IOERR, SLOT_MASK, SLOT_BITS, MAX_FORMATS
 cdef int OP_READV, OP_WRITEV, OP_FSYNC, OP_FALLOCATE, FSYNC_DATASYNC, MAX_QUEUE_SIZE
 
 cdef class Request:
@@ -16,6 +16,7 @@ cdef class Request:
     cdef public unsigned long long offset, length, growth, started, status_at
     cdef public Region region
     cdef public object segments
+    cdef public bint is_durable, is_syncing
     cpdef void forget(self) noexcept
 
 cdef class Flight:
@@ -35,9 +36,9 @@ cdef class Flight:
     cpdef release(self, Request request)
     @cython.locals(slot=cython.uint)
     cpdef add(self, Request request)
-    @cython.locals(uring=Uring, operation=cython.int, done=cython.ulonglong)
+    @cython.locals(uring=Uring, operation=cython.int, done=cython.ulonglong, flags=cython.int)
     cdef _start(self, unsigned int slot, Request request)
-    @cython.locals(done=cython.ulonglong, result=cython.longlong)
+    @cython.locals(done=cython.ulonglong, result=cython.longlong, flags=cython.int)
     cdef _transfer(self, Request request)
     cdef _went_on(self, Request request, long long result)
     cdef _format(self, unsigned int slot, Request request)
@@ -50,5 +51,6 @@ cdef class Flight:
     cdef _failed(self, Request request, unsigned int segment, long long result)
     @cython.locals(slot=cython.uint, request=Request)
     cdef _retire(self)
+    @cython.locals(is_promise=cython.bint)
     cdef _end(self, Request request)
     cpdef drain(self)

@@ -25,6 +25,9 @@ from devices.virtio.layout import MAX_QUEUE_SIZE
 from devices.virtio.memory import Region
 from devices.virtio.vring import Vring
 
+#: linux/fs.h: a write returns when it is durable.
+RWF_DSYNC: Final = 0x2
+
 STATUS_OK: Final = 0
 STATUS_IOERR: Final = 1
 
@@ -43,7 +46,7 @@ _NO_REGION = cast("Region", None)
 class Request:
     """One of them. `waiting` counts completions that are still to come; `error` is an errno, 0 when all is well.
 
-    `growth` is how many bytes of storage it may take.
+    `growth` is how many bytes of storage it may take. `is_durable`: it is over only when it survives a power cut.
     """
 
     def __init__(self) -> None:
@@ -62,6 +65,8 @@ class Request:
         self.waiting = 0
         self.error = 0
         self.status_at = 0
+        self.is_durable = False
+        self.is_syncing = False
         self.region = _NO_REGION
         self.segments: Any = None
         self.buffers.clear()
@@ -119,7 +124,8 @@ class Flight:
         operation = OP_READV if request.kind == READ else OP_WRITEV
         done = request.length - request.buffers.total
         buffers = request.buffers
-        uring.prepare(operation, self.fd, request.offset + done, buffers.address, buffers.count, 0, slot)
+        flags = RWF_DSYNC if request.is_durable and operation == OP_WRITEV else 0
+        uring.prepare(operation, self.fd, request.offset + done, buffers.address, buffers.count, flags, slot)
 
     def _transfer(self, request: Request) -> None:
         """Without io_uring: read or write all of it now."""
@@ -128,7 +134,8 @@ class Flight:
             if request.kind == READ:
                 result = request.buffers.read(self.fd, request.offset + done, 0)
             else:
-                result = request.buffers.write(self.fd, request.offset + done, 0)
+                flags = RWF_DSYNC if request.is_durable else 0
+                result = request.buffers.write(self.fd, request.offset + done, flags)
             self._went_on(request, result)
 
     def _went_on(self, request: Request, result: int) -> None:
@@ -141,6 +148,9 @@ class Flight:
             # Nothing read: the image ends here, it was truncated under us. Nothing written: no file system says so.
             request.error = -result if result < 0 else errno.EIO
             request.waiting = 0
+            if request.is_durable and request.kind == WRITE and request.error not in _FULL:
+                # It was a sync as well, and a later one would not hear of this failure again.
+                self.store.is_failed = True
 
     def _format(self, slot: int, request: Request) -> None:
         for index, (mode, offset, length) in enumerate(request.segments):
@@ -158,6 +168,7 @@ class Flight:
 
     def _sync(self, slot: int, request: Request) -> None:
         request.waiting = 1
+        request.is_syncing = True
         if self.is_async and not self.store.is_failed:
             self.uring.prepare(OP_FSYNC, self.fd, 0, 0, 0, FSYNC_DATASYNC, slot)
             self.uring.submit()
@@ -195,7 +206,7 @@ class Flight:
             self._failed(request, user_data >> SLOT_BITS, result)
 
     def _failed(self, request: Request, segment: int, result: int) -> None:
-        if request.kind == SYNC:
+        if request.is_syncing:
             # Linux marks the lost pages clean: nothing may claim durability from now on.
             self.store.is_failed = True
             request.error = -result
@@ -210,6 +221,12 @@ class Flight:
             if request.kind == SYNC and request.started == 0:
                 request.started = now_ns()
                 self._sync(slot, request)
+            elif (
+                request.kind == FORMAT
+                and request.is_durable
+                and not (request.waiting or request.is_syncing or request.error)
+            ):
+                self._sync(slot, request)
             if request.waiting:
                 return
             self.requests[slot] = _NO_REQUEST
@@ -219,7 +236,8 @@ class Flight:
             self._end(request)
 
     def _end(self, request: Request) -> None:
-        if request.kind == SYNC and self.store.is_failed and not request.error:
+        is_promise = request.kind == SYNC or (request.is_durable and request.kind != READ)
+        if is_promise and self.store.is_failed and not request.error:
             request.error = errno.EIO
         if request.kind != OVER:
             request.region.ram[request.status_at] = STATUS_IOERR if request.error else STATUS_OK

@@ -68,6 +68,8 @@ class BlkRing:
         self.max_bytes = max_bytes
         self.read_only = False
         self.is_direct = False
+        #: Write through: a write is over when it is durable.
+        self.is_durable = False
         self.headroom = 0
         self.poll_ns = 0
         self.stats = flight.stats
@@ -195,7 +197,7 @@ class BlkRing:
         length = self.buffers.total
         if length == 0:
             done = 0
-        elif self.is_direct or not self.flight.is_async:
+        elif self.is_direct or not self.flight.is_async or (self.is_durable and self.kind == TYPE_OUT):
             done = LATER
         elif self.kind == TYPE_OUT:
             done = self._write_now(started)
@@ -223,6 +225,7 @@ class BlkRing:
         request.length = length
         request.growth = length if request.kind == WRITE else 0
         request.started = started
+        request.is_durable = self.is_durable
         request.region = region
         request.status_at = at
         if done < 0 and done != LATER and done != -EOPNOTSUPP and done != -EINTR:
@@ -276,6 +279,7 @@ class BlkRing:
         request.written = vring.writable_bytes
         request.region = vring.regions[last]
         request.status_at = vring.starts[last] + vring.lengths[last] - 1
+        request.is_durable = self.is_durable
         return request
 
     def _read_header(self) -> None:

@@ -58,6 +58,15 @@ def _go_direct(fd: int) -> None:
         ) from error
 
 
+def _measure(fd: int) -> int:
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return os.lseek(fd, 0, os.SEEK_END)
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size
+    raise ConfigurationError("a disk must be a regular file or a block device")
+
+
 class RawStore:
     """Wraps an open descriptor, which becomes the store's own.
 
@@ -66,13 +75,7 @@ class RawStore:
     """
 
     def __init__(self, fd: int, *, read_only: bool = False, is_direct: bool = False) -> None:
-        status = os.fstat(fd)
-        if stat.S_ISBLK(status.st_mode):
-            self.size_bytes = os.lseek(fd, 0, os.SEEK_END)
-        elif stat.S_ISREG(status.st_mode):
-            self.size_bytes = status.st_size
-        else:
-            raise ConfigurationError("a disk must be a regular file or a block device")
+        self.size_bytes = _measure(fd)
         if self.size_bytes == 0 or self.size_bytes % SECTOR_BYTES:
             raise ConfigurationError(
                 f"a disk image of {self.size_bytes} bytes: a multiple of {SECTOR_BYTES} above 0 is allowed"
@@ -92,6 +95,19 @@ class RawStore:
     def allocated_bytes(self) -> int:
         """Storage the image really takes (st_blocks), which is what a quota counts."""
         return os.fstat(self.fd).st_blocks * 512
+
+    def grow(self) -> bool:
+        """Take up the size that the image has now; whether it is another.
+
+        Errors: RequestError when it is smaller (the guest may have read beyond it) or no multiple of 512 bytes.
+        """
+        size_bytes = _measure(self.fd)
+        if size_bytes < self.size_bytes or size_bytes % SECTOR_BYTES:
+            raise RequestError(
+                f"the image has {size_bytes} bytes: a multiple of {SECTOR_BYTES} from {self.size_bytes} is allowed"
+            )
+        before, self.size_bytes = self.size_bytes, size_bytes
+        return size_bytes != before
 
     def is_allocated(self, offset: int, length: int) -> bool:
         """Whether the range holds no hole: writing there takes no more storage."""

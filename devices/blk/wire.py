@@ -17,6 +17,10 @@ SEGMENT: Final = struct.Struct("<QII")
 SEGMENT_FLAG_UNMAP: Final = 1
 
 
+#: 5.2.4: where the configuration space has `writeback`, the only field that is the driver's.
+WRITEBACK_OFFSET: Final = 32
+
+
 class RequestType(IntEnum):
     """5.2.6."""
 
@@ -37,14 +41,14 @@ class Status(IntEnum):
 
 
 class BlkFeature(IntFlag):
-    """5.2.3."""
+    """5.2.3. Not SIZE_MAX: QEMU does not show it to the guest, and a buffer may have any size here."""
 
-    SIZE_MAX = 1 << 1
     SEG_MAX = 1 << 2
     RO = 1 << 5
     BLK_SIZE = 1 << 6
     FLUSH = 1 << 9
     TOPOLOGY = 1 << 10
+    CONFIG_WCE = 1 << 11
     MQ = 1 << 12
     DISCARD = 1 << 13
     WRITE_ZEROES = 1 << 14
@@ -55,7 +59,6 @@ class Config:
     """5.2.4, all sizes as the fields have them; what is not set here is zero."""
 
     capacity_sectors: int
-    size_max_bytes: int
     seg_max: int
     block_size_bytes: int
     physical_block_exponent: int
@@ -66,6 +69,7 @@ class Config:
     discard_alignment_sectors: int
     max_write_zeroes_sectors: int
     max_write_zeroes_segments: int
+    writeback: bool = True
 
     #: capacity q, size_max I, seg_max I, geometry 4, blk_size I, topology BBHI, writeback B, pad, queues H,
     #: discard III, write zeroes II, may_unmap B, pad 3.
@@ -74,14 +78,14 @@ class Config:
     def pack(self) -> bytes:
         return self._LAYOUT.pack(
             self.capacity_sectors,
-            self.size_max_bytes,
+            0,
             self.seg_max,
             self.block_size_bytes,
             self.physical_block_exponent,
             0,
             1,
             self.optimal_io_blocks,
-            1,
+            self.writeback,
             self.queues,
             self.max_discard_sectors,
             self.max_discard_segments,

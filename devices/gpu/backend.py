@@ -138,12 +138,15 @@ class GpuBackend(Backend):
         if queue == CONTROL:
             self._table.forget_memory()
 
-    def reset(self) -> None:
-        """The frontend left: its resources, scanouts and display go."""
-        super().reset()
+    def reset_device(self) -> None:
+        """Its resources and scanouts go; the display stays."""
+        super().reset_device()
         self._commands.has_edid = False
         self._is_loaded = True
         self._forget()
+
+    def reset(self) -> None:
+        super().reset()
         self.screen.display.detach()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal
 from devices.durable import DurableBackend
 from devices.errors import ConfigurationError, QueueError, RequestError
 from devices.gate import OPEN, Denial, Gate, Op
+from devices.input.codes import key_name
 from devices.input.kind import KINDS, Event
 from devices.input.report import ReportQueue, split
 from devices.input.wire import (
@@ -109,13 +110,18 @@ class InputBackend(DurableBackend):
         """Queue evdev events (type, code, value); returns how many reports a full queue dropped or cut.
 
         A missing SYN_REPORT at the end is added. The same `token` (not 0) again does nothing and returns the same.
-        Errors: RequestError for events that this device cannot make, or when the gate refuses; nothing is queued.
+        Errors: RequestError for events that this device cannot make, when the gate refuses, or until a successor knows
+        its predecessor's state (`on_room` tells); nothing is queued then.
         """
         reports = self._check(events)
         if self.is_undecided:
-            self.defer(lambda: self._inject(reports, token))
-            return 0
-        return self._inject(reports, token)
+            raise RequestError(f"the {self.kind.name} is being taken over: it takes events a moment later")
+        done = self._repeats.find(token)
+        if done is not None:
+            return done
+        dropped = sum([self._admit(report) for report in reports])
+        self._finish(token, dropped)
+        return dropped
 
     def offer(self, events: Sequence[Sequence[int]], *, token: int = 0) -> int:
         """As `inject`, but only as many whole reports as fit without dropping; returns how many of `events` they were.
@@ -152,14 +158,6 @@ class InputBackend(DurableBackend):
             self.stats.deny(Op.INPUT_INJECT, denial)
             raise RequestError(f"{len(events)} events for the {self.kind.name} refused: {denial.value}")
         return reports
-
-    def _inject(self, reports: list[list[Event]], token: int) -> int:
-        done = self._repeats.find(token)
-        if done is not None:
-            return done
-        dropped = sum([self._admit(report) for report in reports])
-        self._finish(token, dropped)
-        return dropped
 
     def _admit(self, report: list[Event]) -> int:
         dropped = self._waiting.admit(report)
@@ -255,10 +253,10 @@ class InputBackend(DurableBackend):
             CONFIG_BYTES, b"\0"
         )
 
-    def reset(self) -> None:
+    def reset_device(self) -> None:
         self._waiting.clear()
         self._select, self._subsel = Select.UNSET, 0
-        super().reset()
+        super().reset_device()
         self.on_room()
 
     def snapshot(self) -> dict[str, Any]:
@@ -266,6 +264,10 @@ class InputBackend(DurableBackend):
             **super().snapshot(),
             "kind": self.kind.name,
             "waiting_events": self._waiting.size,
+            "held": [
+                *map(key_name, sorted(self._waiting.keys)),
+                *(f"finger {n}" for n in sorted(self._waiting.fingers)),
+            ],
             "queue_limit": self._waiting.limit,
             "leds": [led.name.lower() for led in Led if self.leds >> led & 1],
         }

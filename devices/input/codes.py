@@ -157,3 +157,13 @@ class Button(IntEnum):
     BTN_SIDE = 0x113
     BTN_EXTRA = 0x114
     BTN_TOUCH = 0x14A
+
+
+def key_name(code: int) -> str:
+    """`a`, `leftshift`, `btn_left`: what the code is called; its number when it has no name here."""
+    for names in (Key, Button):
+        try:
+            return names(code).name.removeprefix("KEY_").lower()
+        except ValueError:
+            continue
+    return str(code)

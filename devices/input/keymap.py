@@ -65,7 +65,14 @@ def _with_dead_keys(
     return table
 
 
+def _without(table: dict[str, tuple[Stroke, ...]], mark: str) -> dict[str, tuple[Stroke, ...]]:
+    """The table without a dead key whose mark another key gives at once."""
+    del table[mark]
+    return table
+
+
 _VOWELS: Final = "aeiouyAEIOUY"
+_DEAD_CIRCUMFLEX: Final = "\N{COMBINING CIRCUMFLEX ACCENT}"
 
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "us": _layout(
@@ -79,6 +86,17 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
             "  ²³   {[]}\\ " + "@ €        ~" + "           " + " |" + "      µ   ",
         ),
         {"^": "âêîôû ÂÊÎÔÛ ", "\N{ACUTE ACCENT}": "áéíóúýÁÉÍÓÚÝ", "`": "àèìòù ÀÈÌÒÙ "},
+    ),
+    "fr": _without(
+        _with_dead_keys(
+            _layout(
+                "²&é\"'(-è_çà)=" + f"azertyuiop{_DEAD_CIRCUMFLEX}$" + "qsdfghjklmù" + "*<" + "wxcvbn,;:!",
+                " 1234567890°+" + "AZERTYUIOP¨£" + "QSDFGHJKLM%" + "µ>" + "WXCVBN?./§",
+                "  ~#{[|`\\^@]}" + "  €        ¤",
+            ),
+            {_DEAD_CIRCUMFLEX: "âêîôû ÂÊÎÔÛ ", "¨": "äëïöüÿÄËÏÖÜ "},
+        ),
+        _DEAD_CIRCUMFLEX,
     ),
 }
 

@@ -154,11 +154,12 @@ class ReportQueue:
         return dropped
 
     def _complete(self, report: Sequence[Event]) -> list[Event]:
-        """The report without releases of keys that are up (who names all buttons with every motion still moves only),
-        and with its slot said before the first event that means one."""
-        down = set(self.keys)
+        """The report without releases of keys and fingers that are up (who names all of them with every motion still
+        moves only), and with its slot said before the first event that means one."""
+        down, fingers = set(self.keys), set(self.fingers)
         complete: list[Event] = []
         has_slot = False
+        slot = self._slot
         for event in report:
             kind, code, value = event
             if kind == EventType.KEY:
@@ -167,9 +168,17 @@ class ReportQueue:
                 (down.add if value else down.discard)(code)
             elif kind == EventType.ABS and code == Abs.MT_SLOT:
                 has_slot = True
+                slot = value
+            elif kind == EventType.ABS and code == Abs.MT_TRACKING_ID and value < 0 and slot not in fingers:
+                if complete and complete[-1] == (EventType.ABS, Abs.MT_SLOT, slot):
+                    complete.pop()
+                    has_slot = False
+                continue
             elif kind == EventType.ABS and code in _MT and not has_slot:
                 has_slot = True
-                complete.append((EventType.ABS, Abs.MT_SLOT, self._slot))
+                complete.append((EventType.ABS, Abs.MT_SLOT, slot))
+            if kind == EventType.ABS and code == Abs.MT_TRACKING_ID:
+                (fingers.discard if value < 0 else fingers.add)(slot)
             complete.append(event)
         return complete
 

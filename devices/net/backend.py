@@ -90,6 +90,7 @@ class NetBackend(Backend):
         ]
         self._timers = [0] * len(self.queues)
         self._listening: set[int] = set()
+        self._live: list[int] = []
 
     @property
     def features(self) -> int:
@@ -132,10 +133,17 @@ class NetBackend(Backend):
         return has_more
 
     def start_queue(self, queue: int, *, resumed: bool) -> None:
+        if not self._live:
+            self.loop.watch(self)
+        self._live.append(queue)
         if queue % 2 == RX:
             self.ports[queue // 2].set_enabled(True)
 
     def stop_queue(self, queue: int) -> None:
+        self._live.remove(queue)
+        self._set_polled(queue, False)
+        if not self._live:
+            self.loop.unwatch(self)
         if queue % 2 == RX:
             self._listen(queue, False)
             self.ports[queue // 2].set_enabled(False)
@@ -270,6 +278,34 @@ class NetBackend(Backend):
                 self._spills[RX][: len(data)] = data
                 self._deliver(RX, chain, len(data), 0)
                 self.queues[RX].publish()
+
+    # -- looked at instead of woken (devices.loop.Watched) -------------------------------------------------------
+
+    def look(self) -> bool:
+        has_found = False
+        for queue in tuple(self._live):
+            if self._has_work(queue):
+                has_found = True
+                self.run_queue(queue)
+        return has_found
+
+    def set_awake(self, awake: bool) -> bool:
+        for queue in self._live:
+            self._set_polled(queue, awake)
+        return any(map(self._has_work, self._live))
+
+    def _has_work(self, queue: int) -> bool:
+        if self._timers[queue] or not self.queues[queue].is_waiting():
+            return False
+        # Receive buffers are work when a frame waits; without them the port was not listened to.
+        return queue % 2 == TX or self._rings[queue].path.has_frame() or queue not in self._listening
+
+    def _set_polled(self, queue: int, polled: bool) -> None:
+        self.queues[queue].is_polled = polled
+        if not polled:
+            self.queues[queue].arm()
+        if queue % 2 == RX:
+            self._rings[queue].path.set_awake(polled)
 
     # -- shaping -------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ cdef int EMPTY, HEADER_BYTES, ETHERNET_HEADER_BYTES
 cdef class Path:
     cpdef long long send(self, Buffers buffers) except? -9999
     cpdef long long receive(self, Buffers buffers) except? -9999
+    cpdef bint has_frame(self) noexcept
+    cpdef void set_awake(self, bint awake) noexcept
 
 cdef class FilePath(Path):
     cdef readonly int fd

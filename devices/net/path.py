@@ -29,6 +29,13 @@ class Path:
         """One frame with its header into the buffers; its bytes, EMPTY when none waits, or minus errno."""
         return EMPTY
 
+    def has_frame(self) -> bool:
+        """A frame waits, as far as can be seen without a system call."""
+        return False
+
+    def set_awake(self, awake: bool) -> None:
+        """Whether `has_frame` is asked so often that the descriptor need not tell."""
+
 
 class FilePath(Path):
     """A tap, or whatever else moves one frame a system call."""
@@ -60,6 +67,12 @@ class QueuePath(Path):
     def receive(self, buffers: Buffers) -> int:
         size = self.incoming.pop(buffers)
         return size if size else EMPTY
+
+    def has_frame(self) -> bool:
+        return self.incoming.has_frame()
+
+    def set_awake(self, awake: bool) -> None:
+        self.incoming.set_awake(awake)
 
 
 class ViewPath(Path):

@@ -14,7 +14,7 @@ cdef class FrameQueue:
     cdef unsigned long long[::1] _sizes
     cdef unsigned int _first, _count
     cdef unsigned long long _end
-    cdef bint _is_told
+    cdef bint _is_told, _is_awake
     cdef readonly unsigned long long lost
 
     @cython.locals(size=cython.ulonglong, start=cython.ulonglong, slot=cython.uint)
@@ -26,3 +26,5 @@ cdef class FrameQueue:
     cpdef void swap_addresses(self) noexcept
     @cython.locals(slot=cython.uint, size=cython.ulonglong)
     cpdef long long pop(self, Buffers buffers) noexcept
+    cpdef bint has_frame(self) noexcept
+    cpdef void set_awake(self, bint awake) noexcept

@@ -32,6 +32,7 @@ class FrameQueue:
         self._count = 0
         self._end = 0
         self._is_told = False
+        self._is_awake = False
         #: Frames given up for newer ones.
         self.lost = 0
 
@@ -53,7 +54,7 @@ class FrameQueue:
         self._sizes[slot] = size
         self._count += 1
         self._end = start + size
-        if not self._is_told:
+        if not (self._is_told or self._is_awake):
             self._is_told = True
             signal(self.fd)
         return size
@@ -88,6 +89,16 @@ class FrameQueue:
         self._first += 1
         self._count -= 1
         return size
+
+    def has_frame(self) -> bool:
+        return self._count > 0
+
+    def set_awake(self, awake: bool) -> None:
+        """Whether the receiver looks by itself; else a frame that waits is told."""
+        self._is_awake = awake
+        if self._count and not (awake or self._is_told):
+            self._is_told = True
+            signal(self.fd)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -59,12 +59,22 @@ class Request(IntEnum):
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
     NET_SET_MTU = 20
+    SET_BACKEND_REQ_FD = 21
     GET_CONFIG = 24
     SET_CONFIG = 25
     GPU_SET_SOCKET = 33
+    RESET_DEVICE = 34
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
     REM_MEM_REG = 38
+    SET_STATUS = 39
+    GET_STATUS = 40
+
+
+class BackendRequest(IntEnum):
+    """Back-end message types: what we ask the frontend, on a socket of its own (SET_BACKEND_REQ_FD)."""
+
+    CONFIG_CHANGE = 2
 
 
 class ProtocolFeature(IntFlag):
@@ -73,8 +83,11 @@ class ProtocolFeature(IntFlag):
     MQ = 1 << 0
     REPLY_ACK = 1 << 3
     MTU = 1 << 4
+    BACKEND_REQ = 1 << 5
     CONFIG = 1 << 9
+    RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
+    STATUS = 1 << 16
 
 
 #: Payload bytes a request must have; requests with a variable payload have a range.
@@ -96,12 +109,16 @@ _SIZES: Final[dict[Request, tuple[int, int]]] = {
     Request.GET_QUEUE_NUM: (0, 0),
     Request.SET_VRING_ENABLE: (8, 8),
     Request.NET_SET_MTU: (8, 8),
+    Request.SET_BACKEND_REQ_FD: (0, 0),
     Request.GET_CONFIG: (12, 12 + MAX_CONFIG_BYTES),
     Request.SET_CONFIG: (12, 12 + MAX_CONFIG_BYTES),
     Request.GPU_SET_SOCKET: (0, 0),
+    Request.RESET_DEVICE: (0, 0),
     Request.GET_MAX_MEM_SLOTS: (0, 0),
     Request.ADD_MEM_REG: (40, 40),
     Request.REM_MEM_REG: (40, 40),
+    Request.SET_STATUS: (8, 8),
+    Request.GET_STATUS: (0, 0),
 }
 
 #: Descriptors a request may bring; every other brings none.
@@ -110,6 +127,7 @@ _FDS: Final[dict[Request, tuple[int, int]]] = {
     Request.SET_VRING_KICK: (0, 1),
     Request.SET_VRING_CALL: (0, 1),
     Request.SET_VRING_ERR: (0, 1),
+    Request.SET_BACKEND_REQ_FD: (1, 1),
     Request.GPU_SET_SOCKET: (1, 1),
     Request.ADD_MEM_REG: (1, 1),
     # QEMU sends the region's descriptor along; it is of no use and is closed.
@@ -125,6 +143,7 @@ ANSWERED: Final[frozenset[Request]] = frozenset(
         Request.GET_QUEUE_NUM,
         Request.GET_CONFIG,
         Request.GET_MAX_MEM_SLOTS,
+        Request.GET_STATUS,
     }
 )
 
@@ -200,6 +219,11 @@ def pack_reply(request: Request, payload: bytes) -> bytes:
 def pack_request(request: Request, payload: bytes = b"", *, need_reply: bool = False) -> bytes:
     """A front-end message, as a frontend (tests, the keeper's replay) sends it."""
     return HEADER.pack(request, VERSION | (FLAG_NEED_REPLY if need_reply else 0), len(payload)) + payload
+
+
+def pack_backend_request(request: BackendRequest) -> bytes:
+    """A back-end message without payload that wants no reply."""
+    return HEADER.pack(request, VERSION, 0)
 
 
 @dataclass(frozen=True, slots=True)

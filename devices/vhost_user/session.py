@@ -10,7 +10,9 @@ A frontend may negotiate bits that were never offered (QEMU's vhost-user-gpu sen
 from __future__ import annotations
 
 import os
+import socket
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,10 +25,12 @@ from devices.vhost_user.message import (
     VRING_INDEX_MASK,
     VRING_NO_FD,
     VRING_STATE,
+    BackendRequest,
     ConfigAccess,
     Message,
     Request,
     VringAddress,
+    pack_backend_request,
     pack_reply,
     unpack_memory_region,
     unpack_memory_table,
@@ -41,6 +45,8 @@ from devices.virtio.layout import (
 from devices.virtio.memory import MAX_REGIONS, GuestMemory
 
 _ACK: Final = U64.pack(0)
+#: VIRTIO 1.3, 2.1: the device status is one byte.
+_MAX_STATUS: Final = 0xFF
 
 
 @dataclass(slots=True)
@@ -54,6 +60,11 @@ class _Queue:
     is_kicked: bool = False
     is_enabled: bool = False
     is_resumed: bool = False
+
+    def forget(self) -> None:
+        """The device was reset."""
+        self.size, self.address, self.base = 0, None, 0
+        self.is_kicked = self.is_enabled = self.is_resumed = False
 
 
 class Session:
@@ -70,6 +81,8 @@ class Session:
         self._memory = GuestMemory()
         self._features = 0
         self._protocol_features = 0
+        self._status = 0
+        self._backend_channel: socket.socket | None = None
         self._queues = [_Queue(is_resumed=resume) for _ in backend.queues]
         self._config_writes = config_writes
         backend.start_session(resumed=resume)
@@ -133,6 +146,14 @@ class Session:
                 self._set_signal(message)
             case Request.SET_VRING_ENABLE:
                 self._set_enabled(*VRING_STATE.unpack(payload))
+            case Request.RESET_DEVICE:
+                self._reset_device()
+            case Request.SET_STATUS:
+                self._set_status(U64.unpack(payload)[0])
+            case Request.GET_STATUS:
+                return U64.pack(self._status)
+            case Request.SET_BACKEND_REQ_FD:
+                self._set_backend_channel(message)
             case Request.NET_SET_MTU:
                 pass  # told for information: the MTU the guest uses is in the frontend's config space
             case Request.GET_CONFIG:
@@ -151,6 +172,45 @@ class Session:
                     raise ProtocolError(f"GPU_SET_SOCKET for {self._backend.name}, which is no GPU")
                 message.fds.clear()
         return None
+
+    # -- the device as a whole -----------------------------------------------------------------------------------
+
+    def _reset_device(self) -> None:
+        """RESET_DEVICE: what the driver set up goes; memory, signals, configuration and sockets are the frontend's."""
+        self._stop_all()
+        for queue in self._queues:
+            self._drop_kick(queue)
+            queue.forget()
+        self._features = 0
+        self._backend.reset_device()
+
+    def _set_status(self, status: int) -> None:
+        if status > _MAX_STATUS:
+            raise ProtocolError(f"device status {status:#x}: it is one byte")
+        self._status = status
+        self._backend.status = status
+
+    def _set_backend_channel(self, message: Message) -> None:
+        if not stat.S_ISSOCK(os.fstat(message.fds[0]).st_mode):
+            raise ProtocolError("SET_BACKEND_REQ_FD with a descriptor that is no socket")
+        self._drop_backend_channel()
+        self._backend_channel = socket.socket(fileno=message.fds.pop())
+        self._backend_channel.setblocking(False)
+        self._backend.on_config_change = self._tell_config_change
+
+    def _tell_config_change(self) -> None:
+        """A frontend that does not read has earlier ones to read, which say the same."""
+        assert self._backend_channel is not None
+        with suppress(OSError):
+            self._backend_channel.send(
+                pack_backend_request(BackendRequest.CONFIG_CHANGE), socket.MSG_NOSIGNAL
+            )
+
+    def _drop_backend_channel(self) -> None:
+        if self._backend_channel is not None:
+            self._backend_channel.close()
+            self._backend_channel = None
+            self._backend.on_config_change = None
 
     # -- features and memory -------------------------------------------------------------------------------------
 
@@ -220,7 +280,6 @@ class Session:
             self._stop(index)
         queue.is_kicked = False
         self._drop_kick(queue)
-        self._replace_signal(index, "call_fd", -1)
         return VRING_STATE.pack(index, queue.base)
 
     def _set_kick(self, message: Message) -> None:
@@ -334,6 +393,7 @@ class Session:
             self._drop_kick(queue)
             self._replace_signal(index, "call_fd", -1)
             self._replace_signal(index, "error_fd", -1)
+        self._drop_backend_channel()
         self._memory.clear()
         self._backend.reset()
 

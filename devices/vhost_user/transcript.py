@@ -27,6 +27,8 @@ from devices.virtio.memory import MAX_REGIONS
 
 _Key = TypeVar("_Key")
 
+#: What stays of a queue when its device is reset: the frontend's descriptors, which it does not send again.
+_KEPT_AT_RESET = frozenset((Request.SET_VRING_CALL, Request.SET_VRING_ERR))
 #: In the order a backend needs them: a queue goes live at its kick, or when it is enabled afterwards.
 _QUEUE_ORDER = (
     Request.SET_VRING_CALL,
@@ -40,7 +42,9 @@ _QUEUE_ORDER = (
 _GLOBAL_ORDER = (
     Request.SET_PROTOCOL_FEATURES,
     Request.SET_OWNER,
+    Request.SET_BACKEND_REQ_FD,
     Request.SET_FEATURES,
+    Request.SET_STATUS,
     Request.NET_SET_MTU,
     Request.GPU_SET_SOCKET,
 )
@@ -81,6 +85,9 @@ class Transcript:
             if reply is not None and len(reply) == VRING_STATE.size:
                 self._stop_queue(*VRING_STATE.unpack(reply))
             _close(message)
+        elif request is Request.RESET_DEVICE:
+            self._reset_device()
+            _close(message)
         elif request in _QUEUE_ORDER:
             index = _queue_index(message)
             if index < self.queue_count:
@@ -91,13 +98,17 @@ class Transcript:
             _close(message)
 
     def _stop_queue(self, index: int, base: int) -> None:
-        for request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL):
-            stopped = self._queues.pop((index, request), None)
-            if stopped is not None:
-                _close(stopped)
+        stopped = self._queues.pop((index, Request.SET_VRING_KICK), None)
+        if stopped is not None:
+            _close(stopped)
         if index < self.queue_count:
             payload = VRING_STATE.pack(index, base)
             _put(self._queues, (index, Request.SET_VRING_BASE), Message(Request.SET_VRING_BASE, 1, payload))
+
+    def _reset_device(self) -> None:
+        for key in [key for key in self._queues if key[1] not in _KEPT_AT_RESET]:
+            _close(self._queues.pop(key))
+        self._globals.pop(Request.SET_FEATURES, None)
 
     def _remove_region(self, message: Message) -> None:
         gone = unpack_memory_region(message.payload)

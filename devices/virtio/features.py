@@ -24,5 +24,16 @@ class Feature(IntFlag):
     VERSION_1 = 1 << 32
 
 
+class Status(IntFlag):
+    """VIRTIO 1.3, 2.1 *Device Status Field*."""
+
+    ACKNOWLEDGE = 1
+    DRIVER = 2
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    DEVICE_NEEDS_RESET = 64
+    FAILED = 128
+
+
 #: What every device here offers beside its own bits.
 TRANSPORT_FEATURES = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.PROTOCOL_FEATURES | Feature.VERSION_1

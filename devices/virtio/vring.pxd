@@ -30,6 +30,7 @@ cdef class Vring:
     cdef volatile unsigned int[::1] _used_elements
     cdef unsigned char[::1] _busy
     cdef unsigned int _mask, _last_avail, _avail_shadow, _used_idx, _used_published
+    cdef public bint is_polled
     cdef bint _event_idx, _indirect, _signalled
 
     @cython.locals(last=cython.uint, shadow=cython.uint, waiting=cython.uint, head=cython.uint, is_sound=cython.bint)

@@ -58,6 +58,8 @@ class Vring:
         self.chain_errors = 0
         self.calls = 0
         self.kicks = 0
+        #: Its owner looks by himself: `arm` asks for no kick.
+        self.is_polled = False
         self._last_avail = 0
         self._used_idx = 0
         self.starts = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
@@ -350,10 +352,10 @@ class Vring:
         return True
 
     def arm(self) -> bool:
-        """Ask for a kick at the next available chain; True when one is already there (look again)."""
+        """Ask for a kick at the next available chain, unless `is_polled`; True when one is there (look again)."""
         if not self.attached or self.broken:
             return False
-        if self._event_idx:
+        if self._event_idx and not self.is_polled:
             self._used[2 + 4 * self.size] = self._last_avail
             fence()
         return self._avail[1] != self._last_avail

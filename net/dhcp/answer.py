@@ -44,13 +44,23 @@ class Reply:
 
 
 class Answers:
-    """Builds the replies of one subnet; the constant part of the options is encoded once."""
+    """Builds the replies of one server; the constant part of the options is encoded once.
 
-    def __init__(self, config: SubnetConfig, host_names: Mapping[str, str]) -> None:
-        self.config = config
-        self._host_names = host_names
-        self.server = int(config.server)
-        self._values = _subnet_values(config)
+    `values` are the options that it gives out, without those of the lease itself, the subnet mask among them.
+    """
+
+    def __init__(
+        self,
+        server: int,
+        values: Mapping[int, bytes],
+        *,
+        boot: Mapping[int | str, BootFile] | None = None,
+        host_names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._host_names = {} if host_names is None else host_names
+        self._files = boot or {}
+        self.server = server
+        self._values = values
         self._default_list = bytes(
             code
             for code in (Code.ROUTER, Code.DNS, Code.DOMAIN_NAME, Code.NTP, Code.MTU)
@@ -172,7 +182,7 @@ class Answers:
         return found
 
     def _boot(self, request: Message) -> BootFile | None:
-        files = self.config.boot
+        files = self._files
         if not files:
             return None
         if request.options.get(77, b"").endswith(b"iPXE") and "ipxe" in files:
@@ -240,7 +250,8 @@ def _boot_options(request: Message, boot: BootFile, asked: bytes) -> list[bytes]
     return options
 
 
-def _subnet_values(config: SubnetConfig) -> dict[int, bytes]:
+def subnet_values(config: SubnetConfig) -> dict[int, bytes]:
+    """The options that a subnet's clients are given."""
     values: dict[int, bytes] = {
         Code.SUBNET_MASK: config.network.netmask.packed,
         Code.BROADCAST: config.network.broadcast_address.packed,

@@ -39,7 +39,7 @@ from net.dhcp.client_action import (
     Transmit,
 )
 from net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, Event, State
-from net.dhcp.conflict import Detector, Verdict
+from net.dhcp.conflict import Detector, Phase, Verdict
 from net.dhcp.frame import BROADCAST_MAC, Arp
 from net.dhcp.lease import FOREVER, Lease
 from net.dhcp.message import BROADCAST_FLAG, BadMessage, Message, MessageType
@@ -50,9 +50,9 @@ BROADCAST: Final = 0xFFFFFFFF
 OFFERS_MAX: Final = 8
 RETRANSMIT_MAX: Final = 64.0  # seconds (RFC 2131, 4.1)
 REQUEST_ATTEMPTS: Final = 4  # then the next offer, or a new DISCOVER
+REBOOT_ATTEMPTS: Final = 2  # then DISCOVER: a server that does not know us is silent (RFC 2131, 4.3.2)
 DECLINE_WAIT: Final = 10.0  # seconds (RFC 2131, 3.1, 5)
 OFFER_LIFE: Final = 30.0  # seconds for which an offer not chosen is kept
-PARAMETERS: Final = bytes((1, 121, 3, 6, 15, 26, 28, 42, 51, 54, 58, 59))  # 121 before 3 (RFC 3442)
 
 
 class _Offer(NamedTuple):
@@ -131,6 +131,12 @@ class Client:
             self.lease = replace(self.lease, renew_at=now)
         return self._take(now)
 
+    def decline(self, now: float) -> list[Output]:
+        """Who uses the address found that another host has it: as if we had found it ourselves."""
+        if self.state in HAVE_ADDRESS:
+            self._conflict(now)
+        return self._take(now)
+
     def inform(self, address: IPv4Address, now: float) -> list[Output]:
         """Ask for parameters for an address that we have otherwise; `Informed` is the answer (RFC 2131,
         4.4.3).
@@ -177,6 +183,10 @@ class Client:
             if arp.target == own and arp.sender != own and arp.sender_hardware != self.config.hardware:
                 self._out.append(SendArp(own, is_probe=False, answer_to=arp))
         return self._take(now)
+
+    def watched_address(self) -> int:
+        """The address of which `heard` wants to hear: probed for or in use; 0: none."""
+        return self._detector.address if self._detector.phase is not Phase.IDLE else 0
 
     def deadline(self) -> float | None:
         """When `handle_timer` is due next, None when nothing is waited for."""
@@ -376,7 +386,9 @@ class Client:
     def _attempts_max(self) -> int:
         if self.state is State.SELECTING:
             return self.config.attempts
-        return REQUEST_ATTEMPTS if self.state is State.REQUESTING else 1 << 30
+        if self.state is State.REQUESTING:
+            return REBOOT_ATTEMPTS if self.is_rebooting else REQUEST_ATTEMPTS
+        return 1 << 30
 
     def _unanswered(self, now: float) -> None:
         self._close("unanswered")
@@ -428,7 +440,7 @@ class Client:
         if server:
             options[Code.SERVER_ID] = server.to_bytes(4, "big")
         if kind not in (MessageType.DECLINE, MessageType.RELEASE):  # RFC 2131, table 5
-            options[Code.PARAMETER_LIST] = PARAMETERS
+            options[Code.PARAMETER_LIST] = config.parameters
             options[Code.MAX_SIZE] = (1500).to_bytes(2, "big")
             if config.host_name:
                 options[Code.HOST_NAME] = config.host_name.encode()

@@ -27,6 +27,7 @@ class ClientConfig:
     fallback: IPv4Interface | None = None  # used in ERROR
     times: Times = field(default_factory=Times)
     is_probing: bool = True  # RFC 5227 before an address is used
+    parameters: bytes = bytes((1, 121, 3, 6, 15, 26, 28, 42, 51, 54, 58, 59))  # 121 before 3 (RFC 3442)
     is_answering_arp: bool = False  # nobody else does for this address: no guest, no stack of the host
 
 

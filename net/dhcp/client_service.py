@@ -43,7 +43,9 @@ class DhcpClient:
         self._events = events
         self._changed = trio.Event()
         self._hardware = client.config.hardware
+        self._watched: int | None = None
         self.send_failures = 0
+        self._watch()
 
     @property
     def state(self) -> State:
@@ -63,6 +65,10 @@ class DhcpClient:
         """Give the lease back; the client then rests until `start`."""
         self._perform(self._client.release(self._clock.now()))
 
+    def decline(self) -> None:
+        """The address is in use by another host: give it back as unfit and get another one."""
+        self._perform(self._client.decline(self._clock.now()))
+
     def start(self, stored: Lease | None = None) -> None:
         """Begin, or begin again after `release`."""
         self._perform(self._client.start(self._clock.now(), stored=stored))
@@ -74,7 +80,13 @@ class DhcpClient:
     def history(self) -> list[dict[str, object]]:
         """The last 16 transactions, the oldest first."""
         return [
-            {"xid": one.xid, "kind": one.kind.name, "attempts": one.attempts, "outcome": one.outcome}
+            {
+                "at": one.started,
+                "xid": one.xid,
+                "kind": one.kind.name,
+                "attempts": one.attempts,
+                "outcome": one.outcome,
+            }
             for one in self._client.history
         ]
 
@@ -124,14 +136,25 @@ class DhcpClient:
                         payload,
                     )
                     self._send(self._raw, data)
-                case SendArp(address, is_probe):
-                    self._send(
-                        self._arp, frame.arp_frame(self._hardware, 0 if is_probe else address, address)
-                    )
+                case SendArp():
+                    self._send(self._arp, self._arp_frame(output))
                 case _:
                     self._events(output)
-        if outputs:
-            self._changed.set()
+        self._changed.set()  # also without output: an offer to be chosen has a deadline of its own
+        self._watch()
+
+    def _arp_frame(self, wanted: SendArp) -> bytes:
+        own, address, asked = self._hardware, wanted.address, wanted.answer_to
+        if asked is not None:
+            return frame.arp_frame(own, address, asked.sender, to=asked.sender_hardware, reply=True)
+        return frame.arp_frame(own, 0 if wanted.is_probe else address, address)
+
+    def _watch(self) -> None:
+        # Of all ARP on the link only what is about our address: there may be many clients and much ARP.
+        address = self._client.watched_address()
+        if address != self._watched:
+            self._watched = address
+            packet_socket.watch_arp(self._arp, address)
 
     def _send(self, sock: socket.socket, data: bytes) -> None:
         try:
@@ -168,7 +191,7 @@ async def run_client(
     chance = random.SystemRandom()
     core = Client(config, uniform=chance.uniform, random_xid=lambda: chance.getrandbits(32))
     with (
-        packet_socket.open_udp(link, frame.CLIENT_PORT, is_for_any_host=True) as raw,
+        packet_socket.open_udp(link, frame.CLIENT_PORT, is_for_any_host=True, client=config.hardware) as raw,
         packet_socket.open_arp(link, is_for_any_host=True) as arp,
     ):
         client = DhcpClient(core, Clock(), raw, arp, events)

@@ -7,7 +7,7 @@ about them.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ class Lease:
     ntp: tuple[IPv4Address, ...] = ()
     mtu: int | None = None
     is_static: bool = False  # the configured fallback, not from a server
+    options: Mapping[int, bytes] = field(default_factory=dict)  # all that the server said, as it came
 
     def dumps(self) -> str:
         """The lease as JSON, for `loads` after a restart."""
@@ -51,6 +52,7 @@ class Lease:
                 "domain": self.domain,
                 "ntp": [str(one) for one in self.ntp],
                 "mtu": self.mtu,
+                "options": {str(code): value.hex() for code, value in self.options.items()},
             }
         )
 
@@ -72,6 +74,7 @@ class Lease:
                 str(data["domain"]),
                 tuple(IPv4Address(one) for one in data["ntp"]),
                 None if data["mtu"] is None else int(data["mtu"]),
+                options={int(code): bytes.fromhex(value) for code, value in data.get("options", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"stored lease: {error!r}") from error
@@ -108,6 +111,7 @@ def from_ack(ack: Message, sent_at: float) -> Lease | None:
         _domain(options.get(Code.DOMAIN_NAME)),
         option.read_addresses(options.get(Code.NTP)),
         mtu if mtu is not None and mtu >= 68 else None,
+        options=options,
     )
 
 

@@ -34,7 +34,7 @@ Settle = Callable[[], float]  # after a batch; returns the seconds until the nex
 
 class Listener:
     """The sockets on `link` and what reads them. `take` is given each frame to UDP port `number` and the bridge's
-    port, "" on a plain link.
+    port, "" on a plain link. With `is_port` the link is itself a port of a bridge, and read before the bridge.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Listener:
         number: int,
         *,
         is_limited: bool,
+        is_port: bool = False,
         take: Take,
         settle: Settle,
         discarded: Callable[[int], None],
@@ -50,6 +51,7 @@ class Listener:
         self.link = link
         self._number = number
         self._is_limited = is_limited
+        self._is_port = is_port
         self._take = take
         self._settle = settle
         self._discarded = discarded
@@ -65,14 +67,17 @@ class Listener:
             if error.errno in (errno.ENODEV, errno.ENXIO):
                 raise LinkGone(error.errno, f"there is no link {self.link}") from error
             raise
-        if not self._watch.is_bridge:
+        if self._is_port:
+            opened = packet_socket.open_udp_on_port(self.link, self._number, buffer_size=self._buffer_size())
+            self._plain = stack.enter_context(opened)
+        elif not self._watch.is_bridge:
             self._plain = stack.enter_context(packet_socket.open_udp(self.link, self._number))
 
     async def run(self) -> None:
         """Read until cancelled. Raises LinkGone when the link was removed."""
         async with trio.open_nursery() as nursery:
             if self._plain is not None:
-                nursery.start_soon(self._read, self._plain, "", BATCH)
+                nursery.start_soon(self._read, self._plain, self.link if self._is_port else "", self._batch())
             while True:
                 if self._watch.is_gone:
                     raise LinkGone(errno.ENODEV, "the link was removed")
@@ -92,10 +97,9 @@ class Listener:
                 nursery.start_soon(self._serve_port, name, scope)
 
     async def _serve_port(self, name: str, scope: trio.CancelScope) -> None:
-        size = PORT_BUFFER_SIZE if self._is_limited else packet_socket.RECEIVE_BUFFER_SIZE
         with scope:
             try:
-                sock = packet_socket.open_udp_on_port(name, self._number, buffer_size=size)
+                sock = packet_socket.open_udp_on_port(name, self._number, buffer_size=self._buffer_size())
             except LinkGone:
                 return  # the kernel tells it too
             except OSError as error:
@@ -108,7 +112,14 @@ class Listener:
                 log.error("A port of the bridge is not served", extra=why)
                 return
             with sock:
-                await self._read(sock, name, PORT_BATCH if self._is_limited else BATCH)
+                await self._read(sock, name, self._batch())
+
+    def _buffer_size(self) -> int:
+        return PORT_BUFFER_SIZE if self._is_limited else packet_socket.RECEIVE_BUFFER_SIZE
+
+    def _batch(self) -> int:
+        is_alone = self._plain is not None and not self._is_port
+        return PORT_BATCH if self._is_limited and not is_alone else BATCH
 
     async def _read(self, sock: socket.socket, port: str, batch: int) -> None:
         while True:

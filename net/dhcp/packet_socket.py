@@ -29,11 +29,16 @@ _LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
 _LOAD_HALF_INDEXED: Final = 0x48  # BPF_LD | BPF_H | BPF_IND
+_LOAD_WORD_INDEXED: Final = 0x40  # BPF_LD | BPF_W | BPF_IND
 _LOAD_IP_LENGTH: Final = 0xB1  # BPF_LDX | BPF_B | BPF_MSH
 _EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _GREATER: Final = 0x25  # BPF_JMP | BPF_JGT | BPF_K
 _ANY_BIT: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _RETURN: Final = 0x06  # BPF_RET | BPF_K
+
+_CHADDR_AT: Final = 14 + 8 + 28  # Ethernet and UDP header, then RFC 2131, figure 1; the IP header is in X
+_ARP_SENDER_AT: Final = 28  # Ethernet header, then RFC 826
+_ARP_TARGET_AT: Final = 38
 
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
@@ -42,13 +47,16 @@ class LinkGone(OSError):
     """The link does not exist (any more)."""
 
 
-def open_udp(link: str, port: int, *, is_for_any_host: bool = False) -> socket.socket:
+def open_udp(
+    link: str, port: int, *, is_for_any_host: bool = False, client: bytes | None = None
+) -> socket.socket:
     """A non-blocking socket that receives UDP datagrams to `port` on `link` as whole frames, and sends frames.
 
-    With `is_for_any_host` also those to other hosts' hardware addresses (the link is promiscuous meanwhile).
+    With `is_for_any_host` also those to other hosts' hardware addresses (the link is promiscuous meanwhile);
+    with `client` only DHCP messages about that hardware address.
     Raises LinkGone when there is no such link, OSError (EPERM) without CAP_NET_RAW.
     """
-    return _open(link, ETH_P_IP, _datagrams(port, is_for_any_host), is_for_any_host)
+    return _open(link, ETH_P_IP, _datagrams(port, is_for_any_host, client), is_for_any_host)
 
 
 def open_udp_on_port(link: str, port: int, *, buffer_size: int = RECEIVE_BUFFER_SIZE) -> socket.socket:
@@ -79,24 +87,53 @@ def open_arp(link: str, *, is_for_any_host: bool = False) -> socket.socket:
     return _open(link, ETH_P_ARP, program, is_for_any_host)
 
 
-def _datagrams(port: int, is_for_any_host: bool) -> list[_Instruction]:
+def _datagrams(port: int, is_for_any_host: bool, client: bytes | None = None) -> list[_Instruction]:
+    about: list[_Instruction] = []
+    if client is not None:
+        about = [
+            (_LOAD_WORD_INDEXED, 0, 0, _CHADDR_AT),
+            (_EQUAL, 0, 3, int.from_bytes(client[:4], "big")),
+            (_LOAD_HALF_INDEXED, 0, 0, _CHADDR_AT + 4),
+            (_EQUAL, 0, 1, int.from_bytes(client[4:6], "big")),
+        ]
+    more = len(about)
     return [
         (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
-        (_GREATER, 12, 0, 3 if is_for_any_host else 1),
+        (_GREATER, 12 + more, 0, 3 if is_for_any_host else 1),
         (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
-        (_EQUAL, 0, 10, 0),
+        (_EQUAL, 0, 10 + more, 0),
         (_LOAD_HALF, 0, 0, 12),
-        (_EQUAL, 0, 8, ETH_P_IP),
+        (_EQUAL, 0, 8 + more, ETH_P_IP),
         (_LOAD_HALF, 0, 0, 20),
-        (_ANY_BIT, 6, 0, 0x3FFF),  # more fragments, or not the first
+        (_ANY_BIT, 6 + more, 0, 0x3FFF),  # more fragments, or not the first
         (_LOAD_BYTE, 0, 0, 23),
-        (_EQUAL, 0, 4, 17),
+        (_EQUAL, 0, 4 + more, 17),
         (_LOAD_IP_LENGTH, 0, 0, 14),
         (_LOAD_HALF_INDEXED, 0, 0, 16),
-        (_EQUAL, 0, 1, port),
+        (_EQUAL, 0, 1 + more, port),
+        *about,
         (_RETURN, 0, 0, 0xFFFF),
         (_RETURN, 0, 0, 0),
     ]
+
+
+def watch_arp(sock: socket.socket, address: int) -> None:
+    """Let an ARP socket receive only what `address` sends or is asked about; 0: nothing."""
+    program: list[_Instruction] = [(_RETURN, 0, 0, 0)]
+    if address:
+        program = [
+            (_LOAD_BYTE, 0, 0, _PACKET_TYPE),
+            (_GREATER, 7, 0, 3),
+            (_LOAD_BYTE, 0, 0, _VLAN_PRESENT),
+            (_EQUAL, 0, 5, 0),
+            (_LOAD_WORD, 0, 0, _ARP_SENDER_AT),
+            (_EQUAL, 2, 0, address),
+            (_LOAD_WORD, 0, 0, _ARP_TARGET_AT),
+            (_EQUAL, 0, 1, address),
+            (_RETURN, 0, 0, 0xFFFF),
+            (_RETURN, 0, 0, 0),
+        ]
+    _attach(sock, program)
 
 
 def hardware_address(sock: socket.socket) -> bytes:

@@ -20,54 +20,15 @@ from dataclasses import dataclass
 
 from net.dhcp import message as wire
 from net.dhcp import option
-from net.dhcp.answer import Answers, Reply, relay_value
+from net.dhcp.answer import Answers, relay_value, subnet_values
 from net.dhcp.binding import ACTIVE, FOREVER, Binding, EventKind, LeaseEvent, State, client_key
 from net.dhcp.bucket import Buckets
 from net.dhcp.config import SubnetConfig
+from net.dhcp.exchange import Exchanges
 from net.dhcp.message import BadMessage, Message, MessageType
 from net.dhcp.option import RelayCode
 from net.dhcp.pool import Pool
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a datagram came from: the port (a tap's name, "" unknown), and whether it was sent to us alone."""
-
-    port: str
-    unicast: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Put the reply on the wire now."""
-
-    reply: Reply
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Store the binding, then send the reply and tell the event, if any."""
-
-    binding: Binding
-    reply: Reply | None
-    event: LeaseEvent | None
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Ask by ARP who has the address."""
-
-    ip: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """A lease changed; nothing to store that a restart would not find out by itself."""
-
-    event: LeaseEvent
-
-
-Action = Send | Commit | Probe | Tell
+from net.dhcp.server_action import Action, Commit, Probe, Send, Source, Tell
 
 _PROBE_MEMORY_SECONDS = 60.0  # an address that did not answer is not asked again before
 
@@ -87,8 +48,18 @@ class Server:
         self.config = subnet
         self.pools = [Pool(one) for one in (subnet, *remote)]
         self.counters: dict[str, int] = {}
+        self.exchanges = Exchanges()
+        self._why = ""  # nothing was answered to the last request
         self._host_names = dict(subnet.host_names)
-        self._answers = {id(pool): Answers(pool.config, self._host_names) for pool in self.pools}
+        self._answers = {
+            id(pool): Answers(
+                int(pool.config.server),
+                subnet_values(pool.config),
+                boot=pool.config.boot,
+                host_names=self._host_names,
+            )
+            for pool in self.pools
+        }
         self._relays = [(int(one.network_address), int(one.broadcast_address)) for one in subnet.relays]
         self._probing: dict[int, _Probing] = {}
         self._probed: dict[int, float] = {}
@@ -117,10 +88,17 @@ class Server:
 
     def receive(self, data: bytes, source: Source, now: float) -> list[Action]:
         """What to do about an admitted datagram to port 67. Never raises on account of its content."""
+        self._why = ""
         try:
             request = wire.decode(data)
         except BadMessage:
+            self.exchanges.note(now, source.port, None, None, "malformed")
             return self._drop("malformed")
+        actions = self._dispatch(request, source, now)
+        self._note(request, source, actions, now)
+        return actions
+
+    def _dispatch(self, request: Message, source: Source, now: float) -> list[Action]:
         if request.op != wire.BOOT_REQUEST:
             return self._drop("not_a_request")
         kind = request.type
@@ -142,6 +120,15 @@ class Server:
             case MessageType.INFORM:
                 return self._inform(pool, request)
         return self._drop("ignored_type")
+
+    def _note(self, request: Message, source: Source, actions: list[Action], now: float) -> None:
+        reply = None
+        for action in actions:
+            if isinstance(action, Probe):
+                self._why = "probing"
+            elif not isinstance(action, Tell) and action.reply is not None:
+                reply = action.reply
+        self.exchanges.note(now, source.port, request, reply, self._why)
 
     def conflict(self, ip: int, hardware: bytes, now: float) -> list[Action]:
         """Somebody answered the probe for `ip`: quarantine it and offer another address."""
@@ -170,7 +157,10 @@ class Server:
         for ip in [ip for ip, one in self._probing.items() if one.deadline <= now]:
             probing = self._probing.pop(ip)
             self._remember_probe(ip, now)
-            actions += self._discover(probing.pool, probing.request, probing.source, now)
+            self._why = ""
+            offered = self._discover(probing.pool, probing.request, probing.source, now)
+            self._note(probing.request, probing.source, offered, now)
+            actions += offered
         for pool in self.pools:
             for binding in pool.expire(now):
                 if binding.state is State.BOUND:
@@ -398,4 +388,5 @@ class Server:
 
     def _drop(self, why: str) -> list[Action]:
         self.count("drop_" + why)
+        self._why = why
         return []

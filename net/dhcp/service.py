@@ -27,9 +27,11 @@ from net.dhcp.answer import BROADCAST, Reply, Route
 from net.dhcp.binding import Binding, LeaseEvent
 from net.dhcp.clock import Clock
 from net.dhcp.config import SubnetConfig
+from net.dhcp.exchange import Exchange
 from net.dhcp.listener import Listener
 from net.dhcp.packet_socket import LinkGone
-from net.dhcp.server import Action, Commit, Probe, Send, Server, Source, Tell
+from net.dhcp.server import Server
+from net.dhcp.server_action import Action, Commit, Probe, Send, Source, Tell
 from net.dhcp.store import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,10 @@ class DhcpService:
     def leases(self) -> list[Binding]:
         """All bindings by address, also offered, released, expired and quarantined ones."""
         return self._server.leases()
+
+    def exchanges(self) -> list[Exchange]:
+        """The last exchanges of each port, the oldest first."""
+        return self._server.exchanges.list()
 
     def reserve(self, mac: str, address: IPv4Address, *, host_name: str = "") -> None:
         """Keep `address` for `mac` from now on; it wins over a lease that another client has, at that one's

@@ -12,23 +12,27 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayos_vmm.api import (
     console,
     dhcp,
+    disk,
     display,
     events,
     firewall,
     guest,
     hierarchy,
+    input,
     machines,
     net,
     policy,
+    token,
     tpm,
 )
 from rayos_vmm.api.endpoint import JSON, Endpoint, error_response, to_asgi
+from rayos_vmm.api.guard import CONSOLE_COMMAND, Guard
 from rayos_vmm.api.openapi import CONSOLE_PATH, build
 from rayos_vmm.errors import RayosError
 
@@ -39,12 +43,15 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *machines.ENDPOINTS,
     *guest.ENDPOINTS,
     *display.ENDPOINTS,
+    *input.ENDPOINTS,
     *console.ENDPOINTS,
     *events.ENDPOINTS,
     *policy.ENDPOINTS,
     *hierarchy.ENDPOINTS,
+    *token.ENDPOINTS,
     *tpm.ENDPOINTS,
     *dhcp.ENDPOINTS,
+    *disk.ENDPOINTS,
     *firewall.ENDPOINTS,
     *net.ENDPOINTS,
 )
@@ -100,12 +107,11 @@ def create_app(service: Service) -> ASGIApp:
         )
         for endpoint in ENDPOINTS
     ]
+    attach = WebSocketRoute(CONSOLE_PATH, partial(console.serve_console, service=service))
     app = Starlette(
-        routes=[
-            *routes,
-            Route(OPENAPI_PATH, _document(), methods=["GET"]),
-            WebSocketRoute(CONSOLE_PATH, partial(console.serve_console, service=service)),
-        ],
+        routes=[*routes, Route(OPENAPI_PATH, _document(), methods=["GET"]), attach],
         exception_handlers={HTTPException: _http_error},
     )
-    return _Counted(app, service)
+    commands = [endpoint.command for endpoint in ENDPOINTS]
+    named: list[tuple[BaseRoute, str]] = [*zip(routes, commands, strict=True), (attach, CONSOLE_COMMAND)]
+    return Guard(_Counted(app, service), named, service.gatekeeper)

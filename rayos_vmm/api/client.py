@@ -6,8 +6,8 @@ Invariant: an answer that is not a success is raised as the same `RayosError` cl
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
@@ -19,9 +19,8 @@ from rayos_vmm import errors
 from rayos_vmm.api.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.api.types import Error
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.vm.view import Damage, Event, ExecResult, VmView
-
-T = TypeVar("T")
+from rayos_vmm.vm.input_record import Step
+from rayos_vmm.vm.view import Damage, DiskView, Event, ExecResult, VmView
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 0.5
@@ -49,6 +48,9 @@ _BY_STATUS: Final = {
     502: errors.GuestGone,
     504: errors.Timeout_,
 }
+
+
+_T = TypeVar("_T")
 
 
 def _target(path: str, query: Mapping[str, str | int | float] | None) -> str:
@@ -79,8 +81,9 @@ def to_error(status: int, body: bytes) -> errors.RayosError:
 class Client:
     """One daemon, over its socket; a connection for each call. Methods raise what the service raises, and NoDaemon."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, token: str = "") -> None:
         self._socket_path = socket_path
+        self._token = token
 
     @contextmanager
     def _explained(self, method: str, path: str) -> Iterator[None]:
@@ -111,7 +114,9 @@ class Client:
         content = msgspec.json.encode(body) if body is not None else content
         try:
             with self._explained(method, path), trio.fail_after(timeout_s):
-                async with open_exchange(self._socket_path, method, _target(path, query), content) as answer:
+                async with open_exchange(
+                    self._socket_path, method, _target(path, query), content, self._token
+                ) as answer:
                     received = await answer.read_all()
         except trio.TooSlowError:
             raise errors.Timeout_(
@@ -164,6 +169,14 @@ class Client:
     async def write_file(self, name: str, path: str, data: bytes, *, mode: int = 0o644) -> None:
         await self.request("PUT", f"{_vm(name)}/files", query={"path": path, "mode": mode}, content=data)
 
+    async def disks(self, name: str) -> list[DiskView]:
+        return msgspec.json.decode(await self.request("GET", f"{_vm(name)}/disks"), type=list[DiskView])
+
+    async def resize_disk(self, name: str, size: str, *, disk: int = 0) -> DiskView:
+        body = {"size": size, "disk": disk}
+        answer = await self.request("PUT", f"{_vm(name)}/disks/size", body=body)
+        return msgspec.json.decode(answer, type=DiskView)
+
     async def screenshot(self, name: str, *, scanout: int = 0, with_cursor: bool = False) -> bytes:
         query = {"scanout": scanout, "cursor": "true" if with_cursor else "false"}
         return await self.request("GET", f"{_vm(name)}/screenshot", query=query)
@@ -187,8 +200,8 @@ class Client:
         )
         return msgspec.json.decode(body, type=Damage)
 
-    async def type_text(self, name: str, text: str) -> None:
-        await self.request("POST", f"{_vm(name)}/type", body={"text": text})
+    async def type_text(self, name: str, text: str, *, layout: str | None = None) -> None:
+        await self.request("POST", f"{_vm(name)}/type", body={"text": text, "layout": layout})
 
     async def send_key(self, name: str, combo: str) -> None:
         await self.request("POST", f"{_vm(name)}/key", body={"combo": combo})
@@ -199,6 +212,46 @@ class Client:
     async def qmp_transcript(self, name: str) -> str:
         """What was said over QMP in its last run, one JSON object a line."""
         return (await self.request("GET", f"{_vm(name)}/qmp")).decode(errors="replace")
+
+    async def mouse(
+        self, name: str, dx: int, dy: int, *, wheel: int = 0, buttons: Sequence[str] = ()
+    ) -> None:
+        body = {"dx": dx, "dy": dy, "wheel": wheel, "buttons": buttons}
+        await self.request("POST", f"{_vm(name)}/mouse", body=body)
+
+    async def touch(self, name: str, points: Sequence[tuple[float, float]]) -> None:
+        await self.request("POST", f"{_vm(name)}/touch", body={"points": points})
+
+    async def input_devices(self, name: str) -> list[dict[str, Any]]:
+        """Each input device: lights, what is held down, what waits, what was dropped."""
+        found: list[dict[str, Any]] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/input"))[
+            "devices"
+        ]
+        return found
+
+    async def input_events(self, name: str, device: str, events: Sequence[tuple[int, int, int]]) -> None:
+        """Hands evdev events (type, code, value) to a device."""
+        await self.request("POST", f"{_vm(name)}/input", body={"device": device, "events": events})
+
+    async def input_replay(self, name: str, steps: Sequence[Step], *, speed: float = 1.0) -> None:
+        """Does a recording again; returns when it is done."""
+        needed_s = steps[-1].t / speed if steps and speed > 0 else 0.0
+        body = {"steps": steps, "speed": speed}
+        await self.request(
+            "POST", f"{_vm(name)}/input/replay", body=body, timeout_s=needed_s + DEFAULT_TIMEOUT_S
+        )
+
+    @asynccontextmanager
+    async def input_record(self, name: str) -> AsyncIterator[AsyncIterator[Step]]:
+        """What reaches the input devices, from the block's beginning until the machine ends."""
+        path = f"{_vm(name)}/input/record"
+        with self._explained("GET", path):
+            async with open_exchange(self._socket_path, "GET", _target(path, None)) as answer:
+                if answer.status != 200:
+                    raise to_error(answer.status, await answer.read_all())
+                lines = _JsonLines(answer, Step)
+                await lines.skip()
+                yield lines
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         body = {"command": command, "arguments": arguments}
@@ -232,14 +285,16 @@ class Client:
 
     @asynccontextmanager
     async def _lines(
-        self, path: str, type_: type[T], query: Mapping[str, str | int | float] | None = None
-    ) -> AsyncIterator[AsyncIterator[T]]:
+        self, path: str, type_: type[_T], query: Mapping[str, str | int | float] | None = None
+    ) -> AsyncIterator[_JsonLines[_T]]:
         """An answer without end, one JSON object a line."""
         with self._explained("GET", path):
-            async with open_exchange(self._socket_path, "GET", _target(path, query)) as answer:
+            async with open_exchange(
+                self._socket_path, "GET", _target(path, query), token=self._token
+            ) as answer:
                 if answer.status != 200:
                     raise to_error(answer.status, await answer.read_all())
-                yield _Lines(answer, type_)
+                yield _JsonLines(answer, type_)
 
     @asynccontextmanager
     async def console(self, name: str, port: int, *, since: int | None = None) -> AsyncIterator[Console]:
@@ -260,7 +315,12 @@ class Client:
             with errors.one_error():
                 async with trio.open_nursery() as nursery, stream:
                     with trio.fail_after(CONNECT_TIMEOUT_S):
-                        socket = await wrap_client_stream(nursery, stream, "rayos", path)
+                        headers = (
+                            [(b"authorization", f"Bearer {self._token}".encode())] if self._token else []
+                        )
+                        socket = await wrap_client_stream(
+                            nursery, stream, "rayos", path, extra_headers=headers
+                        )
                     try:
                         yield Console(socket)
                     finally:
@@ -321,17 +381,27 @@ class Console:
             self.offset = int(json.loads(message)["offset"])
 
 
-class _Lines(Generic[T]):
-    def __init__(self, answer: Answer, type_: type[T]) -> None:
+class _JsonLines(Generic[_T]):
+    """The lines of an answer without end."""
+
+    def __init__(self, answer: Answer, type_: type[_T]) -> None:
         self._answer = answer
         self._type = type_
         self._lines: list[bytes] = []
         self._rest = b""
 
-    def __aiter__(self) -> _Lines[T]:
+    def __aiter__(self) -> _JsonLines[_T]:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> _T:
+        return msgspec.json.decode(await self._line(), type=self._type)
+
+    async def skip(self) -> None:
+        """Wait for a line of another kind, the first."""
+        with suppress(StopAsyncIteration):
+            await self._line()
+
+    async def _line(self) -> bytes:
         while not self._lines:
             try:
                 piece = await self._answer.read()
@@ -340,4 +410,4 @@ class _Lines(Generic[T]):
             if not piece:
                 raise StopAsyncIteration
             *self._lines, self._rest = (self._rest + piece).split(b"\n")
-        return msgspec.json.decode(self._lines.pop(0), type=self._type)
+        return self._lines.pop(0)

@@ -67,6 +67,11 @@ class Endpoint:
     status: int = 200
     is_long: bool = False
 
+    @property
+    def command(self) -> str:
+        """What it is called in tokens and in the record, such as `policy.grant`."""
+        return f"{self.handler.__module__.rpartition('.')[2]}.{self.handler.__name__.strip('_')}"
+
 
 def error_response(error: RayosError) -> Response:
     """The answer that carries an error."""

@@ -72,7 +72,7 @@ class Answer:
 
 @asynccontextmanager
 async def open_exchange(
-    socket_path: Path, method: str, target: str, body: bytes = b""
+    socket_path: Path, method: str, target: str, body: bytes = b"", token: str = ""
 ) -> AsyncIterator[Answer]:
     """Sends a request and waits for the answer's status.
 
@@ -82,6 +82,8 @@ async def open_exchange(
     """
     connection = h11.Connection(h11.CLIENT)
     headers = [("host", "rayos"), ("connection", "close"), ("content-length", str(len(body)))]
+    if token:
+        headers.append(("authorization", f"Bearer {token}"))
     request = connection.send(h11.Request(method=method, target=target, headers=headers)) or b""
     connection.send(h11.Data(data=body))
     connection.send(h11.EndOfMessage())

@@ -1,4 +1,4 @@
-"""Operations inside one guest: its keys, commands, files, and QEMU's own monitor."""
+"""Operations inside one guest: its commands, files, and QEMU's own monitor."""
 
 from __future__ import annotations
 
@@ -6,20 +6,8 @@ from typing import Final
 
 from rayos_vmm.api.body import FILE_MAXIMUM_BYTES, read_limited
 from rayos_vmm.api.endpoint import BYTES, Call, Endpoint
-from rayos_vmm.api.types import ConsoleSize, Exec, FileQuery, Key, Pointer, PutQuery, Qmp, QmpReturn, Type
+from rayos_vmm.api.types import ConsoleSize, Exec, FileQuery, PutQuery, Qmp, QmpReturn
 from rayos_vmm.vm.view import ExecResult
-
-
-async def _type(call: Call) -> None:
-    await call.service.type_text(call.name, call.body.text)
-
-
-async def _key(call: Call) -> None:
-    await call.service.send_key(call.name, call.body.combo)
-
-
-async def _pointer(call: Call) -> None:
-    await call.service.pointer(call.name, call.body.x, call.body.y, call.body.buttons)
 
 
 async def _size(call: Call) -> None:
@@ -50,9 +38,6 @@ async def _transcript(call: Call) -> bytes:
 _VM: Final = "/v1/vms/{name}"
 LINES: Final = "application/jsonl"
 ENDPOINTS: Final = (
-    Endpoint("POST", f"{_VM}/type", _type, "Type text on the keyboard", body=Type, is_long=True),
-    Endpoint("POST", f"{_VM}/key", _key, "Press keys together", body=Key),
-    Endpoint("POST", f"{_VM}/pointer", _pointer, "Move the pointer, hold buttons", body=Pointer),
     Endpoint("POST", f"{_VM}/console/size", _size, "Resize a console", body=ConsoleSize),
     Endpoint(
         "POST",

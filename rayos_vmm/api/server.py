@@ -9,15 +9,20 @@ from __future__ import annotations
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
-from hypercorn.config import Config, Sockets
-from hypercorn.trio import serve
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayos_vmm.api.app import create_app
+from rayos_vmm.api.guard import PEER, peer_of
 from rayos_vmm.errors import Busy, Invalid
 
 if TYPE_CHECKING:
@@ -47,8 +52,8 @@ def _identity(path: Path) -> tuple[int, int, int]:
 
 
 @contextmanager
-def open_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, mode 0600, removed at the end if it is still ours.
+def open_socket(path: Path, *, mode: int = 0o600) -> Iterator[socket.socket]:
+    """A listening socket at `path`, removed at the end if it is still ours.
 
     Raises:
         Busy: a daemon answers there.
@@ -66,7 +71,7 @@ def open_socket(path: Path) -> Iterator[socket.socket]:
     beside.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(beside))
-        beside.chmod(0o600)
+        beside.chmod(mode)
         listener.listen(BACKLOG)
         beside.rename(path)
         ours = _identity(path)
@@ -78,42 +83,66 @@ def open_socket(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
 
 
-class _Config(Config):
-    """Hypercorn lets children inherit its sockets: a guest's QEMU would hold ours, and outlive us with it."""
-
-    def create_sockets(self) -> Sockets:
-        sockets = super().create_sockets()
-        for sock in (*sockets.insecure_sockets, *sockets.secure_sockets, *sockets.quic_sockets):
-            sock.set_inheritable(False)
-        return sockets
-
-
 async def serve_api(
     service: Service,
     path: Path,
     *,
+    shared: Path | None = None,
     shutdown: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until `shutdown` returns, then lets requests finish for `GRACE_S`.
 
+    Args:
+        shared: another socket, that every user of the host may connect to.
+
     Raises:
         Busy, Invalid: as `open_socket`.
     """
-    with open_socket(path) as listener:
-        config = _Config()
-        config.bind = [f"fd://{listener.fileno()}"]
-        config.graceful_timeout = GRACE_S
-        config.websocket_max_message_size = WEBSOCKET_MESSAGE_MAXIMUM_BYTES
-        config.keep_alive_timeout = 60.0
-        config.include_server_header = False
-        config.loglevel = "ERROR"
-        listener.detach()  # the server owns and closes the descriptor from here on
-        async with trio.open_nursery() as nursery:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(open_socket(path))]
+        if shared is not None:
+            sockets.append(stack.enter_context(open_socket(shared, mode=0o666)))
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        handler = _Connections(create_app(service))
+        # Connections may go on for a while after nobody is let in any more.
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
 
-            async def run() -> None:
-                await serve(cast("Any", create_app(service)), config, shutdown_trigger=shutdown, mode="asgi")
-                nursery.cancel_scope.cancel()
+                async def end() -> None:
+                    await shutdown()
+                    accepting.cancel_scope.cancel()
 
-            nursery.start_soon(run)
-            task_status.started()
+                accepting.start_soon(end)
+                task_status.started()
+                await trio.serve_listeners(handler.serve, listeners, handler_nursery=connections)
+            await handler.context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + GRACE_S
+
+
+class _Connections:
+    """Speaks HTTP with each that connects, and tells the application who it is.
+
+    Hypercorn's own accept loop has no place for that, so the loop is ours and the protocol its.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._config = Config()
+        self._config.graceful_timeout = GRACE_S
+        self._config.websocket_max_message_size = WEBSOCKET_MESSAGE_MAXIMUM_BYTES
+        self._config.keep_alive_timeout = 60.0
+        self._config.include_server_header = False
+        self._config.loglevel = "ERROR"
+        self.context = WorkerContext(None)
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """One connection, until either side ends it."""
+        peer = peer_of(stream.socket)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[PEER] = peer
+            await self._app(scope, receive, send)
+
+        wrapped = wrap_app(cast("Any", app), self._config.wsgi_max_body_size, "asgi")
+        await TCPServer(wrapped, self._config, self.context, ConnectionState({}), cast("Any", stream))

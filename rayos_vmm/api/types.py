@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from rayos_vmm.config.firewall import RULES_MAXIMUM, FirewallRule
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import DISKS_MAXIMUM, VmSpec
+from rayos_vmm.config.units import Size
 from rayos_vmm.policy.audit import RING, Entry
 from rayos_vmm.vm.view import VmView
 
@@ -29,26 +30,6 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timeout_s: Seconds = 20.0
 
 
-class Type(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Text to type on the guest's keyboard."""
-
-    text: Annotated[str, Meta(max_length=65536)]
-
-
-class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Keys to press together, such as `ctrl-alt-delete`."""
-
-    combo: Annotated[str, Meta(min_length=1, max_length=200, examples=["ctrl-alt-delete"])]
-
-
-class Pointer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the tablet points, as a share of the display, and the buttons held; none releases all."""
-
-    x: Annotated[float, Meta(ge=0, le=1)]
-    y: Annotated[float, Meta(ge=0, le=1)]
-    buttons: Annotated[list[Literal["left", "right", "middle"]], Meta(max_length=3)] = []
-
-
 class ConsoleSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The size of the terminal at the other end of a console."""
 
@@ -65,6 +46,13 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         | Annotated[list[str], Meta(min_length=1, max_length=1024)]
     )
     timeout_s: Seconds = 60.0
+
+
+class DiskSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which disk, and how large it is to be: not smaller than it is."""
+
+    size: Size
+    disk: Annotated[int, Meta(ge=0, lt=DISKS_MAXIMUM)] = 0
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

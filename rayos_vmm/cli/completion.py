@@ -15,13 +15,12 @@ def machine_names(**_arguments: Any) -> list[str]:
     """The machines that a daemon knows; none when none answers."""
     import trio
 
-    from rayos_vmm.api.client import Client
+    from rayos_vmm.cli.daemon import the_daemon
     from rayos_vmm.errors import RayosError
-    from rayos_vmm.paths import default_paths
 
     async def names() -> list[str]:
         with trio.move_on_after(DAEMON_TIMEOUT_S):
-            return [view.spec.name for view in await Client(default_paths().api_socket).machines()]
+            return [view.spec.name for view in await the_daemon().machines()]
         return []
 
     try:

@@ -26,8 +26,9 @@ START_TIMEOUT_S: Final = 30.0
 
 
 def the_daemon() -> Client:
-    """The client of the daemon that the environment names."""
-    return Client(default_paths().api_socket)
+    """The client of the daemon that the environment names, with the token that it names."""
+    path = Path(os.environ.get("RAYOS_SOCKET") or default_paths().api_socket)
+    return Client(path, os.environ.get("RAYOS_TOKEN", ""))
 
 
 def report_ready(fd: int) -> None:
@@ -123,12 +124,13 @@ async def ensure_daemon(arguments: list[str]) -> Client:
         RayosError: none runs and none could be started.
     """
     paths = default_paths()
-    client = Client(paths.api_socket)
+    client = the_daemon()
     try:
         await client.machines()
         return client
     except NoDaemon:
-        pass
+        if os.environ.get("RAYOS_SOCKET"):  # somebody else's, which is not ours to start
+            raise
     try:
         process = await start_daemon(paths, ["--exit-when-idle", *arguments])
     except errors.Busy:

@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "exec": ("agent", "run a command in the guest"),
     "cp": ("agent", "copy a file into or out of the guest"),
     "type": ("seat", "type text on the guest's keyboard"),
+    "input": ("seat", "use mouse, tablet and touch screen; record and replay"),
     "key": ("seat", "press keys together, such as ctrl-alt-delete"),
     "screenshot": ("display", "save what a monitor shows as a PNG"),
     "display": ("display", "show the monitors, resize one, wait for a change"),
@@ -50,10 +51,12 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "scalability",
         "show how policy changes reach the workers, the tree of machines, the zones",
     ),
+    "token": ("token", "give others a narrow right to ask the daemon; narrow, look into, end it"),
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),
     "firewall": ("firewall", "show and change a machine's rules, live; explain and trace packets"),
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),
+    "disk": ("disk", "list a machine's disks; make one larger"),
     "net": ("net", "show a machine's network card, pull its cable or plug it in"),
     "doctor": ("doctor", "check this machine and say what to do"),
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
@@ -72,6 +75,7 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
         epilog="`rayos COMMAND --help` says more. Every command takes --json.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, also for errors")
+    parser.add_argument("--token", metavar="TOKEN", help="ask by this token (also: RAYOS_TOKEN)")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
@@ -127,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words[:cut])
     if args.version:
         return _print_version()
+    if args.token is not None:
+        os.environ["RAYOS_TOKEN"] = args.token
     if args.command is None:
         parser.print_help()
         return 0

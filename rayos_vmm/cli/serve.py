@@ -54,7 +54,10 @@ async def _serve(args: argparse.Namespace, out: Output) -> None:
     with one_error():
         async with open_service(config.service, paths) as service, trio.open_nursery() as nursery:
             shutdown = partial(_wait_for_the_end, service, idle_s)
-            await nursery.start(partial(serve_api, service, paths.api_socket, shutdown=shutdown))
+            shared = Path(config.service.shared_socket) if config.service.shared_socket else None
+            await nursery.start(
+                partial(serve_api, service, paths.api_socket, shared=shared, shutdown=shutdown)
+            )
             out.note(f"rayos serves on {paths.api_socket} (Ctrl-C ends it; guests go on)")
             if args.report_fd >= 0:
                 report_ready(args.report_fd)

@@ -92,6 +92,8 @@ def check_shape(spec: VmSpec) -> None:
     except ValueError as error:
         raise Invalid(f"gpu.modes: {error}") from None
     check_firewall(spec.firewall)
+    if len(set(spec.input.devices)) != len(spec.input.devices):
+        raise Invalid(f"input.devices: {', '.join(spec.input.devices)}; each at most once")
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

@@ -47,6 +47,9 @@ Name = Annotated[
 Side = Annotated[int, Meta(ge=SIDE_MINIMUM, le=SIDE_MAXIMUM, description="pixels")]
 Mode = Annotated[str, Meta(pattern=r"^[0-9]{2,4}x[0-9]{2,4}$", examples=["1920x1080"])]
 
+InputName = Literal["keyboard", "mouse", "tablet", "touch"]
+Layout = Literal["us", "de", "fr"]  # devices.input.keymap.LAYOUTS
+
 CapabilityName = Literal[
     "CAP_NET", "CAP_DISK_R", "CAP_DISK_W", "CAP_GPU", "CAP_INPUT", "CAP_CONSOLE_R", "CAP_CONSOLE_W"
 ]
@@ -75,7 +78,7 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The display; off means no GPU and no keyboard, mouse and tablet.
+    """The display; off means no GPU and no input devices.
 
     Every one of the `scanouts` monitors prefers `width` by `height`, and can do `modes` as well.
     """
@@ -137,6 +140,13 @@ class Watchdog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return parse_duration(self.run)
 
 
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What there is to type and point with, beside a display; `layout` is the one that the guest has loaded."""
+
+    devices: Annotated[tuple[InputName, ...], Meta(max_length=4)] = ("keyboard", "mouse", "tablet")
+    layout: Layout = "us"
+
+
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest may use up of the host."""
 
@@ -183,6 +193,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     disks: Annotated[list[Disk], Meta(max_length=DISKS_MAXIMUM)] = []
     net: Net = Net()
     gpu: Gpu = Gpu()
+    input: Input = Input()
     tpm: bool | Tpm = True
     firmware: str | None = None
     cdrom: str | None = None

@@ -28,6 +28,7 @@ class Operation(StrEnum):
     REVOKE = "REVOKE"
     EXPIRE = "EXPIRE"
     DELEGATE = "DELEGATE"
+    CHECK_PASS = "CHECK_PASS"
     CHECK_FAIL = "CHECK_FAIL"
     POLICY = "POLICY"
     DEFINE = "DEFINE"

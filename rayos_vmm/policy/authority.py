@@ -73,9 +73,9 @@ class Authority:
     ) -> None:
         self.audit = audit
         self.book = book
+        self.now = now
         self.lock = trio.Lock()  # one change at a time
         self._store = store
-        self._now = now
         self._table = Table(stored.table if stored else None)
         self._anchor = stored.anchor if stored else Anchor()
         self._pages: dict[str, compiler.GatePage] = {}
@@ -132,7 +132,7 @@ class Authority:
         self.close(vm)
         path = runtime / compiler.PAGE_NAME
         page = compiler.GatePage(path, is_new=is_new)
-        self._end(self._now())
+        self._end(self.now())
         page.write(compiler.word(self._table, self.book, vm), self.book.revision)
         self._pages[vm] = page
         return path
@@ -166,7 +166,7 @@ class Authority:
         """
         rights = parse_rights(capabilities)
         async with self.lock:
-            now = self._now()
+            now = self.now()
             self._end(now)
             return await self._rise(
                 lambda table: table.grant(vm, rights, ttl_s, reason, now),
@@ -183,7 +183,7 @@ class Authority:
         """One machine passes rights on to another. Raises as `grant`."""
         rights = parse_rights(capabilities)
         async with self.lock:
-            now = self._now()
+            now = self.now()
             self._end(now)
             return await self._rise(
                 lambda table: table.delegate(source, to, rights, ttl_s, now),
@@ -224,7 +224,7 @@ class Authority:
 
     def grants(self, vm: str | None = None) -> list[dict[str, Any]]:
         """What is granted, the machines' own rights among it, oldest first."""
-        now = self._now()
+        now = self.now()
         return [grant.view(now) for grant in self._table.grants.values() if vm in (None, grant.holder)]
 
     def explain(self, vm: str) -> list[dict[str, Any]]:
@@ -235,7 +235,7 @@ class Authority:
         """
         if not self._table.is_known(vm):
             raise NotFound(f"there is no machine {vm!r}")
-        return compiler.explain(self._table, self.book, vm, self._now())
+        return compiler.explain(self._table, self.book, vm, self.now())
 
     def records(self, limit: int) -> list[Entry]:
         """The last records."""
@@ -266,7 +266,7 @@ class Authority:
         """Ends grants when their time has come. Ends when cancelled."""
         while True:
             changed = self._changed
-            left = self._table.next_end(self._now())
+            left = self._table.next_end(self.now())
             if left is None:
                 await changed.wait()
                 continue
@@ -286,7 +286,7 @@ class Authority:
         return bool(gone)
 
     async def _expire(self) -> None:
-        if not self._end(self._now()):
+        if not self._end(self.now()):
             return
         await self.audit.sync()
         async with self.lock:
@@ -318,13 +318,13 @@ class Authority:
             raise
         self._write_pages({vm})
         self._wake()
-        return grant.view(self._now())
+        return grant.view(self.now())
 
     async def _fall(
         self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
     ) -> list[dict[str, Any]]:
         async with self.lock:
-            now = self._now()
+            now = self.now()
             self._end(now)
             try:
                 gone = change(self._table, now)

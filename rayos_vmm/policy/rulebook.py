@@ -28,6 +28,11 @@ class RuleBook:
         """What holds for a machine; of one that nobody knows, what holds for every machine."""
         return self.effective.get(vm) or compile_one(self.document, {}, vm)
 
+    def zone_of(self, vm: str) -> str | None:
+        """The zone that a machine is in; None for one that nobody knows, too."""
+        effective = self.effective.get(vm)
+        return effective.zone if effective is not None else None
+
     def narrow(self, vm: str, rights: Capability) -> Capability:
         """What the rules leave of the rights that a machine was given."""
         return rights & self.of(vm).capabilities

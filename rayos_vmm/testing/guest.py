@@ -12,6 +12,8 @@ import trio
 from rayos_vmm.api.client import Client
 from rayos_vmm.errors import RayosError
 from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
+from rayos_vmm.testing.picture import Picture
+from rayos_vmm.testing.screen import PictureNotSeen, Region, Wanted, wait_for_picture
 from rayos_vmm.vm.view import Damage, ExecResult, VmView
 from rayos_vmm.worker.client import KeeperClient
 
@@ -176,7 +178,31 @@ class Guest:
         """
         return await self.client.wait_damage(self.name, since, scanout, timeout_s=timeout)
 
+    async def wait_for_screen(
+        self, wanted: Wanted, *, region: Region | None = None, scanout: int = 0, timeout: float = 60.0
+    ) -> Picture:
+        """Waits until the display, or `region` (x, y, width, height) of it, shows `wanted`: a picture, the path of a
+        PNG that we wrote, a `Picture.sha256`, or a function that says so of a `Picture`. Driven by damage.
+
+        Raises:
+            PictureNotSeen: it did not within `timeout` seconds; with the hash of what it showed.
+        """
+        return await wait_for_picture(
+            self.client, self.name, wanted, region=region, scanout=scanout, timeout=timeout
+        )
+
     # The machine
+
+    async def block(self) -> None:
+        """Pulls its network cable."""
+        await self._set_cable(is_plugged=False)
+
+    async def unblock(self) -> None:
+        """Plugs its network cable in again."""
+        await self._set_cable(is_plugged=True)
+
+    async def _set_cable(self, *, is_plugged: bool) -> None:
+        await self.client.request("PUT", f"/vms/{self.name}/net/link", body={"up": is_plugged})
 
     async def qmp(self, command: str, **arguments: Any) -> Any:
         """A QMP command; `_` in an argument's name stands for `-`."""
@@ -261,4 +287,4 @@ class Guest:
             await (folder / name).write_bytes(data)
 
 
-__all__ = ["CommandFailed", "Guest", "NotSeen"]
+__all__ = ["CommandFailed", "Guest", "NotSeen", "PictureNotSeen"]

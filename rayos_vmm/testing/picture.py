@@ -6,6 +6,7 @@ with a maximum of 255 (netpbm).
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import zlib
@@ -29,6 +30,22 @@ class Picture:
         start = 3 * (y * self.width + x)
         red, green, blue = self.rgb[start : start + 3]
         return red, green, blue
+
+    @property
+    def sha256(self) -> str:
+        """Of its size and pixels, in hexadecimal."""
+        return hashlib.sha256(f"{self.width}x{self.height}\n".encode() + self.rgb).hexdigest()
+
+    def crop(self, x: int, y: int, width: int, height: int) -> Picture:
+        """A part of it.
+
+        Raises:
+            ValueError: that is not inside.
+        """
+        if not (x >= 0 <= y and width > 0 < height and x + width <= self.width and y + height <= self.height):
+            raise ValueError(f"{width}x{height} at {x},{y} is not inside {self.width}x{self.height} pixels")
+        rows = (3 * (row * self.width + x) for row in range(y, y + height))
+        return Picture(width, height, b"".join(self.rgb[start : start + 3 * width] for start in rows))
 
 
 def _paeth(left: int, up: int, corner: int) -> int:

@@ -39,9 +39,7 @@ class Sockets:
     disks: tuple[Path, ...] = ()
     net: Path | None = None
     gpu: Path | None = None
-    keyboard: Path | None = None
-    mouse: Path | None = None
-    tablet: Path | None = None
+    inputs: tuple[Path, ...] = ()
     console: Path | None = None  # the vhost-user device
     console_ports: tuple[Path, ...] = ()  # the fallback: one plain socket for each port
 
@@ -158,13 +156,9 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
         arguments += _vhost_user("gpu0", sockets.gpu)
         outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
         arguments += ["-device", f"{kind},chardev=gpu0,{outputs}"]
-    for name, path_ in (
-        ("keyboard", sockets.keyboard),
-        ("mouse", sockets.mouse),
-        ("tablet", sockets.tablet),
-    ):
-        if path_ is not None:
-            arguments += [*_vhost_user(name, path_), "-device", f"vhost-user-input-pci,chardev={name}"]
+    for path in sockets.inputs:
+        name = path.stem
+        arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}"]
     return arguments + _console(sockets, has_reconnect_ms=has_reconnect_ms)
 
 

@@ -91,6 +91,7 @@ class Attendant:
             raise
         finally:
             machine.qmp = machine.worker = machine.agent = machine.serial_stream = None
+            machine.input_recordings.close()
             machine.serial.close()
 
     async def _attend(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:

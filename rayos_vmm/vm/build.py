@@ -21,6 +21,7 @@ from rayos_vmm.config.host import check_host, read_host
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
+from rayos_vmm.vm import volume
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
 from rayos_vmm.vm.confine import Reach, confined, program_directories
@@ -68,7 +69,7 @@ def _make_directories(machine: Machine) -> None:
 def _prepare_disks(spec: VmSpec, directory: Path) -> list[DiskImage]:
     images = []
     for index, disk in enumerate(spec.disks):
-        path = Path(disk.path) if disk.path else directory / f"disk-{index}.img"
+        path = volume.image(disk, index, directory)
         if disk.size is not None and not path.exists():
             temporary = path.with_suffix(".new")
             with temporary.open("wb") as file:
@@ -159,8 +160,14 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
 def _reach(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> Reach:
     """The files and sockets that QEMU needs, and no others."""
     boot = tpm.boot if tpm else launch.boot
-    inputs = (plugged.keyboard, plugged.mouse, plugged.tablet)
-    sockets = (*plugged.disks, plugged.net, plugged.gpu, *inputs, plugged.console, *plugged.console_ports)
+    sockets = (
+        *plugged.disks,
+        plugged.net,
+        plugged.gpu,
+        *plugged.inputs,
+        plugged.console,
+        *plugged.console_ports,
+    )
     files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom)
     variables = boot.firmware_variables if boot.firmware_kind is FirmwareKind.PFLASH else None
     return Reach(
@@ -187,9 +194,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
                 disks=plugged.disks,
                 net=plugged.net,
                 gpu=plugged.gpu,
-                keyboard=plugged.keyboard,
-                mouse=plugged.mouse,
-                tablet=plugged.tablet,
+                inputs=plugged.inputs,
                 console=plugged.console,
                 console_ports=plugged.console_ports,
             ),

@@ -39,9 +39,7 @@ class Plugged:
     disks: tuple[Path, ...] = ()
     net: Path | None = None
     gpu: Path | None = None
-    keyboard: Path | None = None
-    mouse: Path | None = None
-    tablet: Path | None = None
+    inputs: tuple[Path, ...] = ()
     console: Path | None = None
     console_ports: tuple[Path, ...] = ()
     ports: int = 0
@@ -81,6 +79,7 @@ class Worker(Protocol):
     async def stats(self) -> dict[str, Any]: ...
     async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None: ...
     async def console_write(self, port: int, data: bytes) -> None: ...
+    async def resize_disk(self, device: str) -> int: ...
     async def console_resize(self, port: int, columns: int, rows: int) -> None: ...
     def console_stream(
         self, port: int, *, since: int | None = None

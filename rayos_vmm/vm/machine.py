@@ -16,6 +16,7 @@ from rayos_vmm.errors import Conflict, GuestGone, RayosError
 from rayos_vmm.events import EventLog
 from rayos_vmm.qmp import Qmp, Transcript
 from rayos_vmm.vm.history import BoundedFile, History, Lines
+from rayos_vmm.vm.input_record import Recordings
 from rayos_vmm.vm.lifecycle import LIVE, REACHABLE, LifeEvent, WrongState, advance
 from rayos_vmm.vm.outcome import Evidence
 from rayos_vmm.vm.process import Process
@@ -58,6 +59,7 @@ class Machine:
         self.serial_stream: trio.SocketStream | None = None
         self.serial_lock = trio.Lock()
         self.picture_lock = trio.Lock()
+        self.input_recordings = Recordings()
         self.display_lock = trio.Lock()
         self._changed = trio.Event()
         self._start_clock = 0.0

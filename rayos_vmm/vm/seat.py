@@ -5,22 +5,14 @@ Key and pointer events are evdev's (linux/input-event-codes.h); the worker close
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Final
 
 import trio
 
-from devices.input import keymap
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.worker.client import WorkerError, WorkerGone
-
-_EV_KEY, _EV_ABS = 1, 3
-_ABS_X, _ABS_Y = 0, 1
-_BUTTONS: Final = {"left": 0x110, "right": 0x111, "middle": 0x112}  # BTN_LEFT, BTN_RIGHT, BTN_MIDDLE
-POINTER_MAXIMUM: Final = 32767  # of the tablet's axes
-TEXT_MAXIMUM: Final = 65536  # characters at a time
 
 
 @contextmanager
@@ -75,44 +67,3 @@ async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerato
             yield chunk
     except WorkerGone:
         return  # the machine ended: so does its console
-
-
-async def type_text(machine: Machine, text: str) -> None:
-    """Presses and releases the keys of `text`."""
-    worker = machine.need_worker()
-    if len(text) > TEXT_MAXIMUM:
-        raise Invalid(f"{len(text)} characters to type; at most {TEXT_MAXIMUM} are allowed at a time")
-    try:
-        events = keymap.text_to_events(text, layout="us")
-    except ValueError as error:
-        raise Invalid(str(error)) from None
-    with worker_errors(machine):
-        await worker.inject("keyboard", events)
-
-
-async def send_key(machine: Machine, combo: str) -> None:
-    """Presses the keys of `ctrl-alt-delete` in order and releases them in reverse."""
-    worker = machine.need_worker()
-    try:
-        events = keymap.combo_to_events(combo)
-    except ValueError as error:
-        raise Invalid(str(error)) from None
-    with worker_errors(machine):
-        await worker.inject("keyboard", events)
-
-
-async def pointer(machine: Machine, x: float, y: float, buttons: Sequence[str]) -> None:
-    """Moves the tablet, with exactly these buttons held."""
-    worker = machine.need_worker()
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise Invalid(f"pointer at ({x}, {y}); both are from 0 to 1")
-    unknown = [button for button in buttons if button not in _BUTTONS]
-    if unknown:
-        raise Invalid(f"button {unknown[0]!r}; allowed are {', '.join(_BUTTONS)}")
-    events = [
-        (_EV_ABS, _ABS_X, round(x * POINTER_MAXIMUM)),
-        (_EV_ABS, _ABS_Y, round(y * POINTER_MAXIMUM)),
-    ]
-    events += [(_EV_KEY, code, int(button in buttons)) for button, code in _BUTTONS.items()]
-    with worker_errors(machine):
-        await worker.inject("tablet", events)

@@ -59,6 +59,18 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     started: float | None = None
 
 
+class DiskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk: `allocated_bytes` is what its image takes of the host's storage, which `quota_bytes` bounds."""
+
+    index: int
+    path: str
+    size_bytes: int
+    allocated_bytes: int
+    quota_bytes: int
+    is_read_only: bool
+    queues: int
+
+
 class NetView(msgspec.Struct, frozen=True, kw_only=True):
     """A network card: its cable, its limits, and what the driver asked of it over the control queue.
 

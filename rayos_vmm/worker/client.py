@@ -146,6 +146,16 @@ class WorkerClient:
         stats: dict[str, Any] = head["stats"]
         return stats
 
+    async def polling(self, budget_us: float | None = None) -> dict[str, float]:
+        """How long the worker looks for work before it sleeps, at most; set by `budget_us` (0: not at all, up to 1000).
+
+        Returns budget_us, window_us (what it is now: less when looking is of no use) and seconds (looked in vain).
+        A successor of the worker starts with 0. Errors: WorkerError for a budget out of range.
+        """
+        head, _, _ = await self._client.call("polling", budget_us=budget_us)
+        polling: dict[str, float] = head["polling"]
+        return polling
+
     async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None:
         """Queue evdev events (type, code, value) for "keyboard", "mouse" or "tablet"; waits while the queue is full."""
         client = PacketClient(self._path)
@@ -175,6 +185,11 @@ class WorkerClient:
                 data = data[head["accepted"] :]
         finally:
             client.close()
+
+    async def resize_disk(self, device: str) -> int:
+        """Have a disk take up the size that its image has now, and the guest told of it; returns the size in bytes."""
+        head, _, _ = await self._client.call("blk.resize", device=device)
+        return int(head["size_bytes"])
 
     async def console_resize(self, port: int, columns: int, rows: int) -> None:
         await self._client.call("console.resize", port=port, columns=columns, rows=rows)

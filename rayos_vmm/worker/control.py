@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from devices.backend import Backend
+from devices.blk.backend import BlkBackend
 from devices.console.backend import ConsoleBackend
 from devices.errors import RequestError
 from devices.gate import OPEN, Gate
@@ -29,6 +30,8 @@ from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16
 MAX_WAITING: Final = 256
+#: Beyond that a sleep costs less than the looking.
+MAX_POLLING_US: Final = 1000.0
 
 _B = TypeVar("_B", bound=Backend)
 
@@ -46,11 +49,13 @@ class Control:
         self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
             "policy": self._policy,
             "stats": self._stats,
+            "polling": self._polling,
             "inject": self._inject,
             "console.write": self._console_write,
             "console.read": self._console_read,
             "console.resize": self._console_resize,
             "console.ports": self._console_ports,
+            "blk.resize": self._blk_resize,
             **FirewallControl(self._firewall, loop).operations,
             "gpu.info": self._gpu_info,
             "gpu.frame": self._gpu_frame,
@@ -143,6 +148,17 @@ class Control:
     def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
         return {"revision": self._gate.revision}, b"", []
 
+    def _polling(self, head: dict[str, Any], _data: bytes) -> Answer:
+        """How long the worker looks for work before it sleeps; with `budget_us`, from now on."""
+        if head.get("budget_us") is not None:
+            budget = float(head["budget_us"])
+            if not 0.0 <= budget <= MAX_POLLING_US:
+                raise Refused(
+                    "bad_request", f"a polling budget of {budget} us: 0 to {MAX_POLLING_US} is allowed"
+                )
+            self._loop.set_polling(budget * 1e-6)
+        return {"polling": self._loop.polling()}, b"", []
+
     def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)
         events = [(int(t), int(c), int(v)) for t, c, v in head["events"]]
@@ -181,6 +197,9 @@ class Control:
     def _gpu_info(self, head: dict[str, Any], _data: bytes) -> Answer:
         gpu = self._gpu(head)
         return {"serial": gpu.damage_serial, "scanouts": gpu.screen.snapshot()}, b"", []
+
+    def _blk_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
+        return {"size_bytes": self._find(head["device"], BlkBackend).resize()}, b"", []
 
     def _gpu_frame(self, head: dict[str, Any], _data: bytes) -> Answer:
         frame = self._gpu(head).frame(int(head["scanout"]), with_cursor=bool(head["cursor"]))

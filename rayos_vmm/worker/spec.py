@@ -48,7 +48,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     #: net; None: every frame passes.
     firewall: Firewall | None = None
     #: input
-    input_kind: Literal["keyboard", "mouse", "tablet"] = "keyboard"
+    input_kind: Literal["keyboard", "mouse", "tablet", "touch"] = "keyboard"
     queue_limit: int = 64
     #: gpu, pixels; modes beside them
     width: int = 1280

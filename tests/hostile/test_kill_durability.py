@@ -18,6 +18,7 @@ from typing import Final
 
 import pytest
 
+from devices.blk.wire import WRITEBACK_OFFSET, BlkFeature
 from rayos_vmm.worker.sandbox import Mode
 from rayos_vmm.worker.spec import Device
 from tests.framework.durable_disk import BLOCK, kill_under_load, stamp
@@ -152,6 +153,34 @@ def test_X_an_io_error_is_never_success(tmp_path: Path, nth: int, call: str) -> 
     else:
         assert IOERR in outcomes and (nth == 1) == (0 not in outcomes)
         assert set(flushes) == {0}
+
+
+@pytest.mark.parametrize("mode", ["no flush", "write through", "write back"])
+def test_X_write_through_answers_what_is_durable(tmp_path: Path, mode: str) -> None:
+    """A driver that cannot flush, or chose not to need it: each write is durable (strace) before it is answered."""
+    image = make_image(tmp_path, 1 << 20)
+    trace = tmp_path / "trace"
+    strace = ("strace", "-f", "-qqq", "-o", trace, "-e", "trace=pwritev2,fdatasync,fallocate")
+    command = (*strace, sys.executable, "-P", "-m", "tests.framework.synchronous")
+    features = (1 << 64) - 1
+    if mode == "no flush":
+        features &= ~int(BlkFeature.FLUSH)
+    with (
+        disk(tmp_path, image, command=command, pure=True, sandbox="off") as kept,
+        Rig(Link(kept, "disk"), features=features) as rig,
+    ):
+        if mode == "write through":
+            rig.frontend.set_config(WRITEBACK_OFFSET, b"\0")
+        for _ in range(2):
+            assert write(rig, 3, 1) == 0
+            discard = struct.pack("<IIQQII", 11, 0, 0, 0, 8, 0)
+            assert rig.request(discard, 1) == b"\0"
+            kept.ask("kill_worker")
+    calls = [line.split()[1].partition("(")[0] for line in trace.read_text().splitlines() if "(" in line]
+    writes = [line for line in trace.read_text().splitlines() if "pwritev2" in line]
+    is_durable = mode != "write back"
+    assert len(writes) == 2 and all(("RWF_DSYNC" in line) == is_durable for line in writes)
+    assert calls.count("fdatasync") >= 2 if is_durable else "fdatasync" not in calls
 
 
 def test_X_an_image_has_one_writer(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
 
 from rayos_vmm.errors import Invalid, NotFound
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing import CommandFailed, PrivateDaemon, open_guest
 from rayos_vmm.testing.console import NotSeen
+from rayos_vmm.testing.picture import Picture
+from rayos_vmm.testing.screen import PictureNotSeen
 from rayos_vmm.vm.view import ExitReason
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -58,6 +61,33 @@ async def test_the_verbs_of_a_tester(guest_factory: GuestFactory) -> None:
         await guest.send_key("ctrl-l")
         await guest.crash()
         assert (await guest.wait_for_shutdown()).exit_reason is ExitReason.KILLED
+
+
+async def test_a_picture_is_waited_for(guest_factory: GuestFactory) -> None:
+    """A colour somewhere, a hash, a whole picture; and the cable out and in again."""
+    square = (8, 8, 32, 16)
+
+    def is_red(seen: Picture) -> bool:
+        return seen.rgb == b"\xff\0\0" * (32 * 16)
+
+    async with guest_factory(tpm=False) as guest:
+        await guest.succeed("printf '\\033[2J\\033[?25l' >/dev/tty0")
+        with pytest.raises(PictureNotSeen, match=r"within 0\.3 s; its region \(8, 8, 32, 16\) has SHA-256"):
+            await guest.wait_for_screen(is_red, region=square, timeout=0.3)
+        row = "printf '\\000\\000\\377\\000%.0s' $(seq 64) >/tmp/row"
+        lines = (
+            "for y in $(seq 0 31); do dd if=/tmp/row of=/dev/fb0 bs=256 seek=$((y * 20)) conv=notrunc; done"
+        )
+        await guest.succeed(row)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guest.succeed, f"sleep 1; {lines} 2>/dev/null")
+            seen = await guest.wait_for_screen(is_red, region=square)
+        assert (await guest.wait_for_screen(seen.sha256, region=square)) == seen
+        assert (await guest.wait_for_screen(seen, region=square)) == seen
+        await guest.block()
+        await guest.wait_until_succeeds("grep 0 /sys/class/net/eth0/carrier", timeout=20)
+        await guest.unblock()
+        await guest.wait_until_succeeds("grep 1 /sys/class/net/eth0/carrier", timeout=20)
 
 
 def _shell(line: str) -> subprocess.CompletedProcess[str]:

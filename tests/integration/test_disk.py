@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import pytest
 
+from devices.blk.wire import BlkFeature
+from devices.virtio.features import TRANSPORT_FEATURES, Feature
+from rayos_vmm.errors import Invalid, NotFound
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+
+OFFERED = {*BlkFeature, *TRANSPORT_FEATURES} - {
+    BlkFeature.RO,
+    BlkFeature.MQ,
+    Feature.PROTOCOL_FEATURES,  # between QEMU and us
+}
+
+
+async def acknowledged(guest: Guest, disk: str) -> set[int]:
+    """Feature bits that the driver took."""
+    bits = (await guest.succeed(f"cat /sys/block/{disk}/device/features")).strip()
+    return {1 << bit for bit, value in enumerate(bits) if value == "1"}
 
 
 async def requests_of(guest: Guest, disk: str) -> list[int]:
@@ -22,6 +38,7 @@ async def test_each_cpu_has_a_queue(guest_factory: GuestFactory, rayos_daemon: P
     async with guest_factory(
         disk="64MiB", disks=[{"size": "8MiB", "queues": 1}], cpus=2, net={"enabled": False}, tpm=False
     ) as guest:
+        assert await acknowledged(guest, "vda") == OFFERED | {BlkFeature.MQ}
         assert (await guest.succeed("ls /sys/block/vda/mq")).split() == ["0", "1"]
         assert (await guest.succeed("ls /sys/block/vdb/mq")).split() == ["0"]
         for cpu in (0, 1):
@@ -36,3 +53,86 @@ async def test_each_cpu_has_a_queue(guest_factory: GuestFactory, rayos_daemon: P
         image = rayos_daemon.paths.vm_state(guest.name) / "disk-0.img"
         with image.open("rb") as file:
             assert await guest.read_file("/tmp/read") == file.read(2 << 20)
+
+
+async def test_a_driver_sees_and_uses_what_is_offered(
+    guest_factory: GuestFactory, rayos_daemon: PrivateDaemon
+) -> None:
+    """Geometry, cache mode, discard, a new size, a reset, a killed worker: one guest sees it all, without an error."""
+    async with guest_factory(
+        disk="64MiB", gpu={"enabled": False}, net={"enabled": False}, tpm=False, quota={"disk": "96MiB"}
+    ) as guest:
+        image = rayos_daemon.paths.vm_state(guest.name) / "disk-0.img"
+        queue = "/sys/block/vda/queue"
+        limits = await guest.succeed(
+            f"cd {queue}; cat logical_block_size physical_block_size minimum_io_size optimal_io_size max_segments "
+            "discard_max_bytes write_zeroes_max_bytes; cat ../serial"
+        )
+        sizes = [512, 4096, 4096, 1 << 17, 126, 1 << 30, 1 << 30]
+        assert limits.split() == [*map(str, sizes), "rayos-0"]
+        assert await acknowledged(guest, "vda") == OFFERED
+        assert (await guest.stats())["disk0"]["status"] == [
+            "acknowledge",
+            "driver",
+            "driver_ok",
+            "features_ok",
+        ]
+
+        # CONFIG_WCE: without a cache nobody needs to flush, and the mode survives the worker.
+        async def flushes() -> int:
+            operations = (await guest.stats())["disk0"]["operations"]
+            return int(operations["disk.flush"]["allowed"])
+
+        async def cache() -> str:
+            stats = await guest.stats()
+            return str(stats["disk0"]["cache"])
+
+        write = "dd if=/dev/urandom of=/dev/vda bs=64k count=4 conv=fsync 2>/dev/null"
+        before = await flushes()
+        await guest.succeed(write)
+        assert await flushes() > before and await cache() == "write back"
+        await guest.succeed("echo 'write through' >/sys/block/vda/cache_type")
+        assert await cache() == "write through"
+        await guest.kill_worker()
+        assert await cache() == "write through"
+        before = await flushes()
+        await guest.succeed(write)
+        assert await flushes() == before
+        await guest.succeed("echo 'write back' >/sys/block/vda/cache_type")
+        assert await cache() == "write back"
+
+        # Discard gives storage, and with it quota, back.
+        def taken() -> int:
+            return image.stat().st_blocks * 512
+
+        await guest.succeed("dd if=/dev/urandom of=/dev/vda bs=1M count=32 conv=fsync 2>/dev/null")
+        full = taken()
+        assert full >= 32 << 20
+        await guest.succeed("blkdiscard -o 0 -l 33554432 /dev/vda")
+        assert full - taken() >= 32 << 20
+        quota = (await guest.stats())["disk0"]["quota"]
+        assert quota["storage_bytes"] == taken() and quota["limit_bytes"] == 96 << 20
+
+        # A new size, told again by a successor that was asked in between; then by a worker that is killed.
+        for size in (80, 96):
+            view = await guest.client.resize_disk(guest.name, f"{size}MiB")
+            assert view.size_bytes == size << 20
+            await guest.wait_until_succeeds(f"[ $(blockdev --getsize64 /dev/vda) = {size << 20} ]")
+            await guest.kill_worker()
+        await guest.succeed("dd if=/dev/urandom of=/dev/vda bs=1M seek=95 count=1 conv=fsync 2>/dev/null")
+        with pytest.raises(Invalid, match="it only grows"):
+            await guest.client.resize_disk(guest.name, "64MiB")
+        with pytest.raises(Invalid, match=r"quota\.disk"):
+            await guest.client.resize_disk(guest.name, "128MiB")
+        with pytest.raises(NotFound, match="no disk 1"):
+            await guest.client.resize_disk(guest.name, "64MiB", disk=1)
+        (view,) = await guest.client.disks(guest.name)
+        assert (view.size_bytes, view.queues) == (96 << 20, 1)
+
+        # The driver resets the device and begins again (RESET_DEVICE), also with a worker that knows it by hearsay.
+        await guest.kill_worker()
+        await guest.reset()
+        await guest.client.wait(guest.name, "ready", timeout_s=90)
+        await guest.kill_worker()
+        await guest.succeed(write)
+        assert "I/O error" not in await guest.succeed("dmesg")

@@ -9,6 +9,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import trio
 from rayos_vmm.config.spec import Net, Quota, VmSpec
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerError
 from tests.integration.service_lab import BRIDGE, home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -98,6 +99,7 @@ async def test_the_linux_driver_uses_what_the_card_offers(tmp_path: Path) -> Non
         host = str((await trio.to_thread.run_sync(bridge_address)).split("/")[0])
         await queue_pairs(service, host, compile_channels(tmp_path))
         await segments(service, host)
+        await polling(service, host, paths)
         await control_queue(service, host)
         await cable(service, host)
         keeper = KeeperClient(paths.vm_runtime("svc"))
@@ -136,33 +138,49 @@ async def queue_pairs(service: Service, host: str, channels: bytes) -> None:
 async def segments(service: Service, host: str) -> None:
     """TCP passes in segments far above the MTU, both ways: one frame, one system call, no checksum of ours."""
     size = 8 << 20
-    before = await service.stats("svc")
-    listeners = [socket.create_server((host, port)) for port in (7001, 7002)]
     received = 0
 
     async def serve(listener: socket.socket, *, sends: bool) -> None:
         nonlocal received
         async with trio.SocketListener(trio.socket.from_stdlib_socket(listener)) as accepting:
-            stream = await accepting.accept()
-            async with stream:
+            async with await accepting.accept() as stream:
                 if sends:
                     await stream.send_all(os.urandom(size))
                     return
                 async for data in stream:
                     received += len(data)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve(listeners[0], sends=False))
-        await succeed(service, f"head -c {size} /dev/urandom | nc {host} 7001")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve(listeners[1], sends=True))
-        counted = await succeed(service, f"nc {host} 7002 </dev/null | wc -c")
-    assert (received, int(counted)) == (size, size)
-    after = await service.stats("svc")
-    for direction in ("net.tx", "net.rx"):
-        old, new = (stats["net"]["operations"][direction] for stats in (before, after))
-        mean = (new["bytes"] - old["bytes"]) / (new["allowed"] - old["allowed"])
-        assert mean > 2 * CARD.net.mtu, (direction, mean)
+    commands = {
+        "net.tx": f"head -c {size} /dev/urandom | nc {host} {{}} && echo {size}",
+        "net.rx": f"nc {host} {{}} </dev/null | wc -c",
+    }
+    for direction, command in commands.items():
+        before = (await service.stats("svc"))["net"]["operations"][direction]
+        listener = socket.create_server((host, 0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve, listener, sends=direction == "net.rx"))
+            assert int(await succeed(service, command.format(listener.getsockname()[1]))) == size
+        after = (await service.stats("svc"))["net"]["operations"][direction]
+        mean = (after["bytes"] - before["bytes"]) / (after["allowed"] - before["allowed"])
+        assert mean > CARD.net.mtu + 14, (direction, mean)
+    assert received == size
+
+
+async def polling(service: Service, host: str, paths: Any) -> None:
+    """The worker looks instead of sleeping, as long as it is told to; the driver's frames pass as before."""
+    worker = WorkerClient(paths.vm_runtime("svc"))
+    try:
+        assert (await worker.polling(1000))["budget_us"] == 1000
+        await succeed(service, f"ping -c 20 -i 0.01 -W 10 {host}")
+        looked = (await worker.polling(0))["seconds"]
+        assert looked > 0
+        for cpu in (0, 1):
+            await ping(service, host, cpu=cpu)
+        assert await worker.polling() == {"budget_us": 0, "window_us": 0, "seconds": looked}
+        with pytest.raises(WorkerError, match=r"5000\.0 us: 0 to 1000"):
+            await worker.polling(5000)
+    finally:
+        worker.close()
 
 
 async def control_queue(service: Service, host: str) -> None:

@@ -13,11 +13,12 @@ import pytest
 import trio
 
 from rayos_vmm.config.load import resolve_paths
-from rayos_vmm.config.spec import Disk, Net, VmSpec
+from rayos_vmm.config.spec import Disk, Input, Net, VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid, NotFound, Timeout_
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.vm.hardware import Plugged
+from rayos_vmm.vm.input_record import Step
 from rayos_vmm.vm.view import ExitReason, VmState
 from rayos_vmm.worker.client import KeeperClient
 from tests.integration.service_lab import expect, home, lab, multiboot, running, traces
@@ -210,22 +211,94 @@ async def seen_by_guest(
 async def test_keys_and_pointer_arrive_in_the_guest() -> None:
     """What is typed, pressed and pointed at is what evdev reports."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
-        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
+        chosen = Input(devices=("keyboard", "mouse", "tablet", "touch"), layout="de")
+        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False, input=chosen))
         a, left_shift, ctrl, c = 30, 42, 29, 46
-        typed = await seen_by_guest(service, "keyboard", 12, lambda: service.type_text("svc", "aA"))
+        typed = await seen_by_guest(service, "keyboard", 12, lambda: service.input("svc").type_text("aA"))
         pressed = [(code, value) for kind, code, value in typed if kind == 1]
         assert pressed == [(a, 1), (a, 0), (left_shift, 1), (a, 1), (a, 0), (left_shift, 0)]
-        combo = await seen_by_guest(service, "keyboard", 8, lambda: service.send_key("svc", "ctrl-c"))
+        combo = await seen_by_guest(service, "keyboard", 8, lambda: service.input("svc").press("ctrl-c"))
         pressed = [(code, value) for kind, code, value in combo if kind == 1]
         assert pressed == [(ctrl, 1), (c, 1), (c, 0), (ctrl, 0)]
-        moved = await seen_by_guest(service, "tablet", 4, lambda: service.pointer("svc", 0.5, 1.0, ["left"]))
+        moved = await seen_by_guest(
+            service, "tablet", 4, lambda: service.input("svc").point(0.5, 1.0, ["left"])
+        )
         assert moved == [(3, 0, 16384), (3, 1, 32767), (1, 0x110, 1), (0, 0, 0)]
         with pytest.raises(Invalid, match="is on no key of layout"):
-            await service.type_text("svc", "\N{SNOWMAN}")
+            await service.input("svc").type_text("\N{SNOWMAN}")
         with pytest.raises(Invalid, match="nokey"):
-            await service.send_key("svc", "ctrl-nokey")
-        with pytest.raises(Invalid, match=r"pointer at \(2, 0\)"):
-            await service.pointer("svc", 2, 0)
+            await service.input("svc").press("ctrl-nokey")
+        with pytest.raises(Invalid, match="a place at 2"):
+            await service.input("svc").point(2, 0)
+
+        seat = service.input("svc")
+        y = 21
+        typed = await seen_by_guest(service, "keyboard", 4, lambda: seat.type_text("z"))
+        assert [code for kind, code, value in typed if kind == 1] == [y, y]  # the machine's layout
+        typed = await seen_by_guest(service, "keyboard", 4, lambda: seat.type_text("é", "fr"))
+        assert [code for kind, code, value in typed if kind == 1] == [3, 3]  # the key of 2
+        moved = await seen_by_guest(service, "mouse", 5, lambda: seat.move(5, -7, 1, ["right"]))
+        assert moved == [(2, 0, 5), (2, 1, -7), (2, 8, 1), (1, 0x111, 1), (0, 0, 0)]
+
+        async def two_fingers() -> None:
+            await seat.touch([(0, 1), (0.5, 0.5)])
+            await seat.touch([(0, 1)])
+
+        touched = await seen_by_guest(service, "touch", 10, two_fingers)
+        assert touched == [
+            *(
+                (3, 0x39, 0),
+                (3, 0x36, 32767),
+                (3, 0x2F, 1),
+                (3, 0x39, 1),
+                (3, 0x35, 16384),
+                (3, 0x36, 16384),
+            ),
+            *((1, 0x14A, 1), (0, 0, 0), (3, 0x39, -1), (0, 0, 0)),
+        ]
+        held = {one["device"]: one["held"] for one in await seat.devices()}
+        assert held == {
+            "keyboard": [],
+            "mouse": ["btn_right"],
+            "tablet": ["btn_left"],
+            "touch": ["btn_touch", "finger 0"],
+        }
+
+
+async def test_lights_recording_and_replay() -> None:
+    """Caps Lock lights up and is told, also by a successor; what was recorded arrives again, in its order and time."""
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
+        seat = service.input("svc")
+
+        async def lights() -> list[str]:
+            (keyboard,) = [one for one in await seat.devices() if one["device"] == "keyboard"]
+            leds: list[str] = keyboard["leds"]
+            return leds
+
+        with seat.record() as recording:
+            await seen_by_guest(service, "keyboard", 4, lambda: seat.press("capslock"))
+            assert await lights() == ["caps"]  # its kernel does that before any program sees the key
+            await seat.type_text("ab")
+            await seat.point(0.25, 0.75)
+            steps = [await anext(recording) for _ in range(3)]
+        assert [step.device for step in steps] == ["keyboard", "keyboard", "tablet"]
+        keeper = KeeperClient(paths.vm_runtime("svc"))
+        await keeper.kill_worker()
+        keeper.close()
+        assert await lights() == ["caps"]
+        again = await seen_by_guest(service, "keyboard", 12, lambda: seat.replay(steps, 1000))
+        capslock, a, b = 58, 30, 48
+        keys = [(code, value) for kind, code, value in again if kind == 1]
+        assert keys == [(capslock, 1), (capslock, 0), (a, 1), (a, 0), (b, 1), (b, 0)]
+
+        stuck = [
+            Step(t=0, device="keyboard", events=[(1, a, 1)]),
+            Step(t=60, device="keyboard", events=[(1, a, 0)]),
+        ]
+        with trio.move_on_after(1):
+            await seat.replay(stuck)
+        assert all(not one["held"] for one in await seat.devices())
 
 
 async def test_the_console_answers_and_survives_its_worker() -> None:

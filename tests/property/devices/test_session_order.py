@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import struct
 
 from hypothesis import HealthCheck, settings
@@ -47,6 +48,7 @@ class Frontend(RuleBasedStateMachine):
         self.backend = EchoBackend(self.loop)
         self.session = Session(self.backend, self.loop)
         self.refused = 0
+        self.channel, self.other_end = socket.socketpair()
 
     def teardown(self) -> None:
         self.session.close()
@@ -56,6 +58,8 @@ class Frontend(RuleBasedStateMachine):
             queue.close()
         self.ram.close()
         self.more.close()
+        self.channel.close()
+        self.other_end.close()
         self.before.check()
 
     def send(self, request: Request, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = 1) -> None:
@@ -87,6 +91,21 @@ class Frontend(RuleBasedStateMachine):
     @rule()
     def reset_owner(self) -> None:
         self.send(Request.RESET_OWNER)
+
+    @rule(status=st.sampled_from([0, 1, 0xF, 0xFF, 0x100, (1 << 64) - 1]))
+    def status(self, status: int) -> None:
+        self.send(Request.SET_STATUS, U64.pack(status))
+        self.send(Request.GET_STATUS)
+
+    @rule()
+    def reset_device(self) -> None:
+        self.send(Request.RESET_DEVICE)
+        assert not any(queue.attached for queue in self.backend.queues)
+
+    @rule(is_socket=st.booleans())
+    def backend_channel(self, is_socket: bool) -> None:
+        self.send(Request.SET_BACKEND_REQ_FD, b"", (self.channel.fileno() if is_socket else self.ram.fd,))
+        self.backend.tell_config_change()
 
     @rule()
     def memory(self) -> None:
@@ -182,7 +201,7 @@ class Frontend(RuleBasedStateMachine):
     @invariant()
     def descriptors_are_bounded(self) -> None:
         # Per queue a kick, a call and an error descriptor; a mapping each of the two memories.
-        assert open_fds() - self.before.fds <= 8 + 3 + 6 + 2 + 3
+        assert open_fds() - self.before.fds <= 8 + 3 + 6 + 2 + 3 + 3
 
 
 TestAnyOrder = Frontend.TestCase

@@ -15,7 +15,8 @@ from net.dhcp import message as wire
 from net.dhcp.binding import ACTIVE
 from net.dhcp.config import Limits
 from net.dhcp.message import BadMessage, MessageType
-from net.dhcp.server import Server, Source
+from net.dhcp.server import Server
+from net.dhcp.server_action import Source
 from tests.unit.net.dhcp_driver import NOW, SERVER, Driver, packed, request, subnet
 
 CORPUS: Final = Path(__file__).with_name("dhcp_corpus")

@@ -17,7 +17,8 @@ from net.dhcp.client_state import HAVE_ADDRESS, State
 from net.dhcp.conflict import QUICK
 from net.dhcp.frame import Arp
 from net.dhcp.lease import Lease
-from net.dhcp.server import Action, Commit, Probe, Send, Server, Source
+from net.dhcp.server import Server
+from net.dhcp.server_action import Action, Commit, Probe, Send, Source
 from tests.unit.net.dhcp_driver import NOW, mac, subnet
 
 CLIENTS = 6

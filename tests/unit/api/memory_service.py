@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from ipaddress import IPv4Network
 from typing import Any
@@ -14,8 +15,11 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import EventLog
 from rayos_vmm.firewall import Firewall
+from rayos_vmm.policy.gatekeeper import Peer
+from rayos_vmm.policy.token import Ask
 from rayos_vmm.service_attestation import parse_pcrs
 from rayos_vmm.vm.history import History
+from rayos_vmm.vm.input_record import Recordings, Step
 from rayos_vmm.vm.view import Damage, Event, ExecResult, VmState, VmView
 from tpm.event_log import Entry, Log, Source
 from tpm.explain import explain
@@ -82,6 +86,56 @@ class MemoryDisplay:
         return b"\x89PNG" + bytes((scanout, with_cursor))
 
 
+class Everybody:
+    """Lets everybody in, and keeps what they asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Ask] = []
+
+    async def admit(self, ask: Ask, peer: Peer, text: str, *, is_change: bool) -> None:
+        assert peer.uid == os.geteuid() and peer.pid > 0
+        self.asked.append(ask)
+
+
+class MemoryInput:
+    """Notes what it is asked for, and records that."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.recordings = Recordings()
+
+    async def devices(self) -> Any:
+        return [{"device": "keyboard", "leds": ["caps"]}]
+
+    async def type_text(self, text: str, layout: str | None = None) -> None:
+        self.asked.append(("type", text, layout))
+
+    async def press(self, combo: str) -> None:
+        self.asked.append(("press", combo))
+
+    async def point(self, x: float, y: float, buttons: Sequence[str] = ()) -> None:
+        self.asked.append(("point", x, y, list(buttons)))
+
+    async def move(self, dx: int, dy: int, wheel: int = 0, buttons: Sequence[str] = ()) -> None:
+        self.asked.append(("move", dx, dy, wheel, list(buttons)))
+
+    async def touch(self, points: Sequence[tuple[float, float]]) -> None:
+        self.asked.append(("touch", points))
+
+    async def send(self, device: str, events: Sequence[tuple[int, int, int]]) -> None:
+        self.recordings.note(device, events)
+
+    def check_recordable(self) -> None:
+        self.recordings.check()
+
+    def record(self) -> Any:
+        return self.recordings.open()
+
+    async def replay(self, steps: Sequence[Step], speed: float = 1.0) -> None:
+        for step in steps:
+            await self.send(step.device, step.events)
+
+
 class MemoryService:
     """Machines are views; a console says back what it is told; `exec` returns its own command."""
 
@@ -89,10 +143,12 @@ class MemoryService:
         self.machines: dict[str, VmView] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.consoles: dict[tuple[str, int], History] = {}
+        self.inputs: dict[str, MemoryInput] = {}
         self.sizes: list[tuple[str, int, int, int]] = []
         self.addresses = ["10.86.0.2"]
         self.log = EventLog()
         self.one_tpm = MemoryTpm()
+        self.gatekeeper = Everybody()
         self.firewall = Firewall(lambda: IPv4Network("10.0.0.0/24"))
         self.clients = 0
         self.nobody = trio.Event()
@@ -161,14 +217,9 @@ class MemoryService:
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
         self.sizes.append((name, port, columns, rows))
 
-    async def type_text(self, name: str, text: str) -> None:
-        self.consoles[name, 0].write(text.encode())
-
-    async def send_key(self, name: str, combo: str) -> None:
+    def input(self, name: str) -> MemoryInput:
         self._find(name)
-
-    async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
-        self._find(name)
+        return self.inputs.setdefault(name, MemoryInput())
 
     def display(self, name: str) -> MemoryDisplay:
         self._find(name)

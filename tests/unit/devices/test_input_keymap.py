@@ -71,6 +71,32 @@ def test_german_keys(character: str, keys: list[tuple[int, ...]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("character", "keys"),
+    [
+        ("a", [(Key.KEY_Q,)]),
+        ("q", [(Key.KEY_A,)]),
+        ("m", [(Key.KEY_SEMICOLON,)]),
+        ("1", [(Key.KEY_LEFTSHIFT, Key.KEY_1)]),
+        ("é", [(Key.KEY_2,)]),
+        ("-", [(Key.KEY_6,)]),
+        (".", [(Key.KEY_LEFTSHIFT, Key.KEY_COMMA)]),
+        ("/", [(Key.KEY_LEFTSHIFT, Key.KEY_DOT)]),
+        ("@", [(Key.KEY_RIGHTALT, Key.KEY_0)]),
+        ("\\", [(Key.KEY_RIGHTALT, Key.KEY_8)]),
+        ("^", [(Key.KEY_RIGHTALT, Key.KEY_9)]),
+        ("~", [(Key.KEY_RIGHTALT, Key.KEY_2)]),
+        ("€", [(Key.KEY_RIGHTALT, Key.KEY_E)]),
+        ("ê", [(Key.KEY_LEFTBRACE,), (Key.KEY_E,)]),
+        ("ï", [(Key.KEY_LEFTSHIFT, Key.KEY_LEFTBRACE), (Key.KEY_I,)]),
+        ("ù", [(Key.KEY_APOSTROPHE,)]),
+        ("µ", [(Key.KEY_LEFTSHIFT, Key.KEY_BACKSLASH)]),
+    ],
+)
+def test_french_keys(character: str, keys: list[tuple[int, ...]]) -> None:
+    assert text_to_events(character, "fr") == [event for combo in keys for event in stroke(*combo)]
+
+
+@pytest.mark.parametrize(
     ("combo", "keys"),
     [
         ("ctrl-alt-delete", (Key.KEY_LEFTCTRL, Key.KEY_LEFTALT, Key.KEY_DELETE)),
@@ -91,8 +117,8 @@ def test_combinations(combo: str, keys: tuple[int, ...]) -> None:
 def test_what_is_unknown_is_named_with_what_is_known() -> None:
     with pytest.raises(ValueError, match=r"'é' at position 1 .* layout 'us'; it has .*abc.*"):
         text_to_events("hé")
-    with pytest.raises(ValueError, match="layout 'fr': known are de, us"):
-        text_to_events("x", "fr")
+    with pytest.raises(ValueError, match="layout 'xx': known are de, fr, us"):
+        text_to_events("x", "xx")
     with pytest.raises(ValueError, match=r"no key is called 'crtl': .*ctrl.*delete"):
         combo_to_events("crtl-alt-delete")
     with pytest.raises(ValueError, match="'control' is twice"):

@@ -530,3 +530,65 @@ def test_the_frontend_may_leave_in_the_middle_of_work() -> None:
         frontend: Frontend = target.connect()
         assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 2
         frontend.close()
+
+
+# -- the device as a whole -------------------------------------------------------------------------------------------
+
+
+def test_a_reset_device_starts_anew_on_the_same_memory_and_signals(
+    echo: Stepped[EchoBackend], rig: Rig
+) -> None:
+    """RESET_DEVICE: QEMU sends features and rings again, but neither memory nor error descriptors."""
+    assert rig.request(b"before", 6) == b"before"
+    rig.frontend.tell(Request.RESET_DEVICE)
+    assert not any(queue.attached for queue in echo.backend.queues)
+    assert echo.backend.acked_features == 0
+    rig.frontend.tell(Request.SET_FEATURES, U64.pack(rig.frontend.features))
+    for index, queue in enumerate(rig.queues):
+        queue.reset()
+        rig.frontend.set_ring(index, queue)
+        rig.frontend.tell(Request.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
+        rig.frontend.enable(index)
+    assert rig.request(b"after", 5) == b"after"
+    rig.queues[0].was_called()
+    assert rig.request(b"again", 5) == b"again" and rig.queues[0].was_called()
+    rig.queues[0].set_avail_index(1000)
+    rig.queues[0].kick(always=True)
+    rig.settle()
+    assert rig.queues[0].has_error()
+
+
+def test_a_ring_that_was_stopped_keeps_its_call(echo: Stepped[EchoBackend], rig: Rig) -> None:
+    """A driver that resets one queue (RING_RESET) is not sent its call again by QEMU."""
+    rig.frontend.stop(0)
+    rig.queues[0].reset()
+    rig.frontend.set_ring(0, rig.queues[0])
+    rig.frontend.tell(Request.SET_VRING_KICK, U64.pack(0), [rig.queues[0].kick_fd])
+    assert rig.request(b"once more", 9) == b"once more"
+    assert rig.queues[0].was_called()
+
+
+def test_the_status_is_kept_and_shown(echo: Stepped[EchoBackend], rig: Rig) -> None:
+    """SET_STATUS, GET_STATUS; it ends with the session."""
+    rig.frontend.tell(Request.SET_STATUS, U64.pack(0xF))
+    assert rig.frontend.ask_u64(Request.GET_STATUS) == 0xF
+    assert echo.backend.snapshot()["status"] == ["acknowledge", "driver", "driver_ok", "features_ok"]
+    rig.frontend.close()
+    echo.settle()
+    assert echo.backend.snapshot()["status"] == []
+
+
+def test_a_changed_configuration_is_told_on_the_backends_channel(
+    echo: Stepped[EchoBackend], rig: Rig
+) -> None:
+    """One message each, none without a channel, and none that waits for a frontend that does not read."""
+    echo.backend.tell_config_change()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            rig.frontend.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+        echo.backend.tell_config_change()
+        assert ours.recv(100) == HEADER.pack(2, 1, 0)
+        for _ in range(10_000):
+            echo.backend.tell_config_change()
+    assert rig.request(b"still here", 10) == b"still here"

@@ -9,7 +9,8 @@ from net.dhcp.answer import Reply
 from net.dhcp.binding import LeaseEvent
 from net.dhcp.config import Limits, SubnetConfig
 from net.dhcp.message import Message, MessageType
-from net.dhcp.server import Action, Commit, Probe, Send, Server, Source, Tell
+from net.dhcp.server import Server
+from net.dhcp.server_action import Action, Commit, Probe, Send, Source, Tell
 
 NETWORK = IPv4Network("10.5.0.0/24")
 SERVER = IPv4Address("10.5.0.1")

@@ -8,7 +8,7 @@ from net.dhcp.answer import Route
 from net.dhcp.binding import State
 from net.dhcp.config import BootFile, Limits
 from net.dhcp.message import MessageType
-from net.dhcp.server import Commit, Source
+from net.dhcp.server_action import Commit, Source
 from tests.unit.net.dhcp_driver import NOW, SERVER, Driver, mac, number, packed, request, subnet
 
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = MessageType

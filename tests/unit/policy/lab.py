@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import trio
 from rayos_vmm.api.server import serve_api
 from rayos_vmm.cli.main import main
 from rayos_vmm.policy.authority import Authority, open_authority
+from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
 from rayos_vmm.policy.revisions import Revisions, load_book
 from rayos_vmm.store import open_store
 
@@ -26,6 +28,7 @@ class PolicyService:
 
     policy: Authority
     revisions: Revisions
+    gatekeeper: Gatekeeper
 
     @contextmanager
     def client(self) -> Iterator[None]:
@@ -37,6 +40,7 @@ class Shell:
     """Runs `rayos` in a thread of this process."""
 
     service: PolicyService
+    shared: Path
     capture: pytest.CaptureFixture[str]
 
     async def rayos(self, *words: str, status: int = 0) -> str:
@@ -53,19 +57,27 @@ class Shell:
 
 @asynccontextmanager
 async def open_shell(
-    directory: Path, capture: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    directory: Path,
+    capture: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_shared: bool = False,
 ) -> AsyncIterator[Shell]:
-    """The shell of an empty policy; everything ends with it."""
+    """The shell of an empty policy, and a socket for everybody if asked; everything ends with it."""
     monkeypatch.setenv("RAYOS_RUNTIME_DIR", str(directory))
     shutdown = trio.Event()
     async with open_store(directory / "db") as store:
         book, kept = await load_book(store)
         async with open_authority(store, directory / "audit.log", book=book) as authority:
-            service = PolicyService(authority, Revisions(store, authority, kept))
+            gatekeeper = await open_gatekeeper(
+                store, directory / "token.key", authority.audit, zone_of=book.zone_of, now=authority.now
+            )
+            service = PolicyService(authority, Revisions(store, authority, kept), gatekeeper)
             async with trio.open_nursery() as nursery:
-                path = directory / "api.sock"
-                await nursery.start(partial(serve_api, cast("Any", service), path, shutdown=shutdown.wait))
+                path, shared = directory / "api.sock", Path("/tmp") / f"{directory.name}-{os.getpid()}.sock"
+                serve = partial(serve_api, cast("Any", service), path, shutdown=shutdown.wait)
+                await nursery.start(partial(serve, shared=shared if is_shared else None))
                 try:
-                    yield Shell(service, capture)
+                    yield Shell(service, shared, capture)
                 finally:
                     shutdown.set()

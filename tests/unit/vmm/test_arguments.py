@@ -73,9 +73,7 @@ def test_every_device_is_ours_over_vhost_user() -> None:
         disks=(Path("/r,n/d0"), Path("/r/d1")),
         net=Path("/r/net"),
         gpu=Path("/r/gpu"),
-        keyboard=Path("/r/k"),
-        mouse=Path("/r/m"),
-        tablet=Path("/r/t"),
+        inputs=(Path("/r/keyboard.sock"), Path("/r/mouse.sock"), Path("/r/tablet.sock")),
         console=Path("/r/c"),
     )
     assert values(arguments, "-device") == [

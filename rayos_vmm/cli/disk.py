@@ -1,0 +1,46 @@
+"""A machine's disks: what they are, and making one larger."""
+
+from __future__ import annotations
+
+import argparse
+from urllib.parse import quote
+
+import msgspec
+
+from rayos_vmm.cli.completion import add_name
+from rayos_vmm.cli.daemon import the_daemon
+from rayos_vmm.cli.output import Output
+from rayos_vmm.config.units import format_size
+
+
+def add_disk(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="list|resize", required=True)
+    listing = verbs.add_parser("list", help="the disks, their size, what they take of the host's storage")
+    resize = verbs.add_parser("resize", help="make a disk larger; a running guest sees it at once")
+    for sub in (listing, resize):
+        add_name(sub)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    resize.add_argument("size", metavar="SIZE", help="the new size, such as 2GiB")
+    resize.add_argument("--disk", type=int, default=0, metavar="N", help="which disk (0, the first)")
+
+
+async def run_disk(args: argparse.Namespace, out: Output) -> None:
+    client = the_daemon()
+    path = f"/vms/{quote(args.name, safe='')}/disks"
+    if args.verb == "resize":
+        body = {"disk": args.disk, "size": args.size}
+        view = msgspec.json.decode(await client.request("PUT", f"{path}/size", body=body))
+        out.result(view, f"disk {args.disk} of {args.name} has {format_size(view['size_bytes'])}")
+        return
+    views = msgspec.json.decode(await client.request("GET", path))
+    rows = [
+        (
+            view["index"],
+            format_size(view["size_bytes"]),
+            format_size(view["allocated_bytes"]),
+            view["queues"],
+            view["path"],
+        )
+        for view in views
+    ]
+    out.table(views, ("DISK", "SIZE", "TAKES", "QUEUES", "IMAGE"), rows)

@@ -1,0 +1,131 @@
+"""Looking for work instead of sleeping: how long, that nothing is lost between the two, and that it can be switched."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from devices.loop import Loop
+from devices.native import fence
+from devices.net.backend import NetBackend
+from devices.net.port import EchoPort
+from devices.net.wire import HEADER_BYTES
+from devices.patience import Patience
+from tests.framework.target import Rig, Stepped, Threaded
+
+FRAME = bytes(HEADER_BYTES) + b"\x02\0\0\0\0\x01" + b"\x02\0\0\0\0\x02" + b"\x08\x00" + bytes(46)
+BUFFER_BYTES = 256
+
+
+def test_patience_grows_while_it_pays_and_ends_when_it_does_not() -> None:
+    """Short sleeps would have been worth looking through; long ones halve the window, down to nothing."""
+    patience = Patience(80e-6)
+    assert patience.window == 0.0
+    windows = []
+    for _ in range(5):
+        patience.slept(50e-6)
+        windows.append(round(patience.window * 1e6))
+    assert windows == [10, 20, 40, 80, 80]
+    for _ in range(4):
+        patience.slept(1.0)
+    assert patience.window == 0.0
+
+
+def test_without_a_budget_nobody_looks() -> None:
+    patience = Patience()
+    patience.slept(1e-6)
+    assert patience.window == 0.0
+    with pytest.raises(ValueError, match=r"0 \(never\) or more"):
+        Patience(-1.0)
+
+
+class Counter:
+    """Watched, and never anything to do but `work` times."""
+
+    def __init__(self, work: int) -> None:
+        self.looks = 0
+        self.work = work
+        self.states: list[bool] = []
+
+    def look(self) -> bool:
+        self.looks += 1
+        self.work -= 1
+        return self.work >= 0
+
+    def set_awake(self, awake: bool) -> bool:
+        self.states.append(awake)
+        return self.work > 0
+
+
+def test_a_loop_looks_after_a_short_sleep_and_rests_when_nothing_comes() -> None:
+    """Work that is seen at the last moment before the sleep is done; when polling ends, somebody has to wake it."""
+    loop = Loop()
+    counter = Counter(0)
+    loop.watch(counter)
+    loop.step(0.001)
+    assert counter.looks == 0
+    loop.set_polling(10.0)
+    loop.step(0.0001)  # a sleep far within the budget
+    assert counter.states == [True]
+    loop.step(0.0001)
+    assert counter.looks == 16
+    counter.work = 3
+    loop.set_polling(0.0)
+    assert counter.states == [True, False]
+    loop.step()  # does not sleep: there was something to do
+    assert counter.work == 2
+    loop.unwatch(counter)
+    loop.close()
+
+
+def test_frames_are_seen_without_a_kick_while_the_loop_looks() -> None:
+    """The device neither asks for kicks nor needs them; once it rests it does both."""
+    with Stepped(lambda loop: NetBackend("net", loop, EchoPort())) as target, Rig(target, 2) as rig:
+        rx, tx = rig.queues
+        target.loop.set_polling(10.0)
+        target.settle()
+        source, room = rig.ram.put(FRAME), rig.ram.allocate(BUFFER_BYTES)
+        target.loop.step(0.0001)
+        heads = []
+        for turn in range(2):  # the first kick had been asked for before
+            rx.submit([], [(room, BUFFER_BYTES)])
+            heads.append(tx.add([(source, len(FRAME))]))
+            tx.offer(heads[-1:])
+            assert tx.needs_kick() == (turn == 0)
+            tx.kick()
+            for _ in range(3):
+                target.loop.step(0.0001)
+        assert tx.collect() == [(head, 0) for head in heads] and len(rx.collect()) == 2
+        assert target.backend.queues[1].kicks == 1
+        target.loop.set_polling(0.0)
+        tx.offer([tx.add([(source, len(FRAME))])])
+        assert tx.needs_kick()
+
+
+@pytest.mark.parametrize("budget", [50e-6, 2e-3])
+def test_nothing_is_lost_between_looking_and_sleeping(budget: float) -> None:
+    """Echoed frames with pauses about as long as the budget, kicks only where the device asked for one."""
+    chance = random.Random(5)
+    with Threaded(lambda loop: NetBackend("net", loop, EchoPort())) as target, Rig(target, 2) as rig:
+        target.call(lambda: target.loop.set_polling(budget))
+        rx, tx = rig.queues
+        source, room = rig.ram.put(FRAME), rig.ram.allocate(BUFFER_BYTES)
+        for turn in range(1500):
+            for queue, readable, writable in (
+                (rx, [], [(room, BUFFER_BYTES)]),
+                (tx, [(source, len(FRAME))], []),
+            ):
+                queue.offer([queue.add(readable, writable)])
+                fence()
+                queue.kick()
+            while not rx.collect():
+                assert rx.wait(20), f"frame {turn} never came back"
+            tx.collect()
+            pause = time.perf_counter() + chance.choice([0.0, 0.5, 1.0, 1.5]) * 50e-6
+            while time.perf_counter() < pause:
+                pass
+            if turn % 500 == 250:
+                target.call(lambda: target.loop.set_polling(0.0))
+                target.call(lambda: target.loop.set_polling(budget))
