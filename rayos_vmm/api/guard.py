@@ -33,7 +33,7 @@ RIGHTS: Final[Mapping[str, Capability]] = {
     **dict.fromkeys(
         ("machines.info", "machines.list", "machines.get", "machines.wait", "machines.stats"), NONE
     ),
-    **dict.fromkeys(("guest.type", "guest.key", "guest.pointer"), _C.CAP_INPUT),
+    **dict.fromkeys(("input.type", "input.key", "input.pointer", "input.mouse", "input.touch"), _C.CAP_INPUT),
     "guest.size": _C.CAP_CONSOLE_W,
     "console.log": _C.CAP_CONSOLE_R,
     CONSOLE_COMMAND: _C.CAP_CONSOLE_R | _C.CAP_CONSOLE_W,
