@@ -380,6 +380,32 @@ class Service:
         """Our DHCP server: its link and subnet, or why it does not serve; leases by state; counters."""
         return self._parts.network.dhcp_status()
 
+    async def dhcp_logs(self, name: str | None = None) -> dict[str, Any]:
+        """The last exchanges of our DHCP server, and the last transactions of the machines' upstream clients.
+
+        Raises:
+            NotFound: there is no machine of that name.
+        """
+        network = self._parts.network
+        exchanges, histories = network.exchanges(), network.upstreams.histories()
+        if name is not None:
+            record = self._machine(name).record
+            exchanges = [
+                one for one in exchanges if one["port"] == record.live.tap or one["mac"] == record.mac
+            ]
+            histories = {vm: kept for vm, kept in histories.items() if vm == name}
+        return {"server": exchanges, "clients": histories}
+
+    async def renew_lease(self, name: str) -> None:
+        """Renews the lease that a machine has upstream, now rather than at half time.
+
+        Raises:
+            NotFound: there is no machine of that name.
+            Conflict: it has no upstream address.
+        """
+        self._machine(name)
+        self._parts.network.upstreams.renew(name)
+
     async def release_lease(self, address: str) -> None:
         """Takes a lease back; its guest is refused when it renews, and asks anew.
 
@@ -518,7 +544,7 @@ class Service:
         await self._parts.store.delete(machine.name)
         await self.policy.forget(machine.name)
         if machine.record.mac:
-            self._parts.network.forget(machine.record.mac)
+            self._parts.network.forget(machine.name, machine.record.mac)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)
@@ -550,6 +576,9 @@ class Service:
             await self._jobs.send((adopt_machine, machine))
         for machine in live:
             await machine.attached.wait()
+            bridge, record = machine.record.spec.net.bridge, machine.record
+            if bridge is not None and machine.is_live and record.live.tap and record.mac:
+                await self._parts.network.adopt(machine.name, record.live.tap, record.mac, bridge)
 
 
 def is_compiled() -> bool:

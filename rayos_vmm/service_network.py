@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.service_names import DOMAIN, GuestNames
+from rayos_vmm.service_upstream import Upstreams
 
 LOG: Final = logging.getLogger(__name__)
 _ALTERNATIVES: Final = ipaddress.IPv4Network("10.86.0.0/16")
@@ -39,7 +40,8 @@ _REMOVE_TIMEOUT_S: Final = 5.0
 class HostNetwork:
     """The bridge, the taps and the leases. `trouble` says why there is no network, if there is none."""
 
-    def __init__(self, config: ServiceConfig) -> None:
+    def __init__(self, config: ServiceConfig, state: Path, events: EventLog) -> None:
+        self.upstreams = Upstreams(state / "upstream", events)
         self.bridge = config.bridge
         self.subnet = config.network_address
         self.trouble = ""
@@ -60,23 +62,31 @@ class HostNetwork:
         self._on_lease = callback
         self.names.of_machines(machines, [] if self._dhcp is None else self._dhcp.leases())
 
-    async def open_tap(self, vm: str, mac: str, *, mtu: int, queues: int) -> tuple[str, list[int]]:
-        """A machine's tap in the bridge: its name and a descriptor for each queue, which the caller closes.
+    def tell_lease(self, mac: str, address: str, is_bound: bool) -> None:
+        """A card has this address from now on, or no longer."""
+        self._on_lease(mac, address, is_bound)
+
+    async def open_tap(
+        self, vm: str, mac: str, *, mtu: int, queues: int, upstream: str | None = None
+    ) -> tuple[str, list[int]]:
+        """A machine's tap: its name and a descriptor for each queue, which the caller closes.
+
+        It is in our bridge; or in the bridge `upstream`, where its address is acquired from now on.
 
         Raises:
             Busy: there is no network here, or the tap's name is in use.
         """
-        if self.trouble:
+        if self.trouble and upstream is None:
             raise Busy(
                 f"there is no network for {vm}: {self.trouble}",
                 hint="run the service as root, or switch the machine's network off (net.enabled = false)",
                 code="no_network",
             )
-        name = tap_name(vm)
+        name, bridge = tap_name(vm), upstream or self.bridge
 
         def open_tap() -> list[int]:
             with Links() as links:
-                fds = [links.open_tap(name, bridge=self.bridge, owner=vm, mtu=mtu, multi_queue=queues > 1)]
+                fds = [links.open_tap(name, bridge=bridge, owner=vm, mtu=mtu, multi_queue=queues > 1)]
                 try:
                     while len(fds) < queues:
                         fds.append(tap.add_queue(name))
@@ -87,17 +97,29 @@ class HostNetwork:
                 return fds
 
         try:
-            return name, await trio.to_thread.run_sync(open_tap)
+            fds = await trio.to_thread.run_sync(open_tap)
         except LinkError as error:
             raise Busy(str(error)) from None
         except OSError as error:
             raise Busy(f"tap {name}: no further queue: {error.strerror}") from None
+        try:
+            if upstream is not None:
+                await self.upstreams.follow(vm, port=name, bridge=upstream, mac=mac)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return name, fds
+
+    async def adopt(self, vm: str, tap: str, mac: str, upstream: str) -> None:
+        """A machine that outlived the former service has its lease looked after again."""
+        with suppress(Busy):  # told as an event: the guest goes on with what it has
+            await self.upstreams.follow(vm, port=tap, bridge=upstream, mac=mac)
 
     async def leases(self) -> list[dict[str, Any]]:
         """The bindings as plain values, by address."""
-        if self._dhcp is None:
-            return []
-        return [
+        own = [] if self._dhcp is None else self._dhcp.leases()
+        return self.upstreams.leases() + [
             {
                 "address": str(one.address),
                 "mac": one.mac,
@@ -106,7 +128,7 @@ class HostNetwork:
                 "host_name": one.host_name,
                 "port": one.port,
             }
-            for one in self._dhcp.leases()
+            for one in own
         ]
 
     def dhcp_status(self) -> dict[str, Any]:
@@ -120,6 +142,7 @@ class HostNetwork:
             "leases": dict(sorted(Counter(one.state.value for one in leases).items())),
             "counters": {} if self._dhcp is None else dict(sorted(self._dhcp.counters.items())),
             "names": self.names.status(),
+            "upstream": self.upstreams.status(),
         }
 
     def release(self, address: str) -> None:
@@ -140,8 +163,13 @@ class HostNetwork:
         if not self._dhcp.release(parsed):
             raise NotFound(f"nobody has a lease for {parsed}", hint="`rayos dhcp leases` lists them")
 
-    def forget(self, mac: str) -> None:
+    def exchanges(self) -> list[dict[str, object]]:
+        """What our server was asked lately and said, the oldest first: at most 16 for each port."""
+        return [] if self._dhcp is None else [one.describe() for one in self._dhcp.exchanges()]
+
+    def forget(self, vm: str, mac: str) -> None:
         """The machine with this card is gone: its lease and its name are free."""
+        self.upstreams.forget(vm)
         for one in [] if self._dhcp is None else self._dhcp.leases():
             if one.mac == mac and one.state is State.BOUND and self._dhcp is not None:
                 self._dhcp.release(one.address)
@@ -240,23 +268,24 @@ class HostNetwork:
 @asynccontextmanager
 async def open_network(config: ServiceConfig, state: Path, events: EventLog) -> AsyncIterator[HostNetwork]:
     """The network of the service. Leaving it removes the bridge unless a running guest is in it."""
-    network = HostNetwork(config)
+    network = HostNetwork(config, state, events)
     if not config.network:
         network.trouble = "it is switched off (service.network = false)"
-        yield network
-        return
-    try:
-        await trio.to_thread.run_sync(partial(network.make_bridge, is_fixed=config.subnet_is_fixed))
-    except LinkError as error:
-        network.trouble = str(error)
-        LOG.warning("There is no network for guests", extra={"why": network.trouble})
-        yield network
-        return
+    else:
+        try:
+            await trio.to_thread.run_sync(partial(network.make_bridge, is_fixed=config.subnet_is_fixed))
+        except LinkError as error:
+            network.trouble = str(error)
+            LOG.warning("There is no network for guests", extra={"why": network.trouble})
+    has_bridge = not network.trouble
     async with trio.open_nursery() as nursery:
         try:
-            await nursery.start(network.serve, state / "leases.db", events)
+            await nursery.start(network.upstreams.serve, network.tell_lease)
+            if has_bridge:
+                await nursery.start(network.serve, state / "leases.db", events)
             yield network
         finally:
             nursery.cancel_scope.cancel()
-            with trio.move_on_after(_REMOVE_TIMEOUT_S, shield=True):
-                await trio.to_thread.run_sync(network.remove_bridge)
+            if has_bridge:
+                with trio.move_on_after(_REMOVE_TIMEOUT_S, shield=True):
+                    await trio.to_thread.run_sync(network.remove_bridge)

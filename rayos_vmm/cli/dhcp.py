@@ -1,8 +1,11 @@
-"""Our DHCP server: what it does, whom it gave addresses, taking one back; and the server alone on a link."""
+"""Our DHCP: what the server does, whom it gave addresses, what was said, taking back and renewing; and the server
+alone on a link.
+"""
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from rayos_vmm.cli import observe
+from rayos_vmm.cli.completion import DAEMON_TIMEOUT_S, add_name, machine_names
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 
@@ -23,7 +27,6 @@ def _addresses(**_arguments: Any) -> list[str]:
     """The addresses that a daemon gave out; none when none answers."""
     import trio
 
-    from rayos_vmm.cli.completion import DAEMON_TIMEOUT_S
     from rayos_vmm.errors import RayosError
 
     async def addresses() -> list[str]:
@@ -38,18 +41,27 @@ def _addresses(**_arguments: Any) -> list[str]:
 
 
 def add_dhcp(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="status|leases|release|serve", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="status|leases|release|renew|logs|serve", required=True
+    )
     status = verbs.add_parser("status", help="the server, its leases by state, its counters")
     leases = verbs.add_parser("leases", help="the addresses that it gave out")
     release = verbs.add_parser("release", help="take a lease back; its guest has to ask anew")
     action = release.add_argument("address", metavar="ADDRESS")
     action.completer = _addresses  # type: ignore[attr-defined]  # argcomplete's convention
+    renew = verbs.add_parser("renew", help="renew the lease that a machine has upstream, now")
+    add_name(renew)
+    logs = verbs.add_parser(
+        "logs", help="the last exchanges of the server and of the machines' upstream clients"
+    )
+    action = logs.add_argument("name", nargs="?", metavar="NAME", help="of this machine only")
+    action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
     # Here for help and completion; `serve` reads the words itself, and has more options.
     serving = verbs.add_parser("serve", help="serve one link in the foreground, events as JSON lines")
     action = serving.add_argument("--link", required=True)
     action.completer = _links  # type: ignore[attr-defined]  # argcomplete's convention
     serving.add_argument("--subnet", required=True, metavar="ADDRESS/PREFIX")
-    for sub in (status, leases, release, serving):
+    for sub in (status, leases, release, renew, logs, serving):
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
@@ -60,9 +72,31 @@ async def run_dhcp(args: argparse.Namespace, out: Output) -> None:
     elif args.verb == "release":
         await client.request("DELETE", f"/dhcp/leases/{quote(args.address, safe='')}")
         out.result({"released": args.address}, f"{args.address} is taken back")
+    elif args.verb == "renew":
+        await client.request("POST", f"/vms/{quote(args.name, safe='')}/dhcp/renew")
+        out.result({"renewing": args.name}, f"{args.name}'s lease is being renewed")
+    elif args.verb == "logs":
+        query = {} if args.name is None else {"vm": args.name}
+        logs = msgspec.json.decode(await client.request("GET", "/dhcp/logs", query=query))
+        out.table(logs, ("TIME", "WHO", "SAID", "ANSWER", "ADDRESS"), log_rows(logs))
     else:
         status = msgspec.json.decode(await client.request("GET", "/dhcp"))
         out.table(status, ("DHCP", "VALUE"), observe.flatten(status))
+
+
+def log_rows(logs: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The exchanges and transactions as rows, the oldest first."""
+    found: list[tuple[float, tuple[str, ...]]] = []
+    for one in logs["server"]:
+        who = one["port"] if one["mac"] is None else f"{one['port']} {one['mac']}"
+        answer = one["answer"] or f"none: {one['why']}"
+        found.append((one["at"], (who, one["request"] or "-", answer, one["address"] or "-")))
+    for vm, history in logs["clients"].items():
+        for one in history:
+            tries = "" if one["attempts"] < 2 else f" x{one['attempts']}"
+            found.append((one["at"], (f"{vm} upstream", f"{one['kind']}{tries}", one["outcome"], "-")))
+    found.sort(key=lambda row: row[0])
+    return [(time.strftime("%H:%M:%S", time.localtime(at)), *row) for at, row in found]
 
 
 def serve(words: Sequence[str]) -> int:

@@ -94,6 +94,11 @@ def check_shape(spec: VmSpec) -> None:
     check_firewall(spec.firewall)
     if len(set(spec.input.devices)) != len(spec.input.devices):
         raise Invalid(f"input.devices: {', '.join(spec.input.devices)}; each at most once")
+    if (spec.net.address == "upstream") != (spec.net.bridge is not None):
+        raise Invalid(
+            f"net.address = {spec.net.address!r} with net.bridge = {spec.net.bridge!r}",
+            hint='an upstream address needs the bridge that has the uplink: address = "upstream", bridge = "br0"',
+        )
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

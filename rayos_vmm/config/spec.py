@@ -67,12 +67,18 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The one network card, on a tap of ours."""
+    """The one network card, on a tap of ours.
+
+    `address` is where the guest's address comes from: "ours" is our bridge and DHCP server; "upstream" is somebody
+    else's DHCP on `bridge`, a bridge of the host that has an uplink: we get the lease there and hand it on.
+    """
 
     enabled: bool = True
     mac: Annotated[str, Meta(pattern=MAC_PATTERN)] | None = None
     # VIRTIO 1.3, 5.1.4.1: from 68; a tap takes 65521, and the bridge has the smallest of its ports'.
     mtu: Annotated[int, Meta(ge=68, le=65521)] = 1500
+    address: Literal["ours", "upstream"] = "ours"
+    bridge: Annotated[str, Meta(pattern=r"^[^/:\s]{1,15}$")] | None = None
     # Pairs of queues: the driver uses as many as it has processors.
     queues: Annotated[int, Meta(ge=1, le=QUEUES_MAXIMUM)] = 1
 

@@ -138,7 +138,7 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
     if spec.net.enabled and house.network is not None:
         mac = mac or house.network.mac(machine.name)
         tap, tap_fds = await house.network.open_tap(
-            machine.name, mac, mtu=spec.net.mtu, queues=spec.net.queues
+            machine.name, mac, mtu=spec.net.mtu, queues=spec.net.queues, upstream=spec.net.bridge
         )
         record.live.tap = tap
     record.mac = mac or None

@@ -152,7 +152,9 @@ class Network(Protocol):
     """Where machines get their taps and addresses."""
 
     def mac(self, vm: str) -> str: ...
-    async def open_tap(self, vm: str, mac: str, *, mtu: int, queues: int) -> tuple[str, list[int]]: ...
+    async def open_tap(
+        self, vm: str, mac: str, *, mtu: int, queues: int, upstream: str | None
+    ) -> tuple[str, list[int]]: ...
 
 
 class Platform(Protocol):

@@ -146,6 +146,7 @@ class MemoryService:
         self.inputs: dict[str, MemoryInput] = {}
         self.sizes: list[tuple[str, int, int, int]] = []
         self.addresses = ["10.86.0.2"]
+        self.renewed: list[str] = []
         self.log = EventLog()
         self.one_tpm = MemoryTpm()
         self.gatekeeper = Everybody()
@@ -260,6 +261,18 @@ class MemoryService:
 
     async def dhcp_status(self) -> dict[str, Any]:
         return {"serving": True, "leases": {"bound": len(self.addresses)}, "counters": {}}
+
+    async def dhcp_logs(self, name: str | None = None) -> dict[str, Any]:
+        if name is not None:
+            self._find(name)
+        asked = {"at": 2.0, "port": "ray-dev-0", "mac": "52:59:00:00:00:01", "xid": 7, "request": "DISCOVER"}
+        said = {"answer": None, "address": "10.86.0.2", "why": "port_full"}
+        sent = {"at": 1.0, "xid": 8, "kind": "REQUEST", "attempts": 2, "outcome": "answered"}
+        return {"server": [{**asked, **said}], "clients": {"dev": [sent]}}
+
+    async def renew_lease(self, name: str) -> None:
+        self._find(name)
+        self.renewed.append(name)
 
     async def release_lease(self, address: str) -> None:
         if address not in self.addresses:

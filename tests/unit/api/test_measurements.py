@@ -58,3 +58,18 @@ async def test_a_lease_is_taken_back(tmp_path: Path) -> None:
         assert await client.leases() == []
         with pytest.raises(NotFound, match="nobody has a lease"):
             await client.request("DELETE", "/dhcp/leases/10.86.0.2")
+
+
+async def test_a_lease_is_renewed_and_what_was_said_is_shown(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as (client, service):
+        await client.create(VmSpec(name="dev"))
+        await client.request("POST", "/vms/dev/dhcp/renew")
+        assert service.renewed == ["dev"]
+        logs = msgspec.json.decode(await client.request("GET", "/dhcp/logs", query={"vm": "dev"}))
+        assert [one["why"] for one in logs["server"]] == ["port_full"]
+        for method, path, query in (
+            ("POST", "/vms/none/dhcp/renew", None),
+            ("GET", "/dhcp/logs", {"vm": "none"}),
+        ):
+            with pytest.raises(NotFound, match="none"):
+                await client.request(method, path, query=query)

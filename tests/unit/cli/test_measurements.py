@@ -62,8 +62,18 @@ async def test_a_tpm_in_words_and_in_json(tmp_path: Path) -> None:
 
 
 async def test_leases_are_shown_and_taken_back(tmp_path: Path) -> None:
-    async with open_api(tmp_path) as (_, service):
+    async with open_api(tmp_path) as (client, service):
         assert "leases.bound" in (await rayos(tmp_path, "dhcp", "status")).stdout
+        await client.create(VmSpec(name="dev"))
+        assert "renewed" in (await rayos(tmp_path, "dhcp", "renew", "dev")).stdout
+        lines = (await rayos(tmp_path, "dhcp", "logs")).stdout.splitlines()
+        assert [line.split()[1:] for line in lines[1:]] == [
+            ["dev", "upstream", "REQUEST", "x2", "answered", "-"],
+            ["ray-dev-0", "52:59:00:00:00:01", "DISCOVER", "none:", "port_full", "10.86.0.2"],
+        ]
+        logs = json.loads((await rayos(tmp_path, "dhcp", "logs", "dev", "--json")).stdout)
+        assert logs["clients"]["dev"][0]["xid"] == 8
+        assert (await rayos(tmp_path, "dhcp", "logs", "none")).returncode == 3
         released = await rayos(tmp_path, "dhcp", "release", "10.86.0.2", "--json")
         assert json.loads(released.stdout) == {"released": "10.86.0.2"}
         assert service.addresses == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rayos_vmm.config.host import Host, check_host, check_shape, read_host
-from rayos_vmm.config.spec import Disk, Gpu, Quota, VmSpec
+from rayos_vmm.config.spec import Disk, Gpu, Net, Quota, VmSpec
 from rayos_vmm.errors import Invalid
 
 HOST = Host(cpus=2, memory_available_bytes=1 << 30)
@@ -37,6 +37,8 @@ def test_limits_are_named(tmp_path: Path) -> None:
         ),
         "relative path": VmSpec(name="a", disks=[Disk(path="disk.img")]),
         "has 700 bytes; a disk is a multiple of 512": VmSpec(name="a", disks=[Disk(path=str(odd))]),
+        "net.address = 'upstream' with net.bridge = None": VmSpec(name="a", net=Net(address="upstream")),
+        "net.address = 'ours' with net.bridge = 'br0'": VmSpec(name="a", net=Net(bridge="br0")),
         "does not hold one frame of 4096x4096": VmSpec(
             name="a", gpu=Gpu(width=4096, height=4096), quota=Quota(gpu_memory="32MiB")
         ),
