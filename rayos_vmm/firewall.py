@@ -133,6 +133,7 @@ class Firewall:
         self.detach(vm)
         port.leased.clear()
         port.revision += 1
+        port.rules = tuple(self.merge(vm, _owned(vm, port.config)))
         port.page = AddressPage(runtime / PAGE_NAME, is_new=True)
         return WorkerFirewall(
             mac=port.mac,
@@ -244,6 +245,11 @@ class Firewall:
         """Merges the machine's rules anew and tells its worker. Raises as `set_rules`."""
         return await self.set_rules(vm, self.merge(vm, _owned(vm, self._port(vm).config)))
 
+    def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None:
+        """Whether these rules, with the machine's own, are what a worker takes. Raises Invalid."""
+        if vm in self._ports:
+            self._encode(vm, [*inherited, *_owned(vm, self._ports[vm].config)])
+
     async def set_rules(self, vm: str, rules: Sequence[OwnedRule]) -> int:
         """Replaces a machine's effective rules (the defaults stay behind them); returns the revision that is obeyed.
 
@@ -254,11 +260,7 @@ class Firewall:
         """
         port = self._port(vm)
         async with port.lock:
-            resolved = self._resolve(rules)
-            settings = msgspec.json.encode(Settings(revision=port.revision + 1, rules=resolved))
-            if len(resolved) > RULES_MAX or len(settings) > BYTES_MAX:
-                seen = f"{len(resolved)} rules of {len(settings)} bytes"
-                raise Invalid(f"{vm}: {seen}; at most {RULES_MAX} of {BYTES_MAX} are allowed")
+            settings = self._encode(vm, rules)
             port.rules = tuple(rules)
             port.revision += 1
             if port.channel is None:
@@ -317,6 +319,14 @@ class Firewall:
         return [next(index) if is_there else 0 for is_there in present]
 
     # -- inner workings ------------------------------------------------------------------------------------------
+
+    def _encode(self, vm: str, rules: Sequence[OwnedRule]) -> bytes:
+        resolved = self._resolve(rules)
+        settings = msgspec.json.encode(Settings(revision=self._port(vm).revision + 1, rules=resolved))
+        if len(resolved) > RULES_MAX or len(settings) > BYTES_MAX:
+            seen = f"{len(resolved)} rules of {len(settings)} bytes"
+            raise Invalid(f"{vm}: {seen}; at most {RULES_MAX} of {BYTES_MAX} are allowed")
+        return settings
 
     @property
     def _server(self) -> IPv4Address:

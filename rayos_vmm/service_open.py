@@ -128,6 +128,7 @@ async def open_parts(
         ):
             firewall = Firewall(lambda: network.subnet)
             firewall.leases = network.addresses_of
+            revisions.give_rules_to(firewall)
             hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
             async with hardware.running():
                 yield Parts(

@@ -41,10 +41,11 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """What changed, by path; the revision that is in force now."""
+    """What changed, by path; the revision that is in force now, and the machines whose workers have not applied it."""
 
     changes: list[Change]
     revision: int | None = None
+    lagging: list[str] = []
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,8 @@ def show_changes(out: Output, answer: dict[str, Any]) -> None:
     lines = [f"{_SIGNS[change['what']]} {change['path']}" for change in answer["changes"]] or ["no change"]
     if answer["revision"] is not None:
         lines.append(f"revision {answer['revision']} is in force")
+    if answer["lagging"]:
+        lines.append(f"not yet applied by {', '.join(answer['lagging'])}: see rayos scalability vms")
     out.result(answer, "\n".join(lines))
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from rayos_vmm.errors import RayosError
 from rayos_vmm.policy.distribution import Distribution
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET
@@ -26,6 +28,10 @@ class Broadcaster:
 
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution
+        #: Gives a worker what does not go through its gate page (firewall rules); raises RayosError when it cannot.
+        self.prepare: Callable[[str], Awaitable[None]] | None = None
+        self._stale: set[str] = set()  # who has to be prepared
+        self._preparing: list[tuple[str, int]] = []
         self._paths: dict[str, Path] = {}
         self._sockets: dict[str, socket.socket] = {}
         self._names: dict[int, str] = {}
@@ -43,12 +49,23 @@ class Broadcaster:
         """The worker is gone. Safe to call again."""
         self._close(vm)
         self._paths.pop(vm, None)
+        self._stale.discard(vm)
         self.distribution.detach(vm)
 
-    def announce(self, revision: int) -> None:
-        """A revision is in force; it has been sent to all that could be reached when this returns."""
+    def announce(self, revision: int, stale: Iterable[str] = ()) -> None:
+        """A revision is in force; it has been sent to all that could be reached when this returns, but for those that
+        are `stale`: they have to be prepared before.
+        """
+        self._stale |= set(stale) & self._paths.keys()
         self.distribution.announce(revision, trio.current_time())
         self._send()
+
+    async def settle(self, timeout_s: float) -> None:
+        """Returns when nobody lags any more or was given up, or after `timeout_s`."""
+        targets = self.distribution.targets
+        with trio.move_on_after(timeout_s):
+            while any(target.lag and not target.is_dead for target in targets.values()):
+                await self.changed()
 
     async def changed(self) -> None:
         """Returns when something was sent, answered or given up."""
@@ -60,6 +77,9 @@ class Broadcaster:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._receive)
                 while True:
+                    preparing, self._preparing = self._preparing, []
+                    for vm, revision in preparing:
+                        nursery.start_soon(self._prepare, vm, revision)
                     wake = self._wake
                     deadline = self.distribution.deadline()
                     with trio.CancelScope(deadline=float("inf") if deadline is None else deadline):
@@ -76,14 +96,39 @@ class Broadcaster:
         for vm in self.distribution.late(now):
             self._close(vm)
         for vm, revision in self.distribution.take(now):
-            try:
-                sock = self._sockets.get(vm) or self._connect(vm)
-                sock.send(packet.encode({"id": revision, "op": OPERATION}), socket.MSG_NOSIGNAL)
-            except OSError as error:
-                self._close(vm)
-                self.distribution.fail(vm, f"it cannot be reached: {error.strerror}", now)
+            if vm in self._stale:
+                self._preparing.append((vm, revision))
+            else:
+                self._tell(vm, revision)
+        self._notify()
+
+    def _notify(self) -> None:
         wake, self._wake = self._wake, trio.Event()
         wake.set()
+
+    async def _prepare(self, vm: str, revision: int) -> None:
+        """The first half of a delivery; what fails is repeated with the whole."""
+        self._stale.discard(vm)
+        try:
+            if self.prepare is not None:
+                await self.prepare(vm)
+        except RayosError as error:
+            if vm in self._paths:
+                self._stale.add(vm)
+                self.distribution.fail(vm, error.message, trio.current_time())
+        else:
+            target = self.distribution.targets.get(vm)
+            if target is not None and target.sent is not None and target.under_way == revision:
+                self._tell(vm, revision)
+        self._notify()
+
+    def _tell(self, vm: str, revision: int) -> None:
+        try:
+            sock = self._sockets.get(vm) or self._connect(vm)
+            sock.send(packet.encode({"id": revision, "op": OPERATION}), socket.MSG_NOSIGNAL)
+        except OSError as error:
+            self._close(vm)
+            self.distribution.fail(vm, f"it cannot be reached: {error.strerror}", trio.current_time())
 
     def _connect(self, vm: str) -> socket.socket:
         sock = socket.socket(

@@ -24,8 +24,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from net.firewall.rule import Rule, RuleError
-from net.firewall.rule import parse as parse_firewall_rule
+from rayos_vmm.config import firewall as config
+from rayos_vmm.config.firewall import OwnedRule
 from rayos_vmm.config.load import explain
 from rayos_vmm.config.spec import NAME_PATTERN, CapabilityName, Name, is_name
 from rayos_vmm.config.units import Rate, Size
@@ -55,7 +55,7 @@ class FirewallRule(
     tag_field="kind",
     tag="firewall",
 ):
-    """A rule for packets; the keys are those of `net.firewall.rule.parse`."""
+    """A rule for packets, with the keys of a machine's own rules (`config.firewall`), `vm:` and `zone:` words too."""
 
     mode: Mode = "inherit"
     action: Literal["allow", "deny", "reject"]
@@ -69,12 +69,11 @@ class FirewallRule(
     log: bool = False
     audit_only: bool = False
 
-    def compiled(self, name: str, origin: str) -> Rule:
-        """As the firewall takes it. Raises RuleError."""
+    def compiled(self, name: str, origin: str) -> OwnedRule:
+        """As the firewall takes it, under its own name."""
         table = msgspec.to_builtins(self)
-        return parse_firewall_rule(
-            name, {key: table[key] for key in table if key not in ("kind", "mode")}, origin=origin
-        )
+        table = {key: table[key] for key in table if key not in ("kind", "mode")}
+        return OwnedRule(origin, msgspec.convert({**table, "name": name}, config.FirewallRule))
 
 
 class CapabilityRule(
@@ -244,9 +243,9 @@ def _rule(name: str, value: Any, path: str) -> PolicyRule:
     try:
         rule: PolicyRule = msgspec.convert(table, PolicyRule)
         if isinstance(rule, FirewallRule):
-            rule.compiled(name, "")
+            config.check_rules([rule.compiled(name, "").rule])
     except msgspec.ValidationError as error:
         raise Invalid(explain(error, path, table)) from None
-    except RuleError as error:
-        raise Invalid(f"{path}: {str(error).removeprefix(f'rule {name}: ')}") from None
+    except Invalid as error:
+        raise Invalid(f"{path}: {error.message.removeprefix(f'firewall.rules[0]: rule {name}: ')}") from None
     return rule

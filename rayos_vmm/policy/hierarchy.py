@@ -2,7 +2,7 @@
 
 A rule of a level adds to those above (`mode = "inherit"`), or takes the place of the one of its name (`"override"`).
 Firewall rules are looked at by priority, at the same priority those from above first; of capability rules every one
-narrows; of resource rules the least holds. Each result names its origin: `host`, `zone lab` or `vm web`, and the rule.
+narrows; of resource rules the least holds. Each result names its origin: `host`, `zone:lab` or `vm:web`, and the rule.
 
 Invariant: `compile_policy` gives an answer for every machine or none at all, and the error names the path.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from net.firewall.rule import Rule
+from rayos_vmm.config.firewall import ZONE, OwnedRule, names
 from rayos_vmm.config.spec import Quota
 from rayos_vmm.config.units import parse_rate, parse_size
 from rayos_vmm.errors import Invalid
@@ -62,7 +62,7 @@ class Effective:
     capabilities: Capability = DEVICE_RIGHTS
     taken: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, tuple[str | int, str]] = field(default_factory=dict)
-    firewall: tuple[Rule, ...] = ()
+    firewall: tuple[OwnedRule, ...] = ()
 
     def cap(self, quota: Quota) -> Quota:
         """A machine's own quota, nowhere above the limits."""
@@ -86,12 +86,12 @@ class Effective:
             },
             "firewall": [
                 {
-                    "name": rule.name,
-                    "action": rule.action.name.lower(),
-                    "priority": rule.priority,
-                    "from": rule.origin,
+                    "name": owned.rule.name,
+                    "action": owned.rule.action,
+                    "priority": owned.rule.priority,
+                    "from": owned.origin,
                 }
-                for rule in self.firewall
+                for owned in self.firewall
             ],
         }
 
@@ -126,7 +126,7 @@ def compile_one(
     document: Document,
     places: Mapping[str, Place],
     vm: str,
-    compiled: dict[tuple[str, str], Rule] | None = None,
+    compiled: dict[tuple[str, str], OwnedRule] | None = None,
 ) -> Effective:
     """What holds for one machine; `compiled` has firewall rules by origin and name, once made. Raises Invalid."""
     compiled = {} if compiled is None else compiled
@@ -141,9 +141,9 @@ def compile_one(
         zone = own or zone
     levels: list[tuple[str, str, Mapping[str, PolicyRule]]] = [("host", "host", document.host.rules)]
     if zone is not None:
-        levels.append((f"zone {zone}", f"zone.{zone}", document.zone[zone].rules))
+        levels.append((f"zone:{zone}", f"zone.{zone}", document.zone[zone].rules))
     levels += [
-        (f"vm {name}", f"vm.{name}", document.vm[name].rules) for name in family if name in document.vm
+        (f"vm:{name}", f"vm.{name}", document.vm[name].rules) for name in family if name in document.vm
     ]
     rules = _merge(levels)
     mask, taken = _narrow(rules)
@@ -153,7 +153,7 @@ def compile_one(
             if (origin, name) not in compiled:
                 compiled[origin, name] = rule.compiled(name, origin)
             firewall.append(compiled[origin, name])
-    firewall.sort(key=lambda rule: rule.priority)
+    firewall.sort(key=lambda owned: owned.rule.priority)
     origins = tuple(origin for origin, _, _ in levels)
     parent = family[-2] if len(family) > 1 else None
     return Effective(vm, zone, parent, origins, mask, taken, _least(rules), tuple(firewall))
@@ -165,11 +165,25 @@ def compile_policy(document: Document, places: Mapping[str, Place]) -> dict[str,
     Raises:
         Invalid: with the path of what is wrong; nothing of the document may be used then.
     """
+    _check_words(document)
     for name, level in document.zone.items():  # also those that no machine is in
-        _merge([("host", "host", document.host.rules), (f"zone {name}", f"zone.{name}", level.rules)])
+        _merge([("host", "host", document.host.rules), (f"zone:{name}", f"zone.{name}", level.rules)])
     _merge([("host", "host", document.host.rules)])
-    compiled: dict[tuple[str, str], Rule] = {}
+    compiled: dict[tuple[str, str], OwnedRule] = {}
     return {vm: compile_one(document, places, vm, compiled) for vm in sorted({*places, *document.vm})}
+
+
+def _check_words(document: Document) -> None:
+    """Zones that rules name as addresses have to be there."""
+    levels: list[tuple[str, Mapping[str, PolicyRule]]] = [("host", document.host.rules)]
+    levels += [(f"zone.{name}", level.rules) for name, level in document.zone.items()]
+    levels += [(f"vm.{name}", member.rules) for name, member in document.vm.items()]
+    for path, rules in levels:
+        for name, rule in rules.items():
+            if isinstance(rule, FirewallRule):
+                for word in names([rule.compiled(name, "").rule]):
+                    if word.startswith(ZONE) and word.removeprefix(ZONE) not in document.zone:
+                        raise Invalid(f"{path}.rules.{name}: there is no {word}")
 
 
 def _merge(
@@ -203,7 +217,7 @@ def _narrow(rules: Iterable[tuple[str, str, PolicyRule]]) -> tuple[Capability, d
                 is_kept = (rule.allow is UNSET or capability in rule.allow) and capability not in rule.deny
                 if not is_kept and Capability[capability] in mask:
                     mask &= ~Capability[capability]
-                    taken[capability] = f"{origin}: {name}"
+                    taken[capability] = f"{origin}/{name}"
     return mask, taken
 
 
@@ -214,5 +228,5 @@ def _least(rules: Iterable[tuple[str, str, PolicyRule]]) -> dict[str, tuple[str 
             for key, value_of in _LIMITS.items():
                 limit = getattr(rule, key)
                 if limit is not UNSET and (key not in least or value_of(limit) < value_of(least[key][0])):
-                    least[key] = (limit, f"{origin}: {name}")
+                    least[key] = (limit, f"{origin}/{name}")
     return least

@@ -5,11 +5,13 @@ Invariant: the document in force is the last that the store has; whoever is told
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from rayos_vmm.config.firewall import OwnedRule
 from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.policy.audit import Operation
@@ -18,10 +20,13 @@ from rayos_vmm.policy.broadcast import Broadcaster
 from rayos_vmm.policy.difference import Change, difference
 from rayos_vmm.policy.distribution import Distribution
 from rayos_vmm.policy.document import Document, Level, Member, check, parse
+from rayos_vmm.policy.hierarchy import Effective
 from rayos_vmm.policy.rulebook import RuleBook
 
 #: Revisions that are kept to go back to.
 KEPT: Final = 100
+#: So long a change waits for the workers to have applied it.
+SETTLE_S: Final = 10.0
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +46,16 @@ class RevisionStore(Protocol):
     async def save_revision(self, number: int, revision: bytes, document: bytes, *, keep: int) -> None: ...
 
 
+class FirewallPort(Protocol):
+    """Every machine's firewall (`rayos_vmm.firewall`)."""
+
+    merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]]
+    zone: Callable[[str], Iterable[str]]
+
+    def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None: ...
+    async def refresh(self, vm: str) -> int: ...
+
+
 class Revisions:
     """Every method may be called from any task of the same run."""
 
@@ -56,11 +71,18 @@ class Revisions:
         self._events = events
         self._kept = {revision.number: revision for revision in kept}
         self.broadcaster = Broadcaster(Distribution(authority.book.revision))
+        self._firewall: FirewallPort | None = None
 
     @property
     def book(self) -> RuleBook:
         """What is in force."""
         return self.authority.book
+
+    def give_rules_to(self, firewall: FirewallPort) -> None:
+        """From now on the machines' firewalls have the policy's rules before their own."""
+        self._firewall = firewall
+        firewall.merge, firewall.zone = self.book.merge, self.book.members
+        self.broadcaster.prepare = self._refresh
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -211,11 +233,12 @@ class Revisions:
             try:
                 check(document)
                 effective = book.trial(document)
+                stale = self._check_firewall(effective)
             except Invalid as error:
                 authority.audit.note(Operation.POLICY, allowed=False, reason=reason, why=error.message)
                 raise
             changes = difference(before, document)
-            answer = {"revision": book.revision, "changes": msgspec.to_builtins(changes)}
+            answer = {"revision": book.revision, "changes": msgspec.to_builtins(changes), "lagging": []}
             if not changes:
                 return answer
             number = book.revision + 1
@@ -239,8 +262,28 @@ class Revisions:
             authority.refresh()
             if self._events is not None:
                 self._events.publish("policy.applied", revision=number, reason=reason, changes=len(paths))
-            self.broadcaster.announce(number)
-            return {**answer, "revision": number}
+            for vm in stale - self.broadcaster.distribution.targets.keys():
+                await self._refresh(vm)
+            self.broadcaster.announce(number, stale)
+        await self.broadcaster.settle(SETTLE_S)
+        return {**answer, "revision": number, "lagging": self.broadcaster.distribution.lagging()}
+
+    def _check_firewall(self, effective: Mapping[str, Effective]) -> set[str]:
+        """The machines whose firewall rules will be others. Raises Invalid when one of them cannot have these."""
+        old = self.book.effective
+        stale = {vm for vm, new in effective.items() if vm not in old or new.firewall != old[vm].firewall}
+        moved = any(vm not in old or new.zone != old[vm].zone for vm, new in effective.items())
+        if moved or set(old) - set(effective):  # `zone:` words stand for others
+            stale = set(effective)
+        if self._firewall is not None:
+            for vm in stale:
+                self._firewall.check_inherited(vm, effective[vm].firewall)
+        return stale
+
+    async def _refresh(self, vm: str) -> None:
+        if self._firewall is not None:
+            with suppress(NotFound):  # it has no card
+                await self._firewall.refresh(vm)
 
 
 async def load_book(store: RevisionStore) -> tuple[RuleBook, list[Revision]]:

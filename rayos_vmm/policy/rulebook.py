@@ -6,8 +6,9 @@ all of them leaves everything as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from rayos_vmm.config.firewall import ZONE, OwnedRule
 from rayos_vmm.config.spec import Quota
 from rayos_vmm.errors import Conflict, Invalid
 from rayos_vmm.policy.capability import Capability
@@ -32,6 +33,17 @@ class RuleBook:
         """The zone that a machine is in; None for one that nobody knows, too."""
         effective = self.effective.get(vm)
         return effective.zone if effective is not None else None
+
+    def members(self, word: str) -> list[str]:
+        """The machines in a `zone:NAME`. Raises Invalid when there is no such zone."""
+        zone = word.removeprefix(ZONE)
+        if zone not in self.document.zone:
+            raise Invalid(f"there is no {word}")
+        return [vm for vm, effective in self.effective.items() if effective.zone == zone]
+
+    def merge(self, vm: str, own: Sequence[OwnedRule]) -> list[OwnedRule]:
+        """A machine's firewall rules: those of the policy before its own, where their priority is the same."""
+        return sorted([*self.of(vm).firewall, *own], key=lambda owned: owned.rule.priority)
 
     def narrow(self, vm: str, rights: Capability) -> Capability:
         """What the rules leave of the rights that a machine was given."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 import trio
@@ -62,13 +63,21 @@ async def rules(service: Service, paths: Paths, ping: str) -> None:
     await revisions.create_zone("lab")
     await revisions.assign("svc", "lab", None)
     rule = {"kind": "capability", "deny": ["CAP_NET"]}
-    document = {"zone": {"lab": {"rules": {"no-net": rule}}}, "vm": {"svc": {"zone": "lab"}}}
+    document: dict[str, Any] = {"zone": {"lab": {"rules": {"no-net": rule}}}, "vm": {"svc": {"zone": "lab"}}}
     revision = (await revisions.apply(document))["revision"]
     assert (await run(service, ping))[0] != 0
     await applied(service, revision)
     keeper = KeeperClient(paths.vm_runtime("svc"))
     await keeper.kill_worker()
     assert (await run(service, ping))[0] != 0
+    deny = {"kind": "firewall", "action": "deny", "direction": "out", "protocol": "icmp"}
+    document["zone"]["lab"]["rules"] = {"no-ping": deny}
+    answer = await revisions.apply(document)
+    assert answer["lagging"] == [] and (await run(service, ping))[0] != 0
+    first = service.firewall.rules("svc")[0]
+    assert (first.origin, first.rule.name) == ("zone:lab", "no-ping")
+    counts = await service.firewall.counts("svc")
+    assert counts is not None and counts[0] >= 1
     revision = (await revisions.rollback(2))["revision"]
     await applied(service, revision)
     assert (await run(service, ping))[0] == 0

@@ -42,9 +42,9 @@ async def test_a_policy_and_zones_by_commands(
         ]
         assert "revision 3 is in force" in await rayos("policy", "apply", str(file), "--reason", "quiet")
         said = await rayos("policy", "explain", "a")
-        assert "CAP_GPU        deny      denied by zone lab: no-gpu" in said
-        assert "net_rate  10Mbit/s  zone lab: slow" in said
-        assert "100       deny    no-mail        zone lab" in said
+        assert "CAP_GPU        deny      denied by zone:lab/no-gpu" in said
+        assert "net_rate  10Mbit/s  zone:lab/slow" in said
+        assert "100       deny    no-mail        zone:lab" in said
         shown = await rayos("policy", "show")
         file.write_text(shown)
         assert await rayos("policy", "apply", str(file)) == "no change\nrevision 3 is in force\n"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import trio
 
+from rayos_vmm.errors import Busy
 from rayos_vmm.policy.broadcast import Broadcaster
-from rayos_vmm.policy.distribution import ATTEMPTS, QUEUE_MAXIMUM, Distribution
+from rayos_vmm.policy.distribution import ANSWER_TIMEOUT_S, ATTEMPTS, QUEUE_MAXIMUM, Distribution
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET
 
@@ -59,9 +60,9 @@ def test_silence_and_an_old_revision_are_failures() -> None:
     state = Distribution(7)
     state.attach("a", 0.0)
     state.take(0.0)
-    assert state.late(1.9) == [] and state.late(2.0) == ["a"]
-    state.take(3.0)
-    state.acknowledge("a", 6, 3.1)
+    assert state.late(ANSWER_TIMEOUT_S - 0.1) == [] and state.late(ANSWER_TIMEOUT_S) == ["a"]
+    state.take(ANSWER_TIMEOUT_S + 1)
+    state.acknowledge("a", 6, ANSWER_TIMEOUT_S + 1.1)
     assert state.targets["a"].problem == "it has applied 6, not 7" and state.targets["a"].applied == -1
 
 
@@ -176,3 +177,32 @@ async def test_workers_that_misbehave_are_repeated_and_hurt_nobody(tmp_path: Pat
         await until(broadcaster, lambda: "cannot be reached" in targets["none"].problem)
         broadcaster.detach("none")
         assert "none" not in broadcaster.distribution.view()["lagging"]
+
+
+async def test_who_has_to_be_prepared_is_told_afterwards_and_again_when_it_fails(tmp_path: Path) -> None:
+    """Firewall rules go first: the acknowledgement of a revision means that they are obeyed, too."""
+    told: list[int] = []
+    prepared: list[str] = []
+
+    async def worker(sock: trio.socket.SocketType, _count: int) -> None:
+        while data := await sock.recv(packet.MAX_PACKET_BYTES):
+            revision = packet.decode(data)[0]["id"]
+            told.append(revision)
+            await sock.send(packet.encode({"revision": revision}))
+
+    async def prepare(vm: str) -> None:
+        prepared.append(vm)
+        if len(prepared) < 3:
+            raise Busy("not now")
+        assert told == [1]
+
+    async with workers(tmp_path, a=worker) as broadcaster:
+        broadcaster.prepare = prepare
+        await until(broadcaster, lambda: broadcaster.distribution.targets["a"].applied == 1)
+        broadcaster.announce(2, ["a", "stranger"])
+        assert broadcaster.distribution.lagging() == ["a"]
+        await broadcaster.settle(30)
+        assert prepared == ["a"] * 3 and told == [1, 2] and broadcaster.distribution.lagging() == []
+        broadcaster.announce(3)
+        await broadcaster.settle(30)
+        assert prepared == ["a"] * 3 and told == [1, 2, 3]

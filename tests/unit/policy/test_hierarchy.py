@@ -75,23 +75,23 @@ def compiled(text: str, places: dict[str, Place] | None = None) -> dict[str, Eff
 
 
 def firewall(effective: Effective) -> list[tuple[str, str, str]]:
-    return [(rule.name, rule.action.name, rule.origin) for rule in effective.firewall]
+    return [(owned.rule.name, owned.rule.action, owned.origin) for owned in effective.firewall]
 
 
 def test_a_machine_inherits_down_to_the_fourth_of_a_line() -> None:
     """Firewall by priority, capabilities by AND, limits by the least, each with its origin."""
     found = compiled(DOCUMENT)
     a, b, c, d = (found[name] for name in "abcd")
-    assert d.levels == ("host", "zone lab", "vm a", "vm b", "vm c", "vm d") and d.zone == "lab"
-    assert firewall(a) == [("web", "ALLOW", "zone lab"), ("no-mail", "DENY", "host")]
-    assert firewall(d) == [("web", "ALLOW", "zone lab"), ("no-mail", "REJECT", "vm b")]
-    assert a.firewall[0].destination_ports == ((80, 80), (8000, 8100))
+    assert d.levels == ("host", "zone:lab", "vm:a", "vm:b", "vm:c", "vm:d") and d.zone == "lab"
+    assert firewall(a) == [("web", "allow", "zone:lab"), ("no-mail", "deny", "host")]
+    assert firewall(d) == [("web", "allow", "zone:lab"), ("no-mail", "reject", "vm:b")]
+    assert a.firewall[0].rule.ports == [80, "8000-8100"]
     assert names(a.capabilities) == ["CAP_NET", "CAP_DISK_R"]
-    assert a.taken["CAP_GPU"] == "host: no-gpu" and a.taken["CAP_INPUT"] == "vm a: only-net"
+    assert a.taken["CAP_GPU"] == "host/no-gpu" and a.taken["CAP_INPUT"] == "vm:a/only-net"
     assert Capability.CAP_GPU in c.capabilities and c.capabilities == d.capabilities
-    assert a.limits == {"net_rate": ("10Mbit/s", "zone lab: slow"), "input_queue": (32, "zone lab: slow")}
-    assert b.limits["net_rate"] == ("1Mbit/s", "vm b: slower")
-    assert "input_queue" not in d.limits and d.limits["disk"] == ("1GiB", "vm d: slow")
+    assert a.limits == {"net_rate": ("10Mbit/s", "zone:lab/slow"), "input_queue": (32, "zone:lab/slow")}
+    assert b.limits["net_rate"] == ("1Mbit/s", "vm:b/slower")
+    assert "input_queue" not in d.limits and d.limits["disk"] == ("1GiB", "vm:d/slow")
 
 
 def test_a_limit_caps_a_quota_and_never_raises_it() -> None:
@@ -104,8 +104,8 @@ def test_a_specification_places_a_machine_where_the_document_is_silent() -> None
     found = compiled(
         DOCUMENT, {"e": Place(parent="a"), "f": Place(zone="lab"), "g": Place(), "a": Place("x")}
     )
-    assert found["e"].levels == ("host", "zone lab", "vm a")
-    assert found["f"].levels == ("host", "zone lab") and found["g"].levels == ("host",)
+    assert found["e"].levels == ("host", "zone:lab", "vm:a")
+    assert found["f"].levels == ("host", "zone:lab") and found["g"].levels == ("host",)
     assert found["a"].zone == "lab"
 
 
@@ -137,6 +137,10 @@ def test_a_specification_places_a_machine_where_the_document_is_silent() -> None
             r"host.rules.x.deny\[0\] = 'CAP_ADMIN'",
         ),
         ("[zone.A]", r"zone.A: a name"),
+        (
+            '[host.rules.x]\nkind = "firewall"\naction = "deny"\nto = "zone:no"',
+            "host.rules.x: there is no zone:no",
+        ),
         ('[vm.a]\nzone = "lab"', "vm.a.zone = 'lab': there is no such zone"),
         ('[vm.a]\nparent = "b"', "vm.a.parent = 'b': there is no such machine"),
         ('[vm.a]\nparent = "b"\n[vm.b]\nparent = "a"', "vm.b.parent = 'a': a circle, a <- b <- a"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from devices.gate import Op
+from rayos_vmm.config.firewall import FirewallRule, OwnedRule
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
+from rayos_vmm.firewall import no_zone, own_only
 from rayos_vmm.policy.audit_log import AuditFailed
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.hierarchy import Place
@@ -48,7 +50,7 @@ async def test_a_rule_acts_on_the_page_and_is_found_by_the_next_service(tmp_path
         assert not page.allows(Op.GPU_RENDER.index)
         found = revisions.explain("a")
         gpu = next(right for right in found["rights"] if right["capability"] == "CAP_GPU")
-        assert (gpu["allowed"], gpu["denied_by"], len(gpu["from"])) == (False, "zone lab: no-gpu", 2)
+        assert (gpu["allowed"], gpu["denied_by"], len(gpu["from"])) == (False, "zone:lab/no-gpu", 2)
         assert revisions.explain("b")["levels"] == ["host"]
         assert revisions.zones() == [{"zone": "lab", "rules": 1, "vms": ["a"]}]
     async with opened(tmp_path) as (authority, revisions, _):
@@ -158,3 +160,48 @@ async def test_old_revisions_are_forgotten_and_limits_reach_the_quota(tmp_path: 
         with trio.fail_after(60):
             await revisions.rollback(4)
         assert authority.cap("any", Quota(input_queue=10_000)).input_queue == 997
+
+
+class Firewalls:
+    """The machines' firewalls: takes two rules at most."""
+
+    def __init__(self) -> None:
+        self.merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]] = own_only
+        self.zone: Callable[[str], Iterable[str]] = no_zone
+        self.refreshed: list[str] = []
+
+    def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None:
+        if len(inherited) > 2:
+            raise Invalid(f"{vm}: too many")
+
+    async def refresh(self, vm: str) -> int:
+        self.refreshed.append(vm)
+        return 1
+
+
+async def test_firewalls_get_the_rules_of_the_policy_before_their_own(tmp_path: Path) -> None:
+    """Only those whose rules change are told; what one machine's firewall cannot take is rejected for all."""
+    rule = {"kind": "firewall", "action": "deny", "to": "zone:lab"}
+    lab: dict[str, Any] = {"rules": {"one": rule, "early": {**rule, "priority": 5}}}
+    async with opened(tmp_path) as (authority, revisions, _):
+        firewalls = Firewalls()
+        revisions.give_rules_to(firewalls)
+        await revisions.apply({"zone": {"lab": {}}})
+        await authority.define("a", ["all"], Place(zone="lab"))
+        await authority.define("b", ["all"], Place())
+        firewalls.refreshed.clear()
+        await revisions.apply({"zone": {"lab": lab}})
+        assert firewalls.refreshed == ["a"]
+        own = [OwnedRule("vm:a", FirewallRule(name="mine", action="allow"))]
+        merged = firewalls.merge("a", own)
+        assert [(owned.origin, owned.rule.name) for owned in merged] == [
+            ("zone:lab", "early"),
+            ("zone:lab", "one"),
+            ("vm:a", "mine"),
+        ]
+        assert firewalls.merge("b", own) == own and firewalls.zone("zone:lab") == ["a"]
+        with pytest.raises(Invalid, match="there is no zone:x"):
+            firewalls.zone("zone:x")
+        with pytest.raises(Invalid, match="a: too many"):
+            await revisions.apply({"zone": {"lab": {"rules": {**lab["rules"], "three": rule}}}})
+        assert revisions.book.revision == 2
