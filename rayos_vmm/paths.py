@@ -50,6 +50,11 @@ class Paths:
         return self.state / "audit.log"
 
     @property
+    def audit_key(self) -> Path:
+        """What signs the record's checkpoints."""
+        return self.state / "audit.key"
+
+    @property
     def token_key(self) -> Path:
         """What every token is signed with."""
         return self.state / "token.key"

@@ -95,7 +95,9 @@ async def _open_policy(
     store: Store, paths: Paths, events: EventLog
 ) -> AsyncIterator[tuple[Authority, Revisions, Gatekeeper]]:
     book, kept = await load_book(store)
-    async with open_authority(store, paths.audit, events=events, book=book) as authority:
+    async with open_authority(
+        store, paths.audit, events=events, book=book, key_path=paths.audit_key
+    ) as authority:
         revisions = Revisions(store, authority, kept, events)
         gatekeeper = await open_gatekeeper(
             store, paths.token_key, authority.audit, zone_of=book.zone_of, now=authority.now

@@ -10,8 +10,18 @@ import trio
 from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.api.types import AskDelegation, AskGrant, AuditQuery, AuditRecords, Grants, GrantsQuery, Rights
-from rayos_vmm.errors import Invalid
+from rayos_vmm.api.types import (
+    AskDelegation,
+    AskGrant,
+    AuditKey,
+    AuditQuery,
+    AuditRecords,
+    Grants,
+    GrantsQuery,
+    Rights,
+)
+from rayos_vmm.errors import Invalid, NotFound
+from rayos_vmm.policy.audit_key import public_text
 
 
 async def _grants(call: Call) -> Grants:
@@ -50,6 +60,13 @@ async def _audit(call: Call) -> AuditRecords:
 
 async def _verify(call: Call) -> dict[str, Any]:
     return await call.service.policy.verify()
+
+
+async def _key(call: Call) -> AuditKey:
+    key = call.service.policy.audit_key
+    if key is None:
+        raise NotFound("the record is not signed")
+    return AuditKey(public=public_text(key))
 
 
 async def _export(call: Call) -> StreamingResponse:
@@ -103,5 +120,6 @@ ENDPOINTS: Final = (
     ),
     Endpoint("GET", "/v1/audit", _audit, "The last audit records", query=AuditQuery, answers=AuditRecords),
     Endpoint("GET", "/v1/audit/verify", _verify, "Check the audit file", answers=dict[str, Any]),
+    Endpoint("GET", "/v1/audit/key", _key, "What the record is signed by", answers=AuditKey),
     Endpoint("GET", "/v1/audit/export", _export, "The audit file: a digest and JSON a line", media=NDJSON),
 )

@@ -165,6 +165,12 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
 
 
+class AuditKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The public half of the key that signs the record's checkpoints (PEM)."""
+
+    public: str
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong (`code` for programs), and what to do about it (`hint` may be empty)."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
-from rayos_vmm.errors import RayosError
+from rayos_vmm.errors import Invalid, RayosError
 
 
 class AuditDamaged(RayosError):
@@ -20,12 +21,19 @@ class AuditDamaged(RayosError):
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="list|verify|export", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="list|verify|key|export", required=True)
     listing = verbs.add_parser("list", help="the last records")
     listing.add_argument("-n", "--limit", type=int, default=100, help="how many, at most 1024 (default: 100)")
     verify = verbs.add_parser("verify", help="check the whole chain; names the first bad record")
+    verify.add_argument(
+        "--key", type=Path, metavar="FILE", help="check the signatures by this public key, here"
+    )
+    verify.add_argument(
+        "--file", type=Path, metavar="FILE", help="what `export` wrote, instead of the daemon's"
+    )
+    key = verbs.add_parser("key", help="the public key that the record is signed by; keep it elsewhere")
     export = verbs.add_parser("export", help="the file as it is: a digest and the record's JSON a line")
-    for sub in (listing, verify, export):
+    for sub in (listing, verify, key, export):
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
@@ -40,6 +48,30 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     return (str(entry["seq"]), clock, entry["op"], entry["vm"] or "-", decision, data or "-")
 
 
+def _said(result: dict[str, Any]) -> str:
+    return f"{result['records']} records, unbroken, signed up to {result['signed']}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Invalid(f"{path}: cannot be read: {error.strerror}", code="file_missing") from None
+
+
+def _verify_here(data: bytes, key: bytes | None, out: Output) -> None:
+    """Checks the record without the daemon's word."""
+    from rayos_vmm.policy.audit import Damage, verify
+    from rayos_vmm.policy.audit_key import read_public
+
+    try:
+        found = verify(data.splitlines(keepends=True), key=read_public(key) if key is not None else None)
+    except Damage as damage:
+        raise AuditDamaged(f"the audit record is damaged: {damage}") from None
+    result = {"ok": True, "records": found.anchor.seq, "digest": found.anchor.digest, "signed": found.signed}
+    out.result(result, _said(result))
+
+
 async def run_audit(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     if args.verb == "list":
@@ -48,10 +80,16 @@ async def run_audit(args: argparse.Namespace, out: Output) -> None:
         out.table(found, header, [_row(entry) for entry in found["records"]])
         if found["lost"]:
             out.note(f"{found['lost']} records could not be written")
+    elif args.verb == "key":
+        found = msgspec.json.decode(await client.request("GET", "/audit/key"))
+        out.result(found, found["public"].rstrip())
+    elif args.verb == "verify" and (args.key is not None or args.file is not None):
+        data = _read(args.file) if args.file is not None else await client.request("GET", "/audit/export")
+        _verify_here(data, _read(args.key) if args.key is not None else None, out)
     elif args.verb == "verify":
         result = msgspec.json.decode(await client.request("GET", "/audit/verify"))
         if not result["ok"]:
             raise AuditDamaged(f"the audit file is damaged: {result['problem']}")
-        out.result(result, f"{result['records']} records, unbroken; {result['lost']} lost")
+        out.result(result, f"{_said(result)}; {result['lost']} lost")
     else:
         out.write(await client.request("GET", "/audit/export"))

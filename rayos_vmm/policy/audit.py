@@ -2,7 +2,9 @@
 
 A line of the file is `<sha256, 64 hex> <JSON>\\n`, with digest = SHA-256(digest before ‖ JSON) and 32 zero bytes before
 the first. So a byte that is changed, cut out or swapped breaks the chain at its record. A tail cut off between two
-records does not: `verify` is told an anchor, a number and digest kept elsewhere, that has to be there.
+records does not: `verify` is told an anchor, a number and digest kept elsewhere, that has to be there. A chain that is
+made anew as a whole does not either: at most CHECKPOINT_EVERY records apart, a CHECKPOINT carries an Ed25519 signature
+of the number and digest before it, by a key of this installation (`audit_key`).
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
+from cryptography.exceptions import InvalidSignature
 
 #: Records kept in memory.
 RING: Final = 1024
 ZERO: Final = bytes(32)
 LINE_MAXIMUM_BYTES: Final = 65536
+#: So many records at most are not signed.
+CHECKPOINT_EVERY: Final = 256
 _DIGEST_HEX: Final = 64
+_DOMAIN: Final = b"rayos audit checkpoint 1\0"
 
 
 class Operation(StrEnum):
@@ -34,6 +40,8 @@ class Operation(StrEnum):
     DEFINE = "DEFINE"
     REMOVE = "REMOVE"
     STATE = "STATE"
+    INPUT = "INPUT"
+    CHECKPOINT = "CHECKPOINT"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +62,23 @@ class Anchor(msgspec.Struct, frozen=True):
 
     seq: int = 0
     digest: str = ZERO.hex()
+
+    def signed_bytes(self) -> bytes:
+        """What a checkpoint signs."""
+        return _DOMAIN + self.seq.to_bytes(8, "big") + bytes.fromhex(self.digest)
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """An unbroken chain: its end, and the last record that a signature covers (0: none, or no key was given)."""
+
+    anchor: Anchor
+    signed: int = 0
+
+
+class PublicKey(Protocol):
+    """Of Ed25519 (`cryptography`)."""
+
+    def verify(self, signature: bytes, data: bytes) -> None: ...
 
 
 class Damage(Exception):
@@ -112,19 +137,33 @@ class Verifier:
         return entry
 
 
-def verify(lines: Iterable[bytes], anchors: Iterable[Anchor] = ()) -> Anchor:
-    """The end of an unbroken chain that holds every anchor.
+def verify(lines: Iterable[bytes], anchors: Iterable[Anchor] = (), key: PublicKey | None = None) -> Verified:
+    """An unbroken chain that holds every anchor, and, with a `key`, is signed by it up to CHECKPOINT_EVERY records.
 
     Raises:
-        Damage: where it is broken first, or where an anchor is missing.
+        Damage: where it is broken first, where an anchor is missing, or a signature is wrong or missing.
     """
     wanted = {anchor.seq: anchor.digest for anchor in anchors if anchor.seq}
-    verifier = Verifier()
+    verifier, signed, signed_offset = Verifier(), 0, 0
     for line in lines:
-        offset = verifier.offset
-        seq = verifier.read(line).seq
-        if wanted.pop(seq, verifier.anchor.digest) != verifier.anchor.digest:
-            raise Damage(seq, offset, "it is another than the one that was recorded")
+        offset, before = verifier.offset, verifier.anchor
+        entry = verifier.read(line)
+        if wanted.pop(entry.seq, verifier.anchor.digest) != verifier.anchor.digest:
+            raise Damage(entry.seq, offset, "it is another than the one that was recorded")
+        if key is not None and entry.op is Operation.CHECKPOINT:
+            if not _is_signed(key, before, entry):
+                raise Damage(entry.seq, offset, "its signature is not by this key")
+            signed, signed_offset = before.seq, offset
     if wanted:
         raise Damage(verifier.anchor.seq + 1, verifier.offset, f"the records up to {max(wanted)} are cut off")
-    return verifier.anchor
+    if key is not None and verifier.anchor.seq - signed > CHECKPOINT_EVERY + 1:
+        raise Damage(signed + 1, signed_offset, "from here on nothing is signed by this key")
+    return Verified(verifier.anchor, signed)
+
+
+def _is_signed(key: PublicKey, before: Anchor, entry: Entry) -> bool:
+    try:
+        key.verify(bytes.fromhex(str(entry.data.get("signature", ""))), before.signed_bytes())
+    except (InvalidSignature, ValueError):
+        return False
+    return True

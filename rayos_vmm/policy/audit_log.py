@@ -17,11 +17,23 @@ from typing import Any, Final
 import trio
 
 from rayos_vmm.errors import RayosError
-from rayos_vmm.policy.audit import LINE_MAXIMUM_BYTES, RING, Anchor, Chain, Damage, Entry, Operation, Verifier
+from rayos_vmm.policy.audit import (
+    CHECKPOINT_EVERY,
+    LINE_MAXIMUM_BYTES,
+    RING,
+    Anchor,
+    Chain,
+    Damage,
+    Entry,
+    Operation,
+    Verifier,
+)
 from rayos_vmm.policy.grant import Moment
 
 #: Records that may wait for the disk; more are lost and counted.
 PENDING_MAXIMUM: Final = 4096
+#: Seconds of quiet after which what is not signed is signed.
+_SIGN_AFTER_S: Final = 30.0
 
 
 class AuditFailed(RayosError):
@@ -35,13 +47,22 @@ class AuditLog:
     """Use `open_audit`."""
 
     def __init__(
-        self, path: Path, fd: int, chain: Chain, size: int, ring: deque[Entry], now: Callable[[], Moment]
+        self,
+        path: Path,
+        fd: int,
+        chain: Chain,
+        size: int,
+        ring: deque[Entry],
+        now: Callable[[], Moment],
+        sign: Callable[[bytes], bytes] | None = None,
     ):
         self.path = path
         self.ring = ring
         self.lost = 0
         self._fd = fd
         self._now = now
+        self._sign = sign
+        self._signed = 0  # the last checkpoint
         self._chain = chain
         self._durable = chain.anchor
         self._size = size
@@ -88,6 +109,23 @@ class AuditLog:
         if self._broken or len(self._pending) >= PENDING_MAXIMUM:
             self._lose(1)
             return None
+        entry = self._chained(op, vm, allowed, data)
+        if self._chain.anchor.seq - self._signed >= CHECKPOINT_EVERY:
+            self.checkpoint()
+        return entry
+
+    def note_signed(self, seq: int) -> None:
+        """The record `seq` is a checkpoint."""
+        self._signed = seq
+
+    def checkpoint(self) -> None:
+        """Signs everything up to here, unless there is nothing new."""
+        if self._sign is None or self._chain.anchor.seq <= self._signed or self._broken:
+            return
+        signature = self._sign(self._chain.anchor.signed_bytes()).hex()
+        self._signed = self._chained(Operation.CHECKPOINT, "", True, {"signature": signature}).seq
+
+    def _chained(self, op: Operation, vm: str, allowed: bool, data: dict[str, Any]) -> Entry:
         now = self._now()
         entry = Entry(
             seq=self._chain.anchor.seq + 1,
@@ -143,16 +181,20 @@ class AuditLog:
         self._lose(len(batch) + len(self._pending))
         self._pending = []
         self._chain = Chain(self._durable)
+        self._signed = min(self._signed, self._durable.seq)
         try:
             os.ftruncate(self._fd, self._size)
         except OSError:
             self._broken = self._broken or f"{error.strerror}, and it cannot be cut back"
 
     async def run(self) -> None:
-        """Writes what was noted. Ends when cancelled."""
+        """Writes what was noted, and signs what has not been for a while. Ends when cancelled."""
         while True:
-            await self._wanted.wait()
+            with trio.move_on_after(_SIGN_AFTER_S) as quiet:
+                await self._wanted.wait()
             self._wanted = trio.Event()
+            if quiet.cancelled_caught:
+                self.checkpoint()
             await self.sync()
 
     async def sync(self) -> None:
@@ -194,8 +236,12 @@ def _load(path: Path) -> tuple[Chain, int, deque[Entry], str]:
 
 
 @asynccontextmanager
-async def open_audit(path: Path, now: Callable[[], Moment]) -> AsyncIterator[AuditLog]:
+async def open_audit(
+    path: Path, now: Callable[[], Moment], sign: Callable[[bytes], bytes] | None = None
+) -> AsyncIterator[AuditLog]:
     """The log at `path`, made when there is none. A damaged one is left as it is, and no decision can be made.
+
+    With `sign`, checkpoints are signed by it: also when the log is opened, and when it is closed.
 
     Raises:
         AuditFailed: it cannot be opened.
@@ -206,17 +252,21 @@ async def open_audit(path: Path, now: Callable[[], Moment]) -> AsyncIterator[Aud
         raise AuditFailed(f"{path}: {error.strerror}") from None
     try:
         chain, size, ring, damage = await trio.to_thread.run_sync(_load, path)
-        log = AuditLog(path, fd, chain, size, ring, now)
+        log = AuditLog(path, fd, chain, size, ring, now, sign)
         if damage:
             log.fail(f"it is damaged: {damage}; move it away to start another")
         else:
             os.ftruncate(fd, size)
+            if ring and ring[-1].op is Operation.CHECKPOINT:
+                log.note_signed(ring[-1].seq)
+            log.checkpoint()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             try:
                 yield log
             finally:
                 nursery.cancel_scope.cancel()
+                log.checkpoint()
                 await log.sync()
     finally:
         os.close(fd)

@@ -18,12 +18,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.policy import compile as compiler
 from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
+from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
 from rayos_vmm.policy.capability import Capability, names, parse
 from rayos_vmm.policy.grant import Grant, Moment
@@ -72,6 +74,7 @@ class Authority:
         book: RuleBook,
     ) -> None:
         self.audit = audit
+        self.audit_key: Ed25519PublicKey | None = None
         self.book = book
         self.now = now
         self.lock = trio.Lock()  # one change at a time
@@ -247,7 +250,7 @@ class Authority:
         anchors = (self._anchor, self.audit.anchor)
         lines = self.audit.lines()
         try:
-            end = await trio.to_thread.run_sync(lambda: verify(lines, anchors))
+            found = await trio.to_thread.run_sync(lambda: verify(lines, anchors, self.audit_key))
         except Damage as damage:
             return {
                 "ok": False,
@@ -258,7 +261,14 @@ class Authority:
             }
         except OSError as error:
             return {"ok": False, "problem": str(error), "seq": 0, "offset": 0, "lost": self.audit.lost}
-        return {"ok": True, "records": end.seq, "digest": end.digest, "lost": self.audit.lost}
+        end = found.anchor
+        return {
+            "ok": True,
+            "records": end.seq,
+            "digest": end.digest,
+            "signed": found.signed,
+            "lost": self.audit.lost,
+        }
 
     # -- the clock -----------------------------------------------------------------------------------------------
 
@@ -373,16 +383,19 @@ async def open_authority(
     events: EventLog | None = None,
     now: Callable[[], Moment] = read_clocks,
     book: RuleBook | None = None,
+    key_path: Path | None = None,
 ) -> AsyncIterator[Authority]:
-    """The policy that a former service left, without what is over by now.
+    """The policy that a former service left, without what is over by now; `key_path` signs the record.
 
     Raises:
         AuditFailed: the audit file cannot be opened.
     """
     raw = await store.load_policy()
     stored = msgspec.json.decode(raw, type=Stored) if raw else None
-    async with open_audit(audit_path, now) as audit:
+    key = await trio.to_thread.run_sync(load_private, key_path) if key_path is not None else None
+    async with open_audit(audit_path, now, key.sign if key is not None else None) as audit:
         authority = Authority(store, audit, stored, now, book or RuleBook())
+        authority.audit_key = key.public_key() if key is not None else None
         if stored is not None and stored.anchor.seq > audit.anchor.seq and not audit.trouble:
             audit.fail(
                 f"it ends at record {audit.anchor.seq}, and {stored.anchor.seq} was written: its end was cut off"

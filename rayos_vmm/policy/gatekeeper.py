@@ -23,6 +23,7 @@ from rayos_vmm.errors import Conflict, Invalid, NotFound, RayosError
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog
 from rayos_vmm.policy.grant import TTL_MAXIMUM, End, Moment
+from rayos_vmm.policy.secret import load_secret
 from rayos_vmm.policy.token import (
     KEY_BYTES,
     Ask,
@@ -93,18 +94,9 @@ def load_key(path: Path) -> bytes:
         OSError: it cannot be read or written.
         Invalid: the file is not ours.
     """
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != KEY_BYTES:
-            raise Invalid(f"{path} has {len(key)} bytes, not {KEY_BYTES}", hint="move it away") from None
-        return key
-    with os.fdopen(fd, "wb") as file:
-        key = secrets.token_bytes(KEY_BYTES)
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+    key = load_secret(path, lambda: secrets.token_bytes(KEY_BYTES))
+    if len(key) != KEY_BYTES:
+        raise Invalid(f"{path} has {len(key)} bytes, not {KEY_BYTES}", hint="move it away to make another")
     return key
 
 

@@ -68,8 +68,8 @@ def test_records_in_another_order_are_found(order: list[int]) -> None:
 
 
 def test_a_whole_file_passes_and_anchors_find_a_missing_tail() -> None:
-    assert verify(LINES, [END]) == END
-    assert verify(LINES[:-1]).seq == COUNT - 1
+    assert verify(LINES, [END]).anchor == END
+    assert verify(LINES[:-1]).anchor.seq == COUNT - 1
     with pytest.raises(Damage, match="cut off"):
         verify(LINES[:-1], [END])
 

@@ -68,7 +68,9 @@ async def open_shell(
     shutdown = trio.Event()
     async with open_store(directory / "db") as store:
         book, kept = await load_book(store)
-        async with open_authority(store, directory / "audit.log", book=book) as authority:
+        async with open_authority(
+            store, directory / "audit.log", book=book, key_path=directory / "audit.key"
+        ) as authority:
             gatekeeper = await open_gatekeeper(
                 store, directory / "token.key", authority.audit, zone_of=book.zone_of, now=authority.now
             )
