@@ -249,7 +249,9 @@ class Service:
         Raises:
             NotFound: there is no such port.
         """
-        await seat.console_write(self._machine(name), port, data)
+        machine = self._machine(name)
+        self.policy.witness.note_input(name, port, len(data))
+        await seat.console_write(machine, port, data)
 
     def console_stream(
         self, name: str, port: int, since: int | None = None

@@ -33,11 +33,18 @@ RIGHTS: Final[Mapping[str, Capability]] = {
     **dict.fromkeys(
         ("machines.info", "machines.list", "machines.get", "machines.wait", "machines.stats"), NONE
     ),
-    **dict.fromkeys(("input.type", "input.key", "input.pointer", "input.mouse", "input.touch"), _C.CAP_INPUT),
+    **dict.fromkeys(
+        (
+            f"input.{what}"
+            for what in ("devices", "events", "key", "mouse", "pointer", "replay", "touch", "type")
+        ),
+        _C.CAP_INPUT,
+    ),
     "guest.size": _C.CAP_CONSOLE_W,
     "console.log": _C.CAP_CONSOLE_R,
     CONSOLE_COMMAND: _C.CAP_CONSOLE_R | _C.CAP_CONSOLE_W,
     **dict.fromkeys(("display.screenshot", "display.info", "display.damage"), _C.CAP_GPU),
+    **dict.fromkeys(("firewall.rules", "firewall.explain"), _C.CAP_NET),
     **dict.fromkeys(("dhcp.status", "dhcp.leases", "net.view"), _C.CAP_NET),
     **dict.fromkeys(("firewall.rules", "firewall.explain", "firewall.trace"), _C.CAP_NET),
     "events.events": _C.CAP_AUDIT,
@@ -110,5 +117,6 @@ class Guard:
                     vm,
                     is_within_vm=bool(vm) and command not in BEYOND_VM,
                     is_for_owner=command in OWNER_ALONE,
+                    is_frequent=command.startswith("input."),
                 )
         return Ask("unknown", Capability.CAP_ADMIN)

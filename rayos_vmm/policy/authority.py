@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,7 @@ from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
+from rayos_vmm.policy.witness import Witness
 
 log = logging.getLogger(__name__)
 #: The wall clock may be set while we sleep: it is looked at again after so many seconds while a grant has an end.
@@ -74,6 +75,7 @@ class Authority:
         book: RuleBook,
     ) -> None:
         self.audit = audit
+        self.witness = Witness(audit)
         self.audit_key: Ed25519PublicKey | None = None
         self.book = book
         self.now = now
@@ -212,16 +214,6 @@ class Authority:
         return await self._fall(
             lambda table, now: table.revoke_rights(vm, rights, now), vm, capabilities=names(rights)
         )
-
-    async def follow(self, events: EventLog) -> None:
-        """Records what machines and their devices tell: life cycle, and operations refused. Ends when cancelled."""
-        async with aclosing(events.follow(None)) as news:
-            async for event in news:
-                if event.type in ("vm.state", "vm.adopted"):
-                    data = {"state": "adopted", **event.data}
-                    self.audit.note(Operation.STATE, event.vm or "", **data)
-                elif event.type == "devices.denied":
-                    self.audit.note(Operation.CHECK_FAIL, event.vm or "", allowed=False, **event.data)
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -403,8 +395,7 @@ async def open_authority(
         await authority._expire()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(authority.run)
-            if events is not None:
-                nursery.start_soon(authority.follow, events)
+            nursery.start_soon(authority.witness.run, events)
             try:
                 yield authority
             finally:

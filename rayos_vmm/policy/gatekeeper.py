@@ -174,7 +174,7 @@ class Gatekeeper:
 
     def _admit_owner(self, ask: Ask, caller: str, *, is_change: bool) -> None:
         chain = (f"{caller} owns the service",)
-        if is_change:
+        if is_change and not ask.is_frequent:
             self.allowed += 1
             self._tell(ask.command, ask.vm, caller, chain, "", 0)
         else:

@@ -38,7 +38,7 @@ class BadToken(ValueError):
 class Ask:
     """What somebody wants to do: a command such as `policy.grant`, the right that it needs, on which machine.
 
-    `is_within_vm`: it touches nothing but `vm`; `is_for_owner`: no token will do.
+    `is_within_vm`: it touches nothing but `vm`; `is_for_owner`: no token will do; `is_frequent`: many times a second.
     """
 
     command: str
@@ -46,6 +46,7 @@ class Ask:
     vm: str = ""
     is_within_vm: bool = False
     is_for_owner: bool = False
+    is_frequent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,8 +160,12 @@ async def test_only_the_owner_needs_no_token(tmp_path: Path) -> None:
         await keeper.admit(CONSOLE, Peer(1, 0, 0), "", is_change=True)
         with pytest.raises(NotAllowed, match="neither root nor the owner"):
             await keeper.admit(CONSOLE, STRANGER, "", is_change=False)
+        frequent = Ask("input.mouse", Capability.CAP_INPUT, "a", is_within_vm=True, is_frequent=True)
+        for _ in range(50):
+            await keeper.admit(frequent, Peer(1, 0, 0), "", is_change=True)
         await authority.audit.sync()
-        passed, failed = authority.records(2)
+        passed, failed, often = authority.records(3)
+        assert often.data["command"] == "input.mouse"  # the others are counted, and told later
         assert (passed.op, passed.allowed) == (Operation.CHECK_PASS, True)
         assert passed.data["chain"] == ["uid 0 owns the service"] and passed.vm == "a"
         assert (failed.op, failed.allowed, failed.data["caller"]) == (Operation.CHECK_FAIL, False, "uid 1000")

@@ -243,3 +243,14 @@ async def test_many_records_share_a_sync(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_specification_may_name_every_device_right() -> None:
     assert CAPABILITIES == DEVICE_NAMES
+
+
+async def test_what_is_typed_is_recorded_in_sums_without_its_text(tmp_path: Path) -> None:
+    """Also what was typed in the last second of a service."""
+    async with open_authority(Memory(), tmp_path / "audit.log") as authority:
+        for _ in range(100):
+            authority.witness.note_input("a", 0, 3)
+        authority.witness.note_input("b", 1, 1)
+    async with open_authority(Memory(), tmp_path / "audit.log") as authority:
+        typed = [(entry.vm, entry.data) for entry in authority.records(10)]
+        assert typed == [("a", {"console": 0, "bytes": 300}), ("b", {"console": 1, "bytes": 1})]
