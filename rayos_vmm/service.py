@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 import trio
 
+from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import ServiceConfig
@@ -28,7 +29,7 @@ from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service_attestation import MachineTpm
 from rayos_vmm.service_open import Parts, open_parts
-from rayos_vmm.vm import card, seat, volume
+from rayos_vmm.vm import card, faults, seat, volume
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
 from rayos_vmm.vm.display import MachineDisplay
@@ -272,6 +273,14 @@ class Service:
             NotFound: there is no machine of that name.
         """
         return MachineInput(self._machine(name))
+
+    async def set_faults(self, name: str, device: str, rules: Sequence[FaultRule], seed: int) -> None:
+        """Has things go wrong in a disk or network card from now on; see `vm.faults.set_faults`."""
+        await faults.set_faults(self._machine(name), device, rules, seed)
+
+    async def faults(self, name: str) -> dict[str, builtins.list[dict[str, Any]]]:
+        """What goes wrong on purpose, device by device, and how often it did."""
+        return await faults.faults(self._machine(name))
 
     def display(self, name: str) -> MachineDisplay:
         """A machine's monitors, to be looked at.

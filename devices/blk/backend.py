@@ -29,6 +29,7 @@ from devices.blk.wire import (
 )
 from devices.bucket import Limiter
 from devices.errors import RequestError
+from devices.faults import Faults
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
 from devices.native import now_ns
@@ -50,6 +51,12 @@ BLOCK_BYTES: Final = 4096
 URING_ENTRIES: Final = 128
 #: Headroom of a disk without a quota.
 UNBOUNDED: Final = 1 << 62
+#: The requests that can fail on purpose, and what `devices.faults` calls them.
+_FAULTY: Final[dict[int, tuple[Op, str]]] = {
+    RequestType.IN: (Op.DISK_READ, "read"),
+    RequestType.OUT: (Op.DISK_WRITE, "write"),
+    RequestType.FLUSH: (Op.DISK_FLUSH, "flush"),
+}
 
 
 class BlkBackend(Backend):
@@ -80,6 +87,9 @@ class BlkBackend(Backend):
         self._no_uring = ""
         self._limiter = Limiter()
         self._held_back: list[int] = []
+        self.faults: Faults | None = None
+        self._stalls: dict[int, int] = {}  # the timer of each queue whose next request is late on purpose
+        self._late: set[int] = set()  # queues whose next request has been late
         self._timer = 0
         self._rings = [self._make_ring(vring, poll_ns) for vring in self.queues]
         self._set_headroom(UNBOUNDED if quota_bytes is None else 0)
@@ -169,6 +179,10 @@ class BlkBackend(Backend):
 
     def process(self, queue: int) -> bool:
         ring = self._rings[queue]
+        if queue in self._stalls:  # what is on its way comes back all the same
+            ring.flight.reap()
+            self.queues[queue].publish()
+            return False
         budget = self.BUDGET
         while budget > 0:
             outcome = ring.run(budget)
@@ -180,7 +194,11 @@ class BlkBackend(Backend):
                 self._hold_back(queue)
                 return False
             budget -= ring.served
-            self._serve(ring, outcome)
+            if self.faults is None or not self._is_hit(ring, outcome, self.faults):
+                self._serve(ring, outcome)
+            elif queue in self._stalls:
+                self.queues[queue].publish()
+                return False
         self.queues[queue].publish()
         return True
 
@@ -195,6 +213,47 @@ class BlkBackend(Backend):
         self.queues[queue].publish()
         if queue in self._held_back:
             self._held_back.remove(queue)
+        if timer := self._stalls.pop(queue, 0):
+            self.loop.cancel(timer)
+        self._late.discard(queue)
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def set_faults(self, faults: Faults | None) -> None:
+        """From now on requests go wrong as `faults` says (ops read, write and flush); None: no more."""
+        self.faults = faults
+        for ring in self._rings:
+            ring.is_watched = faults is not None
+
+    def _is_hit(self, ring: BlkRing, head: int, faults: Faults) -> bool:
+        """Whether a fault took the request that `ring` has parsed and left: answered with an error, or given back to
+        the queue for as long as it is late."""
+        queue = ring.vring.index
+        if queue in self._late:
+            self._late.discard(queue)
+            return False
+        chain = ring.vring.chain(head)
+        if ring.kind not in _FAULTY:
+            return False
+        op, word = _FAULTY[ring.kind]
+        size = max(chain.writable_bytes - 1, chain.readable_bytes - HEADER.size)
+        fault = faults.decide(word, ring.sector, size // SECTOR_BYTES)
+        if fault is None:
+            return False
+        if fault.action == "error":
+            self.stats.deny(op, Denial.IO_ERROR)
+            self._answer(ring, chain, Status.IOERR)
+            return True
+        ring.vring.unpop(head)
+        self._stalls[queue] = self.loop.call_at(
+            self.loop.now() + fault.delay_s, lambda: self._end_stall(queue)
+        )
+        return True
+
+    def _end_stall(self, queue: int) -> None:
+        del self._stalls[queue]
+        self._late.add(queue)
+        self._completed(queue)
 
     # -- limits --------------------------------------------------------------------------------------------------
 

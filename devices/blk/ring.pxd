@@ -19,7 +19,7 @@ cdef class BlkRing:
     cdef readonly Limiter limiter
     cdef readonly int fd
     cdef public unsigned long long size_bytes, max_bytes
-    cdef public bint read_only, is_direct, is_durable
+    cdef public bint is_watched, read_only, is_direct, is_durable
     cdef public long long headroom
     cdef public unsigned long long poll_ns
     cdef readonly Stats stats

@@ -53,8 +53,9 @@ WRITE_OP: Final = Op.DISK_WRITE.index
 class BlkRing:
     """One queue's loop. `headroom` bytes may still be written before a quota on storage must be measured.
 
-    `kind` and `sector` are those of the request that `run` returned. `poll_ns` is how long an empty queue is looked at
-    before a kick is asked for; 0 is never.
+    `kind` and `sector` are those of the request that `run` returned. `is_watched`: it returns every one, since
+    it may have to fail on purpose. `poll_ns` is how long an empty queue is looked at before a kick is asked for; 0 is
+    never.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class BlkRing:
         self.fd = flight.fd
         self.size_bytes = size_bytes
         self.max_bytes = max_bytes
+        self.is_watched = False
         self.read_only = False
         self.is_direct = False
         #: Write through: a write is over when it is durable.
@@ -179,7 +181,12 @@ class BlkRing:
         if length & SECTOR_MASK or length > self.max_bytes or self.sector > self.size_bytes >> SECTOR_SHIFT:
             return False
         self.offset = self.sector << SECTOR_SHIFT
-        if not is_whole or self.offset + length > self.size_bytes or not self.gate.allows(operation):
+        if (
+            self.is_watched
+            or not is_whole
+            or self.offset + length > self.size_bytes
+            or not self.gate.allows(operation)
+        ):
             return False
         if operation == WRITE_OP:
             if self.read_only or length > self.headroom:

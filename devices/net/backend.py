@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
 from devices.bucket import TokenBucket
+from devices.faults import Faults
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
 from devices.native import address_of
+from devices.net.faulty import FaultyPath
 from devices.net.filter import Filter, Judge
 from devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
 from devices.net.port import Port, path_of
@@ -88,6 +90,7 @@ class NetBackend(Backend):
             )
             for queue, vring in enumerate(self.queues)
         ]
+        self.faults: Faults | None = None
         self._timers = [0] * len(self.queues)
         self._listening: set[int] = set()
         self._live: list[int] = []
@@ -329,6 +332,13 @@ class NetBackend(Backend):
     def _ignore_all(self) -> None:
         for queue in tuple(self._listening):
             self._listen(queue, False)
+
+    def set_faults(self, faults: Faults | None) -> None:
+        """From now on frames are lost or late as `faults` says (ops tx and rx); None: no more."""
+        self.faults = faults
+        for queue, ring in enumerate(self._rings):
+            path = path_of(self.ports[queue // 2])
+            ring.path = path if faults is None else FaultyPath(path, faults, self.loop, self.stats)
 
     def snapshot(self) -> dict[str, Any]:
         found = {**super().snapshot(), "quota": {"rate_bytes_per_second": self.rate_bytes_per_second}}

@@ -14,7 +14,7 @@ cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET
 
 cdef class NetRing:
     cdef readonly Vring vring
-    cdef readonly Path path
+    cdef public Path path
     cdef readonly Stats stats
     cdef readonly Gate gate
     cdef readonly TokenBucket bucket

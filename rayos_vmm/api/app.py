@@ -21,6 +21,7 @@ from rayos_vmm.api import (
     disk,
     display,
     events,
+    faults,
     firewall,
     guest,
     hierarchy,
@@ -53,6 +54,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *dhcp.ENDPOINTS,
     *disk.ENDPOINTS,
     *firewall.ENDPOINTS,
+    *faults.ENDPOINTS,
     *net.ENDPOINTS,
 )
 OPENAPI_PATH: Final = "/v1/openapi.json"

@@ -58,6 +58,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "dhcp": ("dhcp", "show our DHCP server, take a lease back, serve a link alone"),
     "disk": ("disk", "list a machine's disks; make one larger"),
     "net": ("net", "show a machine's network card, pull its cable or plug it in"),
+    "fault": ("fault", "have a device fail on purpose: errors, losses, delays"),
     "doctor": ("doctor", "check this machine and say what to do"),
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
     "serve": ("serve", "run the daemon in the foreground"),

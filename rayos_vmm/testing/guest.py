@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from rayos_vmm.api.client import Client
+from rayos_vmm.config.fault import parse_fault
 from rayos_vmm.errors import RayosError
 from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
 from rayos_vmm.testing.picture import Picture
@@ -247,6 +249,20 @@ class Guest:
     async def wait_for_shutdown(self, *, timeout: float = 60.0) -> VmView:
         """Waits until it has ended; `exit_reason` of the view is why."""
         return await self.client.wait(self.name, "stopped", timeout_s=timeout)
+
+    async def set_faults(self, device: str, *rules: str, seed: int = 0) -> None:
+        """Has a disk or network card fail on purpose, such as `set_faults("disk0", "read:error,sector=128")`; without
+        rules it works again. `rayos fault set --help` has the words.
+        """
+        body = {"device": device, "rules": [parse_fault(rule) for rule in rules], "seed": seed}
+        await self.client.request("PUT", f"/vms/{self.name}/faults", body=body)
+
+    async def faults(self) -> dict[str, list[dict[str, Any]]]:
+        """The faults of each device, with how often each `matched` and was `done`."""
+        found: dict[str, list[dict[str, Any]]] = msgspec.json.decode(
+            await self.client.request("GET", f"/vms/{self.name}/faults")
+        )
+        return found
 
     async def kill_worker(self) -> int:
         """Kills its device worker with SIGKILL, as a test of everything above; returns the pid it had."""

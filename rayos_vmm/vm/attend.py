@@ -20,6 +20,7 @@ from rayos_vmm.errors import GuestGone, RayosError, one_error
 from rayos_vmm.qmp import Qmp, QmpEvent, open_qmp
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import QMP_SOCKET, SERIAL_SOCKET, House
+from rayos_vmm.vm.faults import plan_again
 from rayos_vmm.vm.hardware import Worker
 from rayos_vmm.vm.history import BoundedFile, Lines
 from rayos_vmm.vm.lifecycle import REACHABLE, LifeEvent
@@ -55,6 +56,7 @@ class Attendant:
         self._panic_over = trio.Event()
         self._ready_send, self._ready_receive = trio.open_memory_channel[tuple[float, Ready]](1)
         self._events_read = trio.Event()
+        self._worker_started = trio.Event()
         self._log_read = trio.Event()
 
     async def run(self, process: Process, *, is_new: bool) -> None:
@@ -106,6 +108,7 @@ class Attendant:
             nursery.start_soon(self._end_after_panic)
             nursery.start_soon(self._follow_ready)
             nursery.start_soon(self._watch, qmp, worker)
+            nursery.start_soon(self._plan_faults_again)
             nursery.start_soon(self._house.hardware.follow, machine.runtime, self._on_device_event)
             if machine.record.live.swtpm is not None:
                 nursery.start_soon(self._house.tpms.follow, machine.runtime, self._on_tpm)
@@ -158,8 +161,17 @@ class Attendant:
 
     def _on_device_event(self, event: dict[str, Any]) -> None:
         name = str(event.pop("event", ""))
+        if name == "worker_started":
+            self._worker_started.set()
         if name:
             self._machine.events.publish(f"devices.{name}", self._machine.name, **event)
+
+    async def _plan_faults_again(self) -> None:
+        while True:
+            await self._worker_started.wait()
+            self._worker_started = trio.Event()
+            with suppress(RayosError):  # it ended once more, or the machine does
+                await plan_again(self._machine)
 
     def _on_tpm(self, state: str, reason: str) -> None:
         self._machine.events.publish("vm.tpm", self._machine.name, state=state, reason=reason)

@@ -25,6 +25,7 @@ from rayos_vmm.vm.view import ExitReason, VmState, VmView
 
 if TYPE_CHECKING:
     from rayos_vmm.vm.agent import Agent
+    from rayos_vmm.vm.faults import Plan
     from rayos_vmm.vm.hardware import Worker
 
 SERIAL_PORT = 3  # the console port by which the API reaches ttyS0; 0 to 2 are the virtio console's
@@ -44,6 +45,8 @@ class Machine:
         self.evidence = Evidence()
         self.serial = History()
         self.transcript = Transcript()
+        self.faults: dict[str, Plan] = {}
+        self.faults_lock = trio.Lock()
         self.lock = trio.Lock()  # held by operations that change what exists
         self.start_scope = trio.CancelScope()
         self.qmp: Qmp | None = None
@@ -90,6 +93,7 @@ class Machine:
         self.evidence = Evidence()
         self.serial = History()
         self.transcript = Transcript()
+        self.faults = {}
         self.start_scope = trio.CancelScope()
         self.start_error = None
         self.has_run = False

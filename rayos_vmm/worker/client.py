@@ -191,6 +191,16 @@ class WorkerClient:
         head, _, _ = await self._client.call("blk.resize", device=device)
         return int(head["size_bytes"])
 
+    async def set_faults(self, device: str, rules: Sequence[dict[str, Any]], seed: int) -> None:
+        """Have things go wrong in a disk or network card from now on (fields of `devices.faults.Fault`)."""
+        await self._client.call("faults", device=device, rules=list(rules), seed=seed)
+
+    async def faults(self, device: str) -> list[dict[str, Any]]:
+        """The rules of a disk or network card, with `matched` and `done`."""
+        head, _, _ = await self._client.call("faults", device=device)
+        rules: list[dict[str, Any]] = head["rules"]
+        return rules
+
     async def console_resize(self, port: int, columns: int, rows: int) -> None:
         await self._client.call("console.resize", port=port, columns=columns, rows=rows)
 

@@ -17,6 +17,7 @@ from devices.backend import Backend
 from devices.blk.backend import BlkBackend
 from devices.console.backend import ConsoleBackend
 from devices.errors import RequestError
+from devices.faults import Fault, Faults
 from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
@@ -56,6 +57,7 @@ class Control:
             "console.resize": self._console_resize,
             "console.ports": self._console_ports,
             "blk.resize": self._blk_resize,
+            "faults": self._faults,
             **FirewallControl(self._firewall, loop).operations,
             "gpu.info": self._gpu_info,
             "gpu.frame": self._gpu_frame,
@@ -200,6 +202,18 @@ class Control:
 
     def _blk_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
         return {"size_bytes": self._find(head["device"], BlkBackend).resize()}, b"", []
+
+    def _faults(self, head: dict[str, Any], _data: bytes) -> Answer:
+        """With `rules`: from now on these; without: what they did so far."""
+        device = self._backends.get(head["device"])
+        if not isinstance(device, BlkBackend | NetBackend):
+            raise Refused(
+                "no_such_device", f"device {head['device']!r} has no faults; disks and network cards have"
+            )
+        if "rules" in head:
+            rules = [Fault(**rule) for rule in head["rules"]]
+            device.set_faults(Faults(rules, seed=int(head["seed"])) if rules else None)
+        return {"rules": device.faults.snapshot() if device.faults else []}, b"", []
 
     def _gpu_frame(self, head: dict[str, Any], _data: bytes) -> Answer:
         frame = self._gpu(head).frame(int(head["scanout"]), with_cursor=bool(head["cursor"]))
