@@ -11,7 +11,13 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
@@ -32,6 +38,7 @@ from rayos_vmm.service_open import Parts, open_parts
 from rayos_vmm.vm import card, faults, seat, volume
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import House
+from rayos_vmm.vm.console import Seat, Wish
 from rayos_vmm.vm.display import MachineDisplay
 from rayos_vmm.vm.hardware import Hardware
 from rayos_vmm.vm.input import MachineInput
@@ -39,6 +46,7 @@ from rayos_vmm.vm.lifecycle import LifeEvent
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
 from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.run import adopt_machine, run_machine
+from rayos_vmm.vm.timed import Piece
 from rayos_vmm.vm.view import DiskView, Event, ExecResult, ExitReason, NetView, VmState, VmView
 
 Condition = Literal["ready", "running", "stopped"]
@@ -245,7 +253,7 @@ class Service:
     # The guest's seat: consoles, keyboard, mouse, screen
 
     async def console_write(self, name: str, port: int, data: bytes) -> None:
-        """Types into a console port (0 to 2, or 3 for the serial line); waits for room.
+        """Types into a console port (31 is the serial line); waits for room.
 
         Raises:
             NotFound: there is no such port.
@@ -259,6 +267,20 @@ class Service:
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[int, bytes]]]:
         """(offset, bytes) of a console port: from `since` on, replaying what is kept, or from now on."""
         return seat.console_stream(self._machine(name), port, since)
+
+    def console_seat(self, name: str, port: int, who: str, wish: Wish) -> AbstractContextManager[Seat]:
+        """A seat at a console port: only its writer may type (`vm/console.py`)."""
+        return self._machine(name).seats.open(port, who, wish)
+
+    async def console_ports(self, name: str) -> builtins.list[dict[str, Any]]:
+        """Every console port: number, name, whether the guest has it open, size, writer, watchers."""
+        return await seat.console_ports(self._machine(name))
+
+    def console_pieces(
+        self, name: str, port: int, since: int = 0, *, follow: bool = False
+    ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
+        """What is kept of a console port's output, with the time at which each piece came; or from there on and on."""
+        return seat.console_pieces(self._machine(name), port, since, follow=follow)
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
         """Tells the guest the size of its terminal; the serial line has no way to."""

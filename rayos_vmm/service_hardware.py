@@ -14,7 +14,6 @@ import msgspec
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.firewall import Firewall
-from rayos_vmm.vm.arguments import CONSOLE_PORT_NAMES
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.vm.identity import claim
 from rayos_vmm.vm.process import ProcessId, start_time
@@ -71,7 +70,7 @@ def _devices(
             for name in spec.input.devices
         ]
     devices.append(
-        Device(kind="console", name="console", ports=("", *CONSOLE_PORT_NAMES[1:]), chardev=not has_console)
+        Device(kind="console", name="console", ports=("", *spec.console_ports[1:]), chardev=not has_console)
     )
     return devices
 
@@ -172,7 +171,7 @@ class WorkerHardware:
                 os.close(fd)
         has_display = spec.gpu.enabled
         inputs = spec.input.devices if has_display else ()
-        ports = len(CONSOLE_PORT_NAMES)
+        ports = len(spec.console_ports)
         return Plugged(
             slot=identity.slot,
             keeper=ProcessId(keeper.pid, start_time(keeper.pid) or 0),

@@ -13,11 +13,13 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 from devices.console.control import hear, next_message
 from devices.console.history import BATCH_BYTES
+from devices.console.marks import Mark
 from devices.console.port import PORT_BYTES, Port, PortSpec, Todo
 from devices.console.wire import (
     CONFIG,
@@ -196,12 +198,19 @@ class ConsoleBackend(DurableBackend):
         """(offset, bytes): up to `limit` bytes of a port's output from `offset`; one that is too old jumps forward."""
         return self._ports[port].read(offset, limit)
 
+    def marks(self, port: int, start: int, end: int, limit: int) -> list[Mark]:
+        """(offset, nanoseconds since the epoch): when the bytes of a port's output from `start` to `end` came.
+
+        The first is at or before `start` unless that is forgotten; at most `limit`, so the last may be before `end`.
+        """
+        return self._ports[port].marks_of(start, end, limit)
+
     def total(self, port: int) -> int:
         """Bytes the guest ever wrote to a port: the offset behind the last."""
         return self._ports[port].total
 
     def ports(self) -> list[dict[str, Any]]:
-        """port, name, is_console, guest_open of each."""
+        """port, name, is_console, guest_open, columns, rows of each."""
         return [port.describe() for port in self._ports]
 
     # -- another way to the guest (chardev.py) -------------------------------------------------------------------
@@ -276,7 +285,7 @@ class ConsoleBackend(DurableBackend):
             return 0
         self.stats.allow(Op.CONSOLE_WRITE, size)
         if size:
-            port.take_output(buffers)
+            port.take_output(buffers, time.time_ns())
             self._got_output.add(port.index)
             self.is_dirty = True
         return size
@@ -350,7 +359,7 @@ class ConsoleBackend(DurableBackend):
 
     def _emergency(self, character: bytes) -> None:
         port = self._ports[0]
-        port.take_output([memoryview(character)])
+        port.take_output([memoryview(character)], time.time_ns())
         self.save()
         self.on_output(0)
 

@@ -13,11 +13,12 @@ from enum import IntFlag
 from typing import Any, Final
 
 from devices.console.history import OUTPUT_RING_BYTES, ByteRing, read_back
+from devices.console.marks import MARKS_BYTES, Mark, MarkRing
 from devices.errors import ConfigurationError
 
 #: Bytes that may wait for the guest to take them.
 PENDING_BYTES: Final = 64 << 10
-PORT_BYTES: Final = OUTPUT_RING_BYTES + PENDING_BYTES
+PORT_BYTES: Final = OUTPUT_RING_BYTES + PENDING_BYTES + MARKS_BYTES
 MAX_NAME_BYTES: Final = 255
 DEFAULT_LOG_LIMIT_BYTES: Final = 64 << 20
 
@@ -68,6 +69,8 @@ class Port:
         "index",
         "is_ready",
         "log_errors",
+        "marks",
+        "marks_count",
         "output",
         "pending",
         "rows",
@@ -77,8 +80,8 @@ class Port:
         "total",
     )
 
-    #: total, taken, given u64; columns, rows u16; is_ready, guest_open, todo u8.
-    STATE: Final = struct.Struct("<QQQHHBBB")
+    #: total, taken, given, marks u64; columns, rows u16; is_ready, guest_open, todo u8.
+    STATE: Final = struct.Struct("<QQQQHHBBB")
 
     def __init__(self, index: int, spec: PortSpec, memory: memoryview) -> None:
         """`memory` is PORT_BYTES that outlive us."""
@@ -86,8 +89,9 @@ class Port:
         self.index = index
         self.spec = spec
         self.output = ByteRing(memory[:OUTPUT_RING_BYTES])
-        self.pending = ByteRing(memory[OUTPUT_RING_BYTES:PORT_BYTES])
-        self.total = self.taken = self.given = 0
+        self.pending = ByteRing(memory[OUTPUT_RING_BYTES : OUTPUT_RING_BYTES + PENDING_BYTES])
+        self.marks = MarkRing(memory[OUTPUT_RING_BYTES + PENDING_BYTES : PORT_BYTES])
+        self.total = self.taken = self.given = self.marks_count = 0
         self.columns = self.rows = 0
         self.is_ready = False
         self.guest_open = False
@@ -99,6 +103,7 @@ class Port:
             self.total,
             self.taken,
             self.given,
+            self.marks_count,
             self.columns,
             self.rows,
             self.is_ready,
@@ -107,18 +112,20 @@ class Port:
         )
 
     def unpack(self, data: bytes) -> None:
-        self.total, self.taken, self.given, self.columns, self.rows, ready, opened, todo = self.STATE.unpack(
-            data
-        )
+        numbers = self.STATE.unpack(data)
+        self.total, self.taken, self.given, self.marks_count, self.columns, self.rows = numbers[:6]
+        ready, opened, todo = numbers[6:]
         self.is_ready = bool(ready)
         self.guest_open = bool(opened)
         self.todo = Todo(todo)
 
     # -- from the guest ------------------------------------------------------------------------------------------
 
-    def take_output(self, buffers: list[memoryview]) -> None:
-        """Copy the guest's bytes behind the output; all that is looked at afterwards is the copy."""
+    def take_output(self, buffers: list[memoryview], now_ns: int) -> None:
+        """Copy the guest's bytes behind the output, at the time that it is (since the epoch); all that is looked at
+        afterwards is the copy."""
         start = self.total
+        self.marks_count = self.marks.store(self.marks_count, start, now_ns)
         for buffer in buffers:
             self.output.store(self.total, buffer)
             self.total += len(buffer)
@@ -145,6 +152,10 @@ class Port:
 
     def read(self, offset: int, limit: int) -> tuple[int, bytes]:
         return read_back(self.output, self.total, offset, limit)
+
+    def marks_of(self, start: int, end: int, limit: int) -> list[Mark]:
+        """When the bytes from `start` to `end` came (`MarkRing.between`)."""
+        return self.marks.between(self.marks_count, start, end, limit)
 
     # -- for the guest -------------------------------------------------------------------------------------------
 
@@ -188,14 +199,14 @@ class Port:
             "name": self.spec.name,
             "is_console": self.spec.is_console,
             "guest_open": self.guest_open,
+            "columns": self.columns,
+            "rows": self.rows,
         }
 
     def snapshot(self) -> dict[str, Any]:
         """Counters, JSON-ready."""
         return {
             **self.describe(),
-            "columns": self.columns,
-            "rows": self.rows,
             "output_bytes": self.total,
             "input_bytes": self.taken,
             "waiting_bytes": self.waiting,

@@ -6,7 +6,7 @@ Invariant: an answer that is not a success is raised as the same `RayosError` cl
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -19,7 +19,9 @@ from rayos_vmm import errors
 from rayos_vmm.api.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.api.types import Error
 from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.vm.console import Wish
 from rayos_vmm.vm.input_record import Step
+from rayos_vmm.vm.timed import Piece
 from rayos_vmm.vm.view import Damage, DiskView, Event, ExecResult, VmView
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -267,6 +269,21 @@ class Client:
     async def console_log(self, name: str, port: int) -> bytes:
         return await self.request("GET", f"{_vm(name)}/console/log", query={"port": port})
 
+    async def console_ports(self, name: str) -> list[dict[str, Any]]:
+        """The ports: number, name, guest_open, columns, rows, writer, watchers."""
+        body = await self.request("GET", f"{_vm(name)}/console/ports")
+        ports: list[dict[str, Any]] = msgspec.json.decode(body)["ports"]
+        return ports
+
+    @asynccontextmanager
+    async def console_pieces(
+        self, name: str, port: int, *, since: int = 0, follow: bool = False
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        """What a console said and when, from what is kept; up to now, or on and on."""
+        query = {"port": port, "since": since, "follow": "true" if follow else "false"}
+        async with self._lines(f"{_vm(name)}/console/timed", Piece, query) as pieces:
+            yield pieces
+
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
         body = {"port": port, "columns": columns, "rows": rows}
         await self.request("POST", f"{_vm(name)}/console/size", body=body)
@@ -297,15 +314,19 @@ class Client:
                 yield _JsonLines(answer, type_)
 
     @asynccontextmanager
-    async def console(self, name: str, port: int, *, since: int | None = None) -> AsyncIterator[Console]:
-        """A console, open for both ways."""
+    async def console(
+        self, name: str, port: int, *, since: int | None = None, mode: Wish = "write"
+    ) -> AsyncIterator[Console]:
+        """A console: to write unless somebody else does (`is_writer` tells), only to watch, or to take over."""
         from trio_websocket import (
             ConnectionRejected,
             HandshakeError,
             wrap_client_stream,
         )  # slow, rarely needed
 
-        path = f"/v1{_vm(name)}/console?port={port}" + ("" if since is None else f"&since={since}")
+        path = f"/v1{_vm(name)}/console?port={port}&mode={mode}" + (
+            "" if since is None else f"&since={since}"
+        )
         try:
             stream = await trio.open_unix_socket(self._socket_path)
         except OSError as error:
@@ -322,7 +343,9 @@ class Client:
                             nursery, stream, "rayos", path, extra_headers=headers
                         )
                     try:
-                        yield Console(socket)
+                        console = Console(socket)
+                        await console.be_seated()
+                        yield console
                     finally:
                         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
                             scope.shield = True
@@ -335,11 +358,36 @@ class Client:
 
 
 class Console:
-    """One console of one guest."""
+    """One console of one guest. `writer` is who may write (None: nobody does), `is_writer` whether it is this one; both
+    change while it is read, and `on_writer` is called then."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self.offset = 0
+        self.is_writer = False
+        self.writer: str | None = None
+        self.on_writer: Callable[[], object] | None = None
+
+    async def be_seated(self) -> None:
+        """Hear who writes, which is said first. Raises GuestGone when the daemon closed it instead."""
+        from trio_websocket import ConnectionClosed
+
+        try:
+            self._hear(json.loads(await self._socket.get_message()))
+        except ConnectionClosed as error:
+            raise errors.GuestGone(f"the console was closed: {error.reason}") from None
+
+    def _hear(self, said: dict[str, Any]) -> None:
+        if "offset" in said:
+            self.offset = int(said["offset"])
+            return
+        self.is_writer, self.writer = bool(said["is_writer"]), said["writer"]
+        if self.on_writer is not None:
+            self.on_writer()
+
+    async def take(self) -> None:
+        """Become the writer; whoever was watches on. Raises GuestGone when the console has ended."""
+        await self._say({"take": True})
 
     async def write(self, data: bytes) -> None:
         """Input for the guest. Raises GuestGone when the console has ended."""
@@ -351,11 +399,14 @@ class Console:
             raise errors.GuestGone("the console has ended") from None
 
     async def resize(self, columns: int, rows: int) -> None:
-        """The size of the terminal. Raises GuestGone when the console has ended."""
+        """The size of the terminal, which counts while it writes. Raises GuestGone when the console has ended."""
+        await self._say({"columns": columns, "rows": rows})
+
+    async def _say(self, said: dict[str, Any]) -> None:
         from trio_websocket import ConnectionClosed
 
         try:
-            await self._socket.send_message(json.dumps({"columns": columns, "rows": rows}))
+            await self._socket.send_message(json.dumps(said))
         except ConnectionClosed:
             raise errors.GuestGone("the console has ended") from None
 
@@ -378,7 +429,7 @@ class Console:
             if isinstance(message, bytes):
                 self.offset += len(message)
                 return message
-            self.offset = int(json.loads(message)["offset"])
+            self._hear(json.loads(message))
 
 
 class _JsonLines(Generic[_T]):

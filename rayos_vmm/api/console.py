@@ -1,22 +1,38 @@
 """A console of a guest over a WebSocket, and what it has said so far.
 
-Binary frames are the console's bytes, both ways. Text frames are JSON: from us `{"offset": N}`, the position
-of the next byte, first of all and after every gap; from the client `{"columns": C, "rows": R}`, its size.
-The socket closes with 1000 when the guest's console ends, with 1008 after a frame that is neither.
+Binary frames are the console's bytes, both ways. Text frames are JSON: from us `{"is_writer": B, "writer": WHO}`,
+first of all and whenever that changes, and `{"offset": N}`, the position of the next byte, before the first and after
+every gap; from the client `{"columns": C, "rows": R}`, its size, and `{"take": true}`, to become the writer.
+The socket closes with 1000 when the guest's console ends, with 1008 after a frame that is none of these. What a watcher
+types is dropped, and so is its size; both were told.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
+from starlette.responses import StreamingResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from rayos_vmm.api.body import decode
-from rayos_vmm.api.endpoint import BYTES, Call, Endpoint, as_rayos_error, decode_query, error_response
-from rayos_vmm.api.types import ConsoleSize, PortQuery, StreamQuery
+from rayos_vmm.api.endpoint import (
+    BYTES,
+    NDJSON,
+    Call,
+    Endpoint,
+    as_rayos_error,
+    decode_query,
+    error_response,
+)
+from rayos_vmm.api.guard import PEER
+from rayos_vmm.api.types import ConsolePorts, ConsoleSize, PortQuery, StreamQuery, TimedQuery
+from rayos_vmm.policy.gatekeeper import Peer
+from rayos_vmm.vm.console import Seat
+from rayos_vmm.vm.timed import Piece
 
 if TYPE_CHECKING:
     from rayos_vmm.service import Service
@@ -27,9 +43,10 @@ LOG_QUIET_S: Final = 0.1  # a replay comes without pauses: after one of this len
 LOG_MAXIMUM_BYTES: Final = 16 << 20
 
 
-class _Size(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    columns: int
-    rows: int
+class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    columns: int = 0
+    rows: int = 0
+    take: bool = False
 
 
 async def _send(socket: WebSocket, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
@@ -41,20 +58,40 @@ async def _send(socket: WebSocket, chunks: AsyncIterator[tuple[int, bytes]]) -> 
         position = offset + len(data)
 
 
-async def _receive(socket: WebSocket, service: Service, name: str, port: int) -> None:
+async def _tell(socket: WebSocket, seat: Seat) -> None:
+    """Who writes, whenever that changes."""
+    told = (seat.is_writer, seat.writer)
+    while True:
+        await seat.changed()
+        now = (seat.is_writer, seat.writer)
+        if now != told:
+            told = now
+            await socket.send_text(_writer(seat))
+
+
+def _writer(seat: Seat) -> str:
+    return msgspec.json.encode({"is_writer": seat.is_writer, "writer": seat.writer}).decode()
+
+
+async def _receive(socket: WebSocket, service: Service, name: str, port: int, seat: Seat) -> None:
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
             return
         data: bytes | None = message.get("bytes")
         if data is not None:
-            await service.console_write(name, port, data)
+            if seat.is_writer:
+                await service.console_write(name, port, data)
             continue
-        size = decode(message["text"].encode(), _Size)
+        said = decode(message["text"].encode(), _Said)
+        if said.take:
+            seat.take()
+            continue
         checked = msgspec.convert(
-            {"port": port, "columns": size.columns, "rows": size.rows}, ConsoleSize, strict=True
+            {"port": port, "columns": said.columns, "rows": said.rows}, ConsoleSize, strict=True
         )
-        await service.console_resize(name, port, checked.columns, checked.rows)
+        if seat.is_writer:
+            await service.console_resize(name, port, checked.columns, checked.rows)
 
 
 async def _close(socket: WebSocket, code: int, reason: str) -> None:
@@ -65,22 +102,42 @@ async def _close(socket: WebSocket, code: int, reason: str) -> None:
             return  # it left first
 
 
+async def _attend(
+    socket: WebSocket,
+    service: Service,
+    name: str,
+    port: int,
+    seat: Seat,
+    chunks: AsyncIterator[tuple[int, bytes]],
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def from_client() -> None:
+            await _receive(socket, service, name, port, seat)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(from_client)
+        nursery.start_soon(_tell, socket, seat)
+        await _send(socket, chunks)
+        nursery.cancel_scope.cancel()
+
+
+def _who(socket: WebSocket) -> str:
+    """The client, as the others are told of it."""
+    peer = socket.scope.get(PEER)
+    return f"process {peer.pid} of user {peer.uid}" if isinstance(peer, Peer) else "somebody"
+
+
 async def serve_console(socket: WebSocket, service: Service) -> None:
     """One client of one console, until either side ends it."""
     name = socket.path_params["name"]
     try:
         query = decode_query(socket, StreamQuery)
-        async with service.console_stream(name, query.port, query.since) as chunks:
-            await socket.accept()
-            async with trio.open_nursery() as nursery:
-
-                async def from_client() -> None:
-                    await _receive(socket, service, name, query.port)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(from_client)
-                await _send(socket, chunks)
-                nursery.cancel_scope.cancel()
+        with service.console_seat(name, query.port, _who(socket), query.mode) as seat:
+            async with service.console_stream(name, query.port, query.since) as chunks:
+                await socket.accept()
+                await socket.send_text(_writer(seat))
+                await _attend(socket, service, name, query.port, seat, chunks)
         await _close(socket, NORMAL, "the console ended")
     except Exception as error:  # the supervisor boundary of a connection
         if _left(error):
@@ -111,7 +168,49 @@ async def _log(call: Call) -> bytes:
     return bytes(kept)
 
 
+async def _ports(call: Call) -> ConsolePorts:
+    return ConsolePorts(ports=await call.service.console_ports(call.name))
+
+
+async def _timed(call: Call) -> StreamingResponse | bytes:
+    query = call.query
+
+    async def lines(since: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
+        async with call.service.console_pieces(call.name, query.port, since, follow=follow) as pieces:
+            async for piece in pieces:
+                yield msgspec.json.encode(piece) + b"\n"
+
+    kept = b"".join([line async for line in lines(query.since, follow=False)])
+    if not query.follow:
+        return kept
+    last = msgspec.json.decode(kept[kept[:-1].rfind(b"\n") + 1 :], type=Piece) if kept else None
+    behind = query.since if last is None else last.offset + len(last.data)
+
+    async def live() -> AsyncGenerator[bytes, None]:
+        yield kept
+        async with aclosing(lines(behind, follow=True)) as rest:
+            async for line in rest:
+                yield line
+
+    return StreamingResponse(live(), media_type=NDJSON)
+
+
 ENDPOINTS: Final = (
+    Endpoint(
+        "GET",
+        "/v1/vms/{name}/console/ports",
+        _ports,
+        "The console's ports, and who sits there",
+        answers=ConsolePorts,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/vms/{name}/console/timed",
+        _timed,
+        "What a console said and when, one piece as JSON a line: offset, time, data in base64",
+        query=TimedQuery,
+        media=NDJSON,
+    ),
     Endpoint(
         "GET", "/v1/vms/{name}/console/log", _log, "What a console said so far", query=PortQuery, media=BYTES
     ),

@@ -13,7 +13,7 @@ from rayos_vmm.config.units import Size
 from rayos_vmm.policy.audit import RING, Entry
 from rayos_vmm.vm.view import VmView
 
-Port = Annotated[int, Meta(ge=0, le=31, description="console port; 0 is the shell")]
+Port = Annotated[int, Meta(ge=0, le=31, description="console port; 0 is the shell, 31 the serial line")]
 Seconds = Annotated[float, Meta(gt=0, le=86400, description="time limit in seconds")]
 
 
@@ -191,8 +191,27 @@ class PortQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     port: Port = 0
 
 
+class TimedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which console, from where, and whether to go on at the present."""
+
+    port: Port = 0
+    since: Annotated[int, Meta(ge=0)] = 0
+    follow: bool = False
+
+
+class ConsolePorts(msgspec.Struct, frozen=True, kw_only=True):
+    """The ports: number, name, whether a program has it open, its size, its writer and how many watch."""
+
+    ports: list[dict[str, Any]]
+
+
 class StreamQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which console, and from where: 0 replays what is kept, absent means from now on."""
+    """Which console, and from where: 0 replays what is kept, absent means from now on.
+
+    `mode`: write unless somebody else does, only watch, or take over from whoever writes.
+    """
+
+    mode: Literal["write", "watch", "take"] = "write"
 
     port: Port = 0
     since: Annotated[int, Meta(ge=0)] | None = None

@@ -16,7 +16,7 @@ from rayos_vmm.api.client import Client
 from rayos_vmm.cli.agent import guest_command, print_result
 from rayos_vmm.cli.arguments import duration, size
 from rayos_vmm.cli.boot import boot_table, show_boot
-from rayos_vmm.cli.console import PORTS, port, say_goodbye
+from rayos_vmm.cli.console import PORTS, port, port_number, say_goodbye
 from rayos_vmm.cli.daemon import ensure_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
@@ -186,7 +186,7 @@ def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
 
 async def _at_console(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output) -> int:
     default = "shell" if spec.is_our_guest else "serial"
-    chosen = PORTS[default] if args.console is None else args.console
+    chosen = PORTS[default] if args.console is None else await port_number(client, spec.name, args.console)
     async with client.events() as events:
         view = await client.get(spec.name)
         async with client.console(spec.name, chosen, since=0) as console:

@@ -1,6 +1,7 @@
 """This terminal as the guest's: keys go in as they are, bytes come out as they are, Ctrl-] leaves.
 
-Invariant: whatever happens, the terminal's settings are what they were before.
+While somebody else writes it only watches, and Ctrl-T takes over; whoever wrote is told. Invariant: whatever happens,
+the terminal's settings are what they were before.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Final
 import trio
 
 from rayos_vmm.api.client import Console
-from rayos_vmm.errors import GuestGone
+from rayos_vmm.errors import Conflict, GuestGone
 
 DETACH: Final = b"\x1d"  # Ctrl-]
+TAKE: Final = b"\x14"  # Ctrl-T, while watching
 READ_BYTES: Final = 4096
 # After the end of an input that is no terminal, what the guest still answers to it.
 LAST_WORDS_S: Final = 0.5
@@ -68,24 +70,49 @@ async def _write(fd: int, data: bytes) -> None:
 
 
 class _Attachment:
-    def __init__(self, console: Console, scope: trio.CancelScope) -> None:
+    def __init__(self, console: Console, nursery: trio.Nursery) -> None:
         self._console = console
-        self._scope = scope
+        self._scope = nursery.cancel_scope
+        self._resized = trio.Event()
+        self._has_written = console.is_writer
         self.ending = Ending.CONSOLE_ENDED
+        console.on_writer = self._writer_changed
+        if not console.is_writer:
+            self._say_who_writes()
 
     def _end(self, ending: Ending) -> None:
         self.ending = ending
         self._scope.cancel()
 
+    def _writer_changed(self) -> None:
+        self._say_who_writes()
+        self._has_written = self._console.is_writer
+        self._resized.set()
+
+    def _say_who_writes(self) -> None:
+        if self._console.is_writer:
+            text = "you write here now"
+        elif self._console.writer is None:
+            text = "nobody writes here now; Ctrl-T takes over"
+        elif self._has_written:
+            text = f"{self._console.writer} took over; you watch. Ctrl-T takes it back"
+        else:
+            text = f"{self._console.writer} writes here; you watch. Ctrl-T takes over"
+        if os.isatty(2):
+            os.write(2, f"\r\n[{text}]\r\n".encode())
+
     async def keys(self) -> None:
         is_terminal = os.isatty(0)
         while data := await _read(0):
             typed, detach, _ = data.partition(DETACH) if is_terminal else (data, b"", b"")
-            if typed:
-                try:
-                    await self._console.write(typed)
-                except GuestGone:
-                    return  # `output` sees the end, and its reason
+            try:
+                if self._console.is_writer:
+                    if typed:
+                        await self._console.write(typed)
+                elif TAKE in typed:
+                    await self._console.take()
+            except GuestGone:
+                return  # `output` sees the end, and its reason
             if detach:
                 self._end(Ending.DETACHED)
                 return
@@ -99,30 +126,49 @@ class _Attachment:
                 self._scope.deadline = trio.current_time() + LAST_WORDS_S
         self._end(Ending.CONSOLE_ENDED)
 
+    async def signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGWINCH) as changes:
+            async for _ in changes:
+                self._resized.set()
+
     async def size(self) -> None:
+        """Told at first, when it changes, and when we become the writer."""
         if not os.isatty(1):
             return
-        with trio.open_signal_receiver(signal.SIGWINCH) as changes:
-            while True:
-                size = os.get_terminal_size(1)
-                try:
-                    await self._console.resize(max(1, size.columns), max(1, size.lines))
-                except GuestGone:
-                    return
-                await anext(changes)
+        while True:
+            size = os.get_terminal_size(1)
+            try:
+                await self._console.resize(max(1, size.columns), max(1, size.lines))
+            except GuestGone:
+                return
+            await self._resized.wait()
+            self._resized = trio.Event()
 
 
 async def attach(console: Console, greeting: str) -> Ending:
     """This process's standard input and output are the console's, until one of them ends or Ctrl-].
 
     `greeting` is shown on a terminal once keys go to the guest.
+
+    Raises:
+        Conflict: the input is no terminal, and somebody else writes there.
     """
+    if not os.isatty(0) and not console.is_writer:
+        raise Conflict(
+            f"{console.writer} writes on this console", hint="--take takes over, --watch only watches"
+        )
     with raw_terminal(0):
         if os.isatty(0) and os.isatty(2):
             os.write(2, f"{greeting}\r\n".encode())
         async with trio.open_nursery() as nursery:
-            attachment = _Attachment(console, nursery.cancel_scope)
-            nursery.start_soon(attachment.keys)
-            nursery.start_soon(attachment.output)
-            nursery.start_soon(attachment.size)
+            attachment = _Attachment(console, nursery)
+            for task in (attachment.keys, attachment.output, attachment.signals, attachment.size):
+                nursery.start_soon(task)
     return attachment.ending
+
+
+async def watch(console: Console) -> Ending:
+    """What the console says, on standard output, until it ends."""
+    while data := await console.read():
+        await _write(1, data)
+    return Ending.CONSOLE_ENDED

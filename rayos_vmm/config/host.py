@@ -92,6 +92,10 @@ def check_shape(spec: VmSpec) -> None:
     except ValueError as error:
         raise Invalid(f"gpu.modes: {error}") from None
     check_firewall(spec.firewall)
+    if len(set(spec.console_ports)) != len(spec.console_ports):
+        raise Invalid(
+            f"console.ports: {', '.join(spec.console_ports)}; each name at most once, ours included"
+        )
     if len(set(spec.input.devices)) != len(spec.input.devices):
         raise Invalid(f"input.devices: {', '.join(spec.input.devices)}; each at most once")
     if (spec.net.address == "upstream") != (spec.net.bridge is not None):

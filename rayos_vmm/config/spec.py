@@ -26,12 +26,15 @@ from rayos_vmm.config.units import (
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
+PORT_NAME_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"
 # A guest kernel with our initramfs panics below this (reference/qemu.md, 6).
 MEMORY_MINIMUM_BYTES: Final = 96 << 20
 DISKS_MAXIMUM: Final = 8
 SIDE_MINIMUM: Final = 64
 SIDE_MAXIMUM: Final = 4095  # 12 bits in an EDID's detailed timing
 MODES_MAXIMUM: Final = 17  # what an EDID has room for beside the preferred mode and the first one
+CONSOLE_PORT_NAMES: Final = ("org.rayos.console", "org.rayos.agent", "org.rayos.log")
+PORTS_MAXIMUM: Final = 31 - len(CONSOLE_PORT_NAMES)  # QEMU's virtio-serial has 31
 SCANOUTS_MAXIMUM: Final = 16  # VIRTIO 1.3, 5.7.6.8: VIRTIO_GPU_MAX_SCANOUTS
 QUEUES_MAXIMUM: Final = 16
 #: Queues of a device that was not told how many: one a CPU, so that no two CPUs share a lock, up to this.
@@ -47,6 +50,10 @@ Name = Annotated[
 Side = Annotated[int, Meta(ge=SIDE_MINIMUM, le=SIDE_MAXIMUM, description="pixels")]
 Mode = Annotated[str, Meta(pattern=r"^[0-9]{2,4}x[0-9]{2,4}$", examples=["1920x1080"])]
 
+PortName = Annotated[
+    str,
+    Meta(pattern=PORT_NAME_PATTERN, description="1 to 63 of a-z, 0-9, . _ -, a letter first"),
+]
 InputName = Literal["keyboard", "mouse", "tablet", "touch"]
 Layout = Literal["us", "de", "fr"]  # devices.input.keymap.LAYOUTS
 
@@ -153,6 +160,12 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     layout: Layout = "us"
 
 
+class Console(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """More ports of the console, by name (/dev/virtio-ports/NAME in Linux), beside those for shell, agent and log."""
+
+    ports: Annotated[tuple[PortName, ...], Meta(max_length=PORTS_MAXIMUM)] = ()
+
+
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the guest may use up of the host."""
 
@@ -200,6 +213,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     net: Net = Net()
     gpu: Gpu = Gpu()
     input: Input = Input()
+    console: Console = Console()
     tpm: bool | Tpm = True
     firmware: str | None = None
     cdrom: str | None = None
@@ -210,6 +224,11 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     zone: Name | None = None
     parent: Name | None = None
     firewall: FirewallConfig = FirewallConfig()
+
+    @property
+    def console_ports(self) -> tuple[str, ...]:
+        """The names of all ports of the virtio console, in their order."""
+        return (*CONSOLE_PORT_NAMES, *self.console.ports)
 
     @property
     def memory_bytes(self) -> int:
@@ -243,6 +262,11 @@ def parse_mode(text: str) -> tuple[int, int]:
             f"{text!r} is not a mode: such as 1920x1080, {SIDE_MINIMUM} to {SIDE_MAXIMUM} pixels a side"
         )
     return sides[0], sides[1]
+
+
+def is_port_name(text: str) -> bool:
+    """True if `text` can name a console port."""
+    return re.fullmatch(PORT_NAME_PATTERN, text) is not None
 
 
 def is_name(text: str) -> bool:

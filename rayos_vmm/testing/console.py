@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from rayos_vmm.api.client import Client
-from rayos_vmm.errors import GuestGone, RayosError
+from rayos_vmm.errors import Conflict, GuestGone, RayosError
 
 TIMEOUT_S: Final = 60.0
 SHOWN_CHARACTERS: Final = 2000
@@ -56,7 +56,7 @@ class GuestConsole:
         pattern, said, start, why = to_pattern(wanted), bytearray(), since, ""
         with trio.move_on_after(timeout) as limit:
             try:
-                async with self._client.console(self._name, self._port, since=since) as console:
+                async with self._client.console(self._name, self._port, since=since, mode="watch") as console:
                     while data := await console.read():
                         start = max(start, console.offset - len(data)) if not said else start
                         said += data
@@ -73,9 +73,15 @@ class GuestConsole:
         raise NotSeen(f"{self._name}: {wanted!r} was not seen: {why}; it said:\n{shown}")
 
     async def send(self, text: str | bytes) -> None:
-        """Types into the console; end a line with `\\n` to have a shell run it."""
+        """Types into the console; end a line with `\\n` to have a shell run it.
+
+        Raises:
+            Conflict: somebody else writes there.
+        """
         data = text.encode() if isinstance(text, str) else text
         async with self._client.console(self._name, self._port) as console:
+            if not console.is_writer:
+                raise Conflict(f"{console.writer} writes on console {self._port} of {self._name}")
             await console.write(data)
 
     async def text(self) -> str:

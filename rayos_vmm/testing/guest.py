@@ -23,7 +23,7 @@ COMMAND_TIMEOUT_S: Final = 900.0
 RETRY_S: Final = 0.2
 SHELL_PORT: Final = 0
 LOG_PORT: Final = 2
-SERIAL_PORT: Final = 3
+SERIAL_PORT: Final = 31
 
 
 class CommandFailed(AssertionError):

@@ -18,13 +18,9 @@ from rayos_vmm.errors import Invalid
 from rayos_vmm.vm.boot import FIRMWARE_MAXIMUM_BYTES, Boot, FirmwareKind
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-CONSOLE_PORTS: Final = 3
-CONSOLE_PORT_NAMES: Final = ("org.rayos.console", "org.rayos.agent", "org.rayos.log")
 CONSOLE_DEVICE: Final = "vhost-user-test-device-pci"
 VGA_DEVICE: Final = "vhost-user-vga"
 _CONSOLE_VIRTIO_ID: Final = 3  # VIRTIO 1.3, 5.3: console device
-# VIRTIO 1.3, 5.3.2: a pair for port 0, a control pair, and a pair for every further port.
-_CONSOLE_QUEUES: Final = 2 + 2 * CONSOLE_PORTS
 # VIRTIO 1.3, 5.3.4: cols, rows (le16 each), max_nr_ports, emerg_wr (le32 each).
 _CONSOLE_CONFIG_BYTES: Final = 2 + 2 + 4 + 4
 NETDEV: Final = "nic0"
@@ -113,22 +109,24 @@ def _boot(boot: Boot) -> list[str]:
     return arguments
 
 
-def _console(sockets: Sockets, *, has_reconnect_ms: bool) -> list[str]:
+def _console(sockets: Sockets, names: Sequence[str], *, has_reconnect_ms: bool) -> list[str]:
     if sockets.console is not None:
+        # VIRTIO 1.3, 5.3.2: a pair for port 0, a control pair, and a pair for every further port.
+        queues = 2 + 2 * len(names)
         device = (
             f"{CONSOLE_DEVICE},chardev=console,virtio-id={_CONSOLE_VIRTIO_ID},"
-            f"num_vqs={_CONSOLE_QUEUES},config_size={_CONSOLE_CONFIG_BYTES}"
+            f"num_vqs={queues},config_size={_CONSOLE_CONFIG_BYTES}"
         )
         return [*_vhost_user("console", sockets.console), "-device", device]
     if not sockets.console_ports:
         return []
-    arguments = ["-device", f"virtio-serial-pci,id=console,max_ports={CONSOLE_PORTS}"]
+    arguments = ["-device", f"virtio-serial-pci,id=console,max_ports={len(names)}"]
     for port, path in enumerate(sockets.console_ports):
         kind = "virtconsole" if port == 0 else "virtserialport"
         # QEMU is the client: it comes back when the worker was replaced.
         again = "reconnect-ms=100" if has_reconnect_ms else "reconnect=1"
         arguments += ["-chardev", f"socket,id=port{port},path={_quote(path)},{again}"]
-        arguments += ["-device", f"{kind},chardev=port{port},nr={port},name={CONSOLE_PORT_NAMES[port]}"]
+        arguments += ["-device", f"{kind},chardev=port{port},nr={port},name={names[port]}"]
     return arguments
 
 
@@ -159,7 +157,7 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     for path in sockets.inputs:
         name = path.stem
         arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}"]
-    return arguments + _console(sockets, has_reconnect_ms=has_reconnect_ms)
+    return arguments + _console(sockets, spec.console_ports, has_reconnect_ms=has_reconnect_ms)
 
 
 def is_booted_by_qboot(boot: Boot) -> bool:

@@ -6,6 +6,10 @@ that fell behind sees the offset jump, and the writer never waits for anybody.
 
 from __future__ import annotations
 
+import sys
+import time
+from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final
@@ -15,6 +19,9 @@ import trio
 HISTORY_BYTES: Final = 256 << 10
 FILE_BYTES: Final = 1 << 20
 LINE_MAXIMUM_BYTES: Final = 4096
+#: Times kept, and what counts as the same one.
+MARKS: Final = 32768
+MERGE_NS: Final = 1_000_000
 _CHUNK_BYTES: Final = 64 << 10
 
 
@@ -25,6 +32,7 @@ class History:
         self._size = size
         self._data = bytearray()
         self._end = 0
+        self._marks: deque[tuple[int, int]] = deque(maxlen=MARKS)
         self._news = trio.Event()
         self._is_closed = False
 
@@ -35,6 +43,9 @@ class History:
 
     def write(self, data: bytes) -> None:
         """Appends; drops the oldest bytes beyond the size."""
+        now = time.time_ns()
+        if not self._marks or now >= self._marks[-1][1] + MERGE_NS:
+            self._marks.append((self._end, now))
         self._data += data
         self._end += len(data)
         if len(self._data) > 2 * self._size:
@@ -49,6 +60,11 @@ class History:
     def tail(self, limit: int = 4096) -> bytes:
         """The newest bytes."""
         return bytes(self._data[-limit:])
+
+    def marks(self, start: int, end: int) -> list[tuple[int, int]]:
+        """(offset, nanoseconds since the epoch): when the bytes from `start` to `end` came, as `cut` wants them."""
+        first = bisect_right(self._marks, (start, sys.maxsize)) - 1
+        return [mark for mark in list(self._marks)[max(0, first) :] if mark[0] < end]
 
     async def follow(self, since: int | None = None) -> AsyncGenerator[tuple[int, bytes], None]:
         """(offset, bytes) from `since` on (None: from now), live, until the stream is closed."""

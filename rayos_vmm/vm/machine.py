@@ -15,6 +15,7 @@ import trio
 from rayos_vmm.errors import Conflict, GuestGone, RayosError
 from rayos_vmm.events import EventLog
 from rayos_vmm.qmp import Qmp, Transcript
+from rayos_vmm.vm.console import Seats
 from rayos_vmm.vm.history import BoundedFile, History, Lines
 from rayos_vmm.vm.input_record import Recordings
 from rayos_vmm.vm.lifecycle import LIVE, REACHABLE, LifeEvent, WrongState, advance
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rayos_vmm.vm.faults import Plan
     from rayos_vmm.vm.hardware import Worker
 
-SERIAL_PORT = 3  # the console port by which the API reaches ttyS0; 0 to 2 are the virtio console's
+SERIAL_PORT = 31  # the console port by which the API reaches ttyS0; 0 to 30 are the virtio console's
 
 # In the runtime directory: the one file that QEMU may write, for its own view of the screen.
 PICTURE = "qemu.picture"
@@ -61,6 +62,7 @@ class Machine:
         self.agent: Agent | None = None
         self.serial_stream: trio.SocketStream | None = None
         self.serial_lock = trio.Lock()
+        self.seats = Seats()
         self.picture_lock = trio.Lock()
         self.input_recordings = Recordings()
         self.display_lock = trio.Lock()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any
 
 import trio
 
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
 from rayos_vmm.vm.machine import SERIAL_PORT, Machine
+from rayos_vmm.vm.timed import Piece, cut
 from rayos_vmm.worker.client import WorkerError, WorkerGone
 
 
@@ -67,3 +69,47 @@ async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerato
             yield chunk
     except WorkerGone:
         return  # the machine ended: so does its console
+
+
+async def console_ports(machine: Machine) -> list[dict[str, Any]]:
+    """Every port, the serial line last: number, name, whether a program has it open, its size, who sits at it."""
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        ports = await worker.ports()
+    ports[0]["name"] = machine.record.spec.console_ports[0]  # the guest is told none for its console
+    serial = {
+        "port": SERIAL_PORT,
+        "name": "serial",
+        "is_console": True,
+        "guest_open": True,
+        "columns": 0,
+        "rows": 0,
+    }
+    return [{**one, **machine.seats.describe(one["port"])} for one in (*ports, serial)]
+
+
+@asynccontextmanager
+async def console_pieces(
+    machine: Machine, port: int, since: int, *, follow: bool
+) -> AsyncIterator[AsyncIterator[Piece]]:
+    """A port's output with times, from what is kept; up to now, or on and on."""
+    if port == SERIAL_PORT:
+        async with aclosing(_serial_pieces(machine, since, follow=follow)) as serial:
+            yield serial
+        return
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        async with worker.console_pieces(port, since=since, follow=follow) as pieces:
+            yield pieces
+
+
+async def _serial_pieces(machine: Machine, since: int, *, follow: bool) -> AsyncGenerator[Piece, None]:
+    history, end = machine.serial, machine.serial.end
+    if not follow and since >= end:
+        return
+    async with aclosing(history.follow(since)) as chunks:
+        async for offset, data in chunks:
+            for piece in cut(offset, data, history.marks(offset, offset + len(data))):
+                yield piece
+            if not follow and offset + len(data) >= end:
+                return

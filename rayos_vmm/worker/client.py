@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trio
 
+from rayos_vmm.vm.timed import Piece, cut
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET
 
@@ -228,6 +229,18 @@ class WorkerClient:
         head, _, _ = await self._client.call("gpu.info")
         return {"serial": head["serial"], "scanouts": head["scanouts"]}
 
+    @asynccontextmanager
+    async def console_pieces(
+        self, port: int, *, since: int = 0, follow: bool = False
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        """As `console_stream`, with the time at which each piece came; ends at the present unless to `follow`."""
+        client = PacketClient(self._path)
+        try:
+            async with aclosing(_pieces(client, port, since, follow=follow)) as pieces:
+                yield pieces
+        finally:
+            client.close()
+
     async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> Frame:
         """The picture on a scanout now."""
         head, _, fds = await self._client.call("gpu.frame", scanout=scanout, cursor=with_cursor)
@@ -322,6 +335,18 @@ async def _chunks(client: PacketClient, port: int, offset: int) -> AsyncGenerato
     while True:
         head, data, _ = await client.call("console.read", port=port, offset=offset)
         yield head["offset"], data
+        offset = head["offset"] + len(data)
+
+
+async def _pieces(
+    client: PacketClient, port: int, offset: int, *, follow: bool
+) -> AsyncGenerator[Piece, None]:
+    while True:
+        head, data, _ = await client.call("console.read", port=port, offset=offset, times=True, wait=follow)
+        if not data:
+            return
+        for piece in cut(head["offset"], data, head["marks"]):
+            yield piece
         offset = head["offset"] + len(data)
 
 

@@ -31,6 +31,8 @@ from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16
 MAX_WAITING: Final = 256
+#: Marks of one answer: they are JSON, some 32 bytes each.
+MAX_MARKS: Final = 1024
 #: Beyond that a sleep costs less than the looking.
 MAX_POLLING_US: Final = 1000.0
 
@@ -183,7 +185,12 @@ class Control:
                 return None
             return {"offset": total, "total": total}, b"", []
         start, data = console.read(port, offset, packet.MAX_DATA_BYTES)
-        return {"offset": start, "total": total}, data, []
+        if not head.get("times", False):
+            return {"offset": start, "total": total}, data, []
+        marks = console.marks(port, start, start + len(data), MAX_MARKS + 1)
+        if len(marks) > MAX_MARKS:
+            data = data[: marks.pop()[0] - start]
+        return {"offset": start, "total": total, "marks": marks}, data, []
 
     def _console_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
         console, port = self._console(head)

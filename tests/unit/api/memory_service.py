@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -18,8 +18,10 @@ from rayos_vmm.firewall import Firewall
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
 from rayos_vmm.service_attestation import parse_pcrs
+from rayos_vmm.vm.console import Seats, Wish
 from rayos_vmm.vm.history import History
 from rayos_vmm.vm.input_record import Recordings, Step
+from rayos_vmm.vm.timed import Piece, cut
 from rayos_vmm.vm.view import Damage, Event, ExecResult, VmState, VmView
 from tpm.event_log import Entry, Log, Source
 from tpm.explain import explain
@@ -144,6 +146,7 @@ class MemoryService:
         self.files: dict[tuple[str, str], bytes] = {}
         self.consoles: dict[tuple[str, int], History] = {}
         self.inputs: dict[str, MemoryInput] = {}
+        self.seats = Seats()
         self.sizes: list[tuple[str, int, int, int]] = []
         self.addresses = ["10.86.0.2"]
         self.renewed: list[str] = []
@@ -214,6 +217,32 @@ class MemoryService:
     ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
         self._find(name)
         yield self.consoles[name, port].follow(since)
+
+    def console_seat(self, name: str, port: int, who: str, wish: Wish) -> Any:
+        self._find(name)
+        return self.seats.open(port, who, wish)
+
+    async def console_ports(self, name: str) -> Any:
+        return [{"port": port, **self.seats.describe(port)} for port in range(3)]
+
+    @contextlib.asynccontextmanager
+    async def console_pieces(
+        self, name: str, port: int, since: int = 0, *, follow: bool = False
+    ) -> AsyncIterator[AsyncIterator[Piece]]:
+        history = self.consoles[self._find(name).spec.name, port]
+
+        async def pieces() -> AsyncGenerator[Piece, None]:
+            if not follow and since >= history.end:
+                return
+            async with contextlib.aclosing(history.follow(since)) as chunks:
+                async for offset, data in chunks:
+                    for piece in cut(offset, data, history.marks(offset, offset + len(data))):
+                        yield piece
+                    if not follow:
+                        return
+
+        async with contextlib.aclosing(pieces()) as open_pieces:
+            yield open_pieces
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
         self.sizes.append((name, port, columns, rows))

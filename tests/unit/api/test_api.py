@@ -106,6 +106,38 @@ async def test_the_console_goes_both_ways(tmp_path: Path) -> None:
                 pass
 
 
+async def test_one_writes_and_the_others_watch_until_they_take_over(tmp_path: Path) -> None:
+    """What a watcher types is dropped; a take-over is told to both; a log with times is the output byte for byte."""
+    async with open_api(tmp_path) as (client, service):
+        await client.create(VmSpec(name="dev"))
+        async with client.console("dev", 0) as first, client.console("dev", 0) as second:
+            assert first.is_writer and not second.is_writer and "process" in str(second.writer)
+            await second.write(b"lost")
+            await second.resize(1, 1)
+            await first.write(b"one")
+            assert await second.read() == await first.read() == b"one"
+            await second.take()
+            await second.write(b"two")
+            assert await first.read() == await second.read() == b"two"
+            assert second.is_writer and not first.is_writer
+            await first.write(b"lost")
+            async with client.console("dev", 0, since=0, mode="take") as third:
+                assert third.is_writer and await third.read() == b"onetwo"
+                ports = await client.console_ports("dev")
+                assert ports[0]["watchers"] == 2 and ports[0]["writer"] == third.writer
+            async with client.console("dev", 0, mode="watch") as fourth:
+                assert fourth.writer is None
+        assert not service.sizes
+        async with client.console_pieces("dev", 0) as pieces:
+            kept = [piece async for piece in pieces]
+        assert b"".join(piece.data for piece in kept) == b"onetwo"
+        assert kept[0].offset == 0 and all(piece.time > 1e9 for piece in kept)
+        async with client.console_pieces("dev", 0, since=3, follow=True) as pieces:
+            assert (await anext(pieces)).data == b"two"
+            await service.console_write("dev", 0, b"three")
+            assert (await anext(pieces)).data == b"three"
+
+
 async def test_events_are_lines_that_resume(tmp_path: Path) -> None:
     async with open_api(tmp_path) as (client, _):
         await client.create(VmSpec(name="dev"), start=True)

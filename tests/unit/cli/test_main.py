@@ -64,7 +64,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["run", "--memory", "256"], "has no unit"),
         (["run", "--memory", "256MB"], "has unit 'MB'"),
         (["wait", "dev", "--timeout", "5"], "has no unit"),
-        (["console", "dev", "--port", "shel"], "is not a port"),
+        (["console", "dev", "--port", "32"], "is not a port"),
         (["stop"], "NAME"),
     ],
 )

@@ -66,29 +66,36 @@ class Screen:
 
 
 @asynccontextmanager
+async def open_screen(directory: Path, *options: str) -> AsyncIterator[Screen]:
+    """`rayos console dev` on a terminal of 100x30."""
+    leader, follower = os.openpty()
+    resize(follower, 100, 30)
+    command = [sys.executable, "-P", "-m", "rayos_vmm.cli", "console", "dev", *options]
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+        env={**os.environ, "RAYOS_RUNTIME_DIR": str(directory)},
+    )
+    try:
+        yield Screen(leader, follower, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        await process.wait()
+        os.close(leader)
+        os.close(follower)
+
+
+@asynccontextmanager
 async def at_the_console(directory: Path) -> AsyncIterator[tuple[Screen, MemoryService]]:
-    """`rayos console dev` on a terminal of 100x30, with a guest that says back what it is told."""
+    """`rayos console dev` with a guest that says back what it is told."""
     async with open_api(directory) as (client, service):
         await client.create(VmSpec(name="dev"))
-        leader, follower = os.openpty()
-        resize(follower, 100, 30)
-        command = [sys.executable, "-P", "-m", "rayos_vmm.cli", "console", "dev"]
-        process = await trio.lowlevel.open_process(
-            command,
-            stdin=follower,
-            stdout=follower,
-            stderr=follower,
-            start_new_session=True,
-            env={**os.environ, "RAYOS_RUNTIME_DIR": str(directory)},
-        )
-        try:
-            yield Screen(leader, follower, process), service
-        finally:
-            if process.poll() is None:
-                process.kill()
-            await process.wait()
-            os.close(leader)
-            os.close(follower)
+        async with open_screen(directory) as screen:
+            yield screen, service
 
 
 async def test_keys_go_in_raw_and_ctrl_bracket_leaves(tmp_path: Path) -> None:
@@ -136,3 +143,24 @@ async def test_input_from_a_pipe_ends_the_command_after_the_answer(tmp_path: Pat
                 env={**os.environ, "RAYOS_RUNTIME_DIR": str(tmp_path)},
             )
         assert done.stdout == b"uname\n"
+
+
+async def test_a_second_terminal_watches_until_it_takes_over(tmp_path: Path) -> None:
+    """Who writes is said on both; what the watcher types is not; Ctrl-T hands over and tells the other."""
+    async with at_the_console(tmp_path) as (first, service):
+        await first.until(b"Ctrl-] detaches")
+        async with open_screen(tmp_path) as second:
+            await second.until(b"writes here; you watch. Ctrl-T takes over")
+            second.press(b"lost")
+            first.press(b"one")
+            await second.until(b"one")
+            second.press(b"\x14")
+            await first.until(b"took over; you watch")
+            await second.until(b"you write here now")
+            second.press(b"two")
+            await first.until(b"two")
+            assert service.consoles["dev", 0].tail() == b"onetwo"
+        await first.until(b"nobody writes here now")
+        async with open_screen(tmp_path, "--take") as third:
+            third.press(b"three")
+            await first.until(b"three")

@@ -162,8 +162,8 @@ def test_a_batch_that_never_became_true_spoils_nothing() -> None:
     """The bytes copied in beyond the total lie outside of what can be read."""
     port = Port(0, PortSpec(""), memoryview(bytearray(PORT_BYTES)))
     old = bytes(range(256)) * (OUTPUT_RING_BYTES // 256)
-    port.take_output([memoryview(old[:BATCH_BYTES])])
-    port.take_output([memoryview(old[BATCH_BYTES:])])
+    port.take_output([memoryview(old[:BATCH_BYTES])], 0)
+    port.take_output([memoryview(old[BATCH_BYTES:])], 0)
     before = port.read(0, HISTORY_BYTES)
     port.output.store(port.total, b"\xff" * BATCH_BYTES)
     assert port.read(0, HISTORY_BYTES) == before
@@ -171,7 +171,7 @@ def test_a_batch_that_never_became_true_spoils_nothing() -> None:
 
 def test_a_port_unpacks_to_itself() -> None:
     port = Port(0, PortSpec("p"), memoryview(bytearray(PORT_BYTES)))
-    port.take_output([memoryview(b"abc")])
+    port.take_output([memoryview(b"abc")], 0)
     port.give(b"xyz")
     port.columns, port.rows, port.guest_open, port.todo = 80, 25, True, Todo.NAME | Todo.RESIZE
     other = Port(0, PortSpec("p"), memoryview(bytearray(PORT_BYTES)))
@@ -184,7 +184,7 @@ def test_the_log_is_limited_and_says_what_it_dropped() -> None:
     fd = os.memfd_create("log")
     port = Port(0, PortSpec("", log_fd=fd, log_limit_bytes=10), memoryview(bytearray(PORT_BYTES)))
     for piece in (b"01234", b"56789abc", b"def"):
-        port.take_output([memoryview(piece)])
+        port.take_output([memoryview(piece)], 0)
     assert os.pread(fd, 99, 0) == b"0123456789"
     assert port.log_dropped_bytes == 6
     assert port.read(0, 99) == (0, b"0123456789abcdef")
@@ -195,7 +195,7 @@ def test_a_log_that_cannot_be_written_is_counted() -> None:
     reader, writer = os.pipe()
     os.close(writer)
     port = Port(0, PortSpec("", log_fd=reader), memoryview(bytearray(PORT_BYTES)))
-    port.take_output([memoryview(b"x")])
+    port.take_output([memoryview(b"x")], 0)
     os.close(reader)
     assert port.log_errors == 1
     assert port.total == 1
@@ -218,7 +218,8 @@ def test_handshake(driver: Driver, target: Stepped[ConsoleBackend]) -> None:
     driver.say(2, Event.PORT_OPEN)
     assert [port["guest_open"] for port in target.backend.ports()] == [False, False, True]
     driver.say(2, Event.PORT_OPEN, 0)
-    assert target.backend.ports()[2] == {"port": 2, "name": "", "is_console": False, "guest_open": False}
+    described = {"port": 2, "name": "", "is_console": False, "guest_open": False, "columns": 0, "rows": 0}
+    assert target.backend.ports()[2] == described
 
 
 def test_messages_wait_for_room(target: Stepped[ConsoleBackend], rig: Rig) -> None:

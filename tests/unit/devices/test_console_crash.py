@@ -248,7 +248,7 @@ def test_until_the_ring_has_spoken_hosts_wait(is_published: bool) -> None:
         vring = before.queues[tx_queue(0)]
         chain = vring.pop()
         assert chain is not None
-        port.take_output(chain.readable)
+        port.take_output(chain.readable, 0)
         vring.push(chain.head, 0)
         before._store.save(before.pack_state(), tx_queue(0), vring.next_used_index)
         if is_published:
