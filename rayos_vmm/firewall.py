@@ -23,6 +23,7 @@ import msgspec
 import trio
 
 from net.firewall.text import BadText
+from net.naming import tap_name
 from rayos_vmm.config.firewall import (
     VM,
     ZONE,
@@ -56,6 +57,14 @@ class Channel(Protocol):
     def trace(self, device: str) -> AbstractAsyncContextManager[Any]: ...
 
 
+class Kernel(Protocol):
+    """The guards on the taps themselves: a second line, behind the workers'."""
+
+    def set(self, tap: str, mac: bytes, addresses: Iterable[int]) -> None: ...
+    def remove(self, tap: str) -> None: ...
+    async def settle(self) -> None: ...
+
+
 @dataclass(slots=True)
 class _Port:
     """A machine's network card. `page` and `channel` are there while it runs."""
@@ -68,6 +77,15 @@ class _Port:
     page: AddressPage | None = None
     channel: Channel | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def hardware(self) -> bytes:
+        return bytes.fromhex(self.mac.replace(":", ""))
+
+    @property
+    def addresses(self) -> set[int]:
+        """What the guest may use."""
+        return {*self.leased, *(int(IPv4Address(one)) for one in self.config.addresses)}
 
 
 async def _forget(_vm: str, _config: FirewallConfig) -> None:
@@ -92,8 +110,9 @@ class Firewall:
     machine's own rules have become. Who changes what `merge` or `zone` answer calls `refresh` afterwards.
     """
 
-    def __init__(self, subnet: Callable[[], IPv4Network]) -> None:
+    def __init__(self, subnet: Callable[[], IPv4Network], kernel: Kernel | None = None) -> None:
         self._subnet = subnet
+        self._kernel = kernel
         self._ports: dict[str, _Port] = {}
         self.merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]] = own_only
         self.zone: Callable[[str], Iterable[str]] = no_zone
@@ -127,14 +146,17 @@ class Firewall:
         self._ports.pop(vm, None)
         self._mark(f"{VM}{vm}")
 
-    def plug(self, vm: str, runtime: Path) -> WorkerFirewall:
-        """What the machine's new worker is told: the descriptor in it is the caller's to close. Errors: OSError."""
+    async def plug(self, vm: str, runtime: Path) -> WorkerFirewall:
+        """What the machine's new worker is told; the descriptor in it is the caller's to close. Its tap, which is
+        there, is guarded when this returns. Errors: OSError."""
         port = self._port(vm)
         self.detach(vm)
         port.leased.clear()
         port.revision += 1
         port.rules = tuple(self.merge(vm, _owned(vm, port.config)))
         port.page = AddressPage(runtime / PAGE_NAME, is_new=True)
+        self._guard_tap(vm, port)
+        await self.settle()
         return WorkerFirewall(
             mac=port.mac,
             server=str(self._server),
@@ -160,6 +182,8 @@ class Firewall:
                 return  # no card, or one of a version without a firewall
             port.leased = {int(IPv4Address(one)) for one in self.leases(port.mac)}
             port.page.write(port.leased)
+            self._guard_tap(vm, port)
+            await self.settle()
         port.channel = channel
         try:
             known, _ = await channel.rule_counts(DEVICE)
@@ -176,6 +200,22 @@ class Firewall:
             if port.page is not None:
                 port.page.close()
                 port.page = None
+
+    async def unplug(self, vm: str) -> None:
+        """The machine has ended. Safe to call again."""
+        self.detach(vm)
+        if vm in self._ports and self._kernel is not None:
+            self._kernel.remove(tap_name(vm))
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Returns when the kernel's guards know the leases too."""
+        if self._kernel is not None:
+            await self._kernel.settle()
+
+    def _guard_tap(self, vm: str, port: _Port) -> None:
+        if self._kernel is not None and port.config.guard:
+            self._kernel.set(tap_name(vm), port.hardware, port.addresses)
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -194,24 +234,25 @@ class Firewall:
             port.leased ^= {address}
             if port.page is not None:
                 port.page.write(port.leased)
+                self._guard_tap(vm, port)
             self._mark(f"{VM}{vm}")
             return True
         return False
 
     def _mark(self, word: str) -> None:
-        """Rules that name this machine, or a zone, mean something else now."""
+        """Rules that name this machine, or a zone, mean something else now; so does the kernel's guard."""
+        self._is_stale.set()
         for vm, port in self._ports.items():
             used = names(one.rule for one in port.rules)
             if word in used or any(not one.startswith(VM) for one in used):
                 self._stale.add(vm)
-        if self._stale:
-            self._is_stale.set()
 
     async def run(self) -> None:
         """Tells workers what the names in their rules stand for now. Ends when cancelled."""
         while True:
             await self._is_stale.wait()
             self._is_stale = trio.Event()
+            await self.settle()
             while self._stale:
                 vm = self._stale.pop()
                 with suppress(GuestGone, Conflict, Invalid, NotFound):
@@ -285,9 +326,8 @@ class Firewall:
         try:
             if port.channel is not None:
                 return await port.channel.explain(DEVICE, packet)
-            addresses = {*port.leased, *(int(IPv4Address(one)) for one in port.config.addresses)}
-            mac = bytes.fromhex(port.mac.replace(":", ""))
-            return explain_alone(mac, self._resolve(port.rules), addresses, int(self._server), packet)
+            rules = self._resolve(port.rules)
+            return explain_alone(port.hardware, rules, port.addresses, int(self._server), packet)
         except BadText as error:
             raise Invalid(str(error)) from None
         except WorkerError as error:

@@ -146,7 +146,7 @@ class WorkerHardware:
                 spec = msgspec.structs.replace(spec, quota=self._gates.cap(spec.name, spec.quota))
             devices = _devices(spec, disks, disk_fds, tap_fds, has_console=has_console)
             if tap_fds and self._firewall is not None:
-                firewall = self._firewall.plug(spec.name, runtime)
+                firewall = await self._firewall.plug(spec.name, runtime)
                 fds.append(firewall.page_fd)
                 devices = [_judged(device, firewall) for device in devices]
             gate_fd = -1
@@ -225,6 +225,6 @@ class WorkerHardware:
         if self._gates is not None:
             self._gates.close(runtime.name)
         if self._firewall is not None:
-            self._firewall.detach(runtime.name)
+            await self._firewall.unplug(runtime.name)
         if start_time(keeper.pid) == keeper.start_time:
             await stop_keeper(Keeper(keeper.pid, runtime))

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,8 @@ class HostNetwork:
         self._resolver = config.resolver
         self._dhcp: DhcpService | None = None
         self._on_lease: Callable[[str, str, bool], None] = lambda mac, address, is_bound: None
+        #: Awaited between that call and the ACK of a lease.
+        self.settled: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def mac(self, vm: str) -> str:
         """The address that a machine's network card has unless the specification says otherwise."""
@@ -250,6 +252,7 @@ class HostNetwork:
                         subnet,
                         store=store,
                         events=lambda event: self.take_event(event, events),
+                        settled=lambda: self.settled(),
                         task_status=task_status,
                     )
                 )

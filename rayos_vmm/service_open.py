@@ -23,6 +23,7 @@ from rayos_vmm.policy.revisions import Revisions, load_book
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.service_network import HostNetwork, open_network
 from rayos_vmm.service_platform import Platform
+from rayos_vmm.service_taps import TapGuards
 from rayos_vmm.service_tpm import open_tpms
 from rayos_vmm.store import Store, open_store
 from rayos_vmm.vm.hardware import Hardware, Tpms
@@ -128,9 +129,10 @@ async def open_parts(
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
-            firewall = Firewall(lambda: network.subnet)
+            firewall = Firewall(lambda: network.subnet, TapGuards())
             firewall.leases = network.addresses_of
             revisions.give_rules_to(firewall)
+            network.settled = firewall.settle
             hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
             async with hardware.running():
                 yield Parts(

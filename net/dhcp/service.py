@@ -13,7 +13,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from ipaddress import IPv4Address
@@ -51,12 +51,18 @@ class DhcpService:
     """A running server, as `serve_dhcp` hands it out. Call it from the trio thread."""
 
     def __init__(
-        self, link: str, server: Server, store: LeaseStore, events: Callable[[LeaseEvent], None] | None
+        self,
+        link: str,
+        server: Server,
+        store: LeaseStore,
+        events: Callable[[LeaseEvent], None] | None,
+        settled: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.link = link
         self._server = server
         self._store = store
         self._events = events
+        self._settled = settled
         self._clock = Clock()
         self._pending: list[Commit] = []
         self._has_pending = trio.Event()
@@ -219,10 +225,14 @@ class DhcpService:
                 self._log_seldom("Leases could not be stored", error=str(error), leases=len(batch))
                 continue
             self._server.count("commits")
+            # Told first: who guards the port must know the address before its guest uses it.
+            if self._events is not None:
+                for one in batch:
+                    if one.event is not None:
+                        self._events(one.event)
+            if self._settled is not None:
+                await self._settled()
             for number, one in enumerate(batch, 1):
-                # Told first: who guards the port must know the address before its guest uses it.
-                if one.event is not None and self._events is not None:
-                    self._events(one.event)
                 if one.reply is not None:
                     self._send(one.reply)
                 if number % BURST == 0:
@@ -301,15 +311,16 @@ async def serve_dhcp(
     *,
     store: Path,
     events: Callable[[LeaseEvent], None] | None = None,
+    settled: Callable[[], Awaitable[None]] | None = None,
     remote: tuple[SubnetConfig, ...] = (),
     task_status: trio.TaskStatus[DhcpService] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve DHCP for `subnet` on `link` until cancelled; with nursery.start() the DhcpService is the result.
 
     `store` is the lease file, made when absent. `events` is called in the trio thread after each stored
-    change. `remote` are subnets behind relay agents. Closes everything it opened; after cancellation no
-    unsent ACK stays behind. Raises DhcpError when the link is missing or removed, not permitted, or the
-    lease file is in use.
+    change; `settled` is awaited after those of a group and before its ACKs leave. `remote` are subnets behind
+    relay agents. Closes everything it opened; after cancellation no unsent ACK stays behind. Raises DhcpError
+    when the link is missing or removed, not permitted, or the lease file is in use.
     """
     server = Server(subnet, remote=remote)
     with ExitStack() as stack:
@@ -320,7 +331,7 @@ async def serve_dhcp(
         if leases.set_aside is not None:
             log.warning("The lease file was damaged and is set aside", extra={"path": str(leases.set_aside)})
         server.restore(leases.read())
-        service = DhcpService(link, server, leases, events)
+        service = DhcpService(link, server, leases, events, settled)
         service.open(stack)
         task_status.started(service)
         await service.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from net.naming import tap_name
 from rayos_vmm.config.firewall import FirewallRule
 from rayos_vmm.config.spec import Gpu, VmSpec
 from rayos_vmm.service import Service
@@ -83,6 +85,14 @@ async def boot(service: Service) -> tuple[str, str]:
     addresses = [view.address for view in views]
     assert all(addresses)
     return str(addresses[0]), str(addresses[1])
+
+
+async def kernel_guards(vm: str) -> set[str]:
+    """The addresses that the kernel lets a machine's tap send from; none without a guard."""
+    command = ["nft", "-j", "list", "set", "netdev", "rayos", f"{tap_name(vm)}.ip4"]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    found = json.loads(done.stdout or b'{"nftables": []}')["nftables"]
+    return {address for one in found for address in one.get("set", {}).get("elem", ())}
 
 
 async def check_defaults(service: Service, host: str, other: str) -> None:
@@ -171,6 +181,7 @@ async def test_two_guests_under_firewall_and_guard() -> None:
         async with lab(paths, real=True, network=True, keep=True) as service, on_failure_kill(service):
             a, b = await boot(service)
             host = a.rsplit(".", 1)[0] + ".1"
+            assert [await kernel_guards(name) for name in "ab"] == [{a}, {b}]
             await check_defaults(service, host, b)
             await service.firewall.set_own("a", [FirewallRule(name="to-b", action="allow", to="vm:b")])
             assert not await reaches(service, b)  # b does not let it in
@@ -189,6 +200,7 @@ async def test_two_guests_under_firewall_and_guard() -> None:
         async with lab(paths, real=True, network=True) as service:
             assert [one.name for one in service.firewall.own("a")] == ["to-b"]
             assert await reaches(service, b)
+            assert [await kernel_guards(name) for name in "ab"] == [{a}, {b}]
             await service.firewall.set_own("b", [])
             assert not await reaches(service, b)
             await service.firewall.set_own(
@@ -196,3 +208,5 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             )
             refused = await service.exec("a", f"nc -w 50 {b} 9 </dev/null", 60)
             assert b"refused" in refused.stderr, refused  # the answer of the firewall, in b's name
+            await service.kill("a")
+            assert [await kernel_guards(name) for name in "ab"] == [set(), {b}]

@@ -34,7 +34,7 @@ async def test_rules_are_read_changed_and_explained(tmp_path: Path) -> None:
     async with open_api(tmp_path) as (_, service):
         service.firewall.define("dev", FirewallConfig(), MAC)
         service.firewall.bind(MAC, GUEST)
-        worker = Worker(start(service.firewall, "dev", tmp_path / "dev"))
+        worker = Worker(await start(service.firewall, "dev", tmp_path / "dev"))
         await service.firewall.attach("dev", tmp_path / "dev", worker)
         service.firewall.bind(MAC, GUEST)
 

@@ -59,10 +59,12 @@ class Worker:
         yield verdicts()
 
 
-def start(firewall: Firewall, vm: str, runtime: Path, *, store: StateStore | None = None) -> PortFirewall:
+async def start(
+    firewall: Firewall, vm: str, runtime: Path, *, store: StateStore | None = None
+) -> PortFirewall:
     """What the keeper's worker makes of what it is handed."""
-    runtime.mkdir(exist_ok=True)
-    given = firewall.plug(vm, runtime)
+    runtime.mkdir(exist_ok=True)  # noqa: ASYNC240 - one directory
+    given = await firewall.plug(vm, runtime)
     try:
         view = AddressView(given.page_fd)
     finally:
@@ -112,7 +114,7 @@ async def test_by_default_a_guest_has_the_host_and_the_world_but_no_other_guest(
 
 async def test_rules_name_machines_and_follow_their_leases(firewall: Firewall, tmp_path: Path) -> None:
     """`vm:b` is what b has leased now, for a worker that runs too; without a lease the rule matches nothing."""
-    worker = Worker(start(firewall, "a", tmp_path / "a"))
+    worker = Worker(await start(firewall, "a", tmp_path / "a"))
     await firewall.attach("a", tmp_path / "a", worker)
     firewall.bind(MAC, GUEST)
     await firewall.set_own("a", [rule("peers", direction="out", to=["vm:b", "10.0.0.200/32"])])
@@ -150,7 +152,7 @@ async def test_merged_rules_keep_their_origins(firewall: Firewall, tmp_path: Pat
 
 async def test_rules_are_in_force_when_set_rules_returns(firewall: Firewall, tmp_path: Path) -> None:
     """The revision is the worker's; a flow that was remembered as allowed is refused on its next frame."""
-    judge = start(firewall, "a", tmp_path / "a")
+    judge = await start(firewall, "a", tmp_path / "a")
     await firewall.attach("a", tmp_path / "a", Worker(judge))
     firewall.bind(MAC, GUEST)
     frame = udp4()
@@ -171,7 +173,7 @@ async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -
     memory = os.memfd_create("state")
     first = Firewall(lambda: SUBNET)
     first.define("a", FirewallConfig(), MAC)
-    judge = start(first, "a", tmp_path / "a", store=StateStore(memory, 1 << 16))
+    judge = await start(first, "a", tmp_path / "a", store=StateStore(memory, 1 << 16))
     await first.attach("a", tmp_path / "a", Worker(judge))
     for _ in range(5):
         await first.set_own("a", [rule("no", "deny", to=HOST)])
@@ -211,7 +213,7 @@ async def test_what_cannot_be_is_refused_and_changes_nothing(firewall: Firewall,
         firewall.trace("a")
     with pytest.raises(Invalid, match="IPv4"):
         check_firewall(FirewallConfig(addresses=["fe80::1"]))
-    worker = Worker(start(firewall, "a", tmp_path / "a"))
+    worker = Worker(await start(firewall, "a", tmp_path / "a"))
     await firewall.attach("a", tmp_path / "a", worker)
     worker.is_gone = True
     with pytest.raises(GuestGone, match="did not take"):
