@@ -104,6 +104,8 @@ class Server:
         kind = request.type
         if kind is None:
             return self._drop("bootp")
+        if source.hardware is not None and not request.giaddr and request.chaddr != source.hardware:
+            return self._drop("foreign_hardware")  # in another's name
         pool = self._pool_for(request, source)
         if pool is None:
             return self._drop("no_subnet")
@@ -116,7 +118,7 @@ class Server:
             case MessageType.DECLINE:
                 return self._decline(pool, request, source, now)
             case MessageType.RELEASE:
-                return self._release(pool, request, now)
+                return self._release(pool, request, source, now)
             case MessageType.INFORM:
                 return self._inform(pool, request)
         return self._drop("ignored_type")
@@ -302,7 +304,7 @@ class Server:
         client = client_key(request.options.get(61), request.chaddr)
         held = pool.by_client.get(client)
         ip = option.u32(request.options.get(50)) or request.ciaddr
-        if held is None or held.ip != ip or held.state not in ACTIVE:
+        if held is None or held.ip != ip or held.state not in ACTIVE or held.port != source.port:
             return self._drop("decline_of_foreign_address")
         if pool.quarantined_by(source.port) >= pool.config.limits.quarantined_per_port:
             return self._drop("decline_over_limit")
@@ -310,10 +312,10 @@ class Server:
         pool.put(binding)
         return [Commit(binding, None, LeaseEvent(EventKind.DECLINED, binding))]
 
-    def _release(self, pool: Pool, request: Message, now: float) -> list[Action]:
+    def _release(self, pool: Pool, request: Message, source: Source, now: float) -> list[Action]:
         self.count("release")
         held = pool.by_client.get(client_key(request.options.get(61), request.chaddr))
-        if held is None or held.ip != request.ciaddr or held.state not in ACTIVE:
+        if held is None or held.ip != request.ciaddr or held.state not in ACTIVE or held.port != source.port:
             return self._drop("release_of_foreign_address")
         return self._freed(pool, held, now)
 

@@ -8,10 +8,13 @@ from net.dhcp.binding import Binding, LeaseEvent
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a datagram came from: the port (a tap's name, "" unknown), and whether it was sent to us alone."""
+    """Where a datagram came from: the port (a tap's name, "" unknown), whether it was sent to us alone, and the
+    frame's sender where that has to be the client itself.
+    """
 
     port: str
     unicast: bool = False
+    hardware: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

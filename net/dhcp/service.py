@@ -172,7 +172,7 @@ class DhcpService:
         if seen is None or (seen.destination != self._own and seen.destination not in self._everyone):
             server.count("drop_not_for_us")
         else:
-            source = Source(name, seen.destination == self._own)
+            source = Source(name, seen.destination == self._own, seen.hardware if port else None)
             self._perform(server.receive(seen.payload, source, now))
         return 0.0
 

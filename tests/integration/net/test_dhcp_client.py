@@ -1,4 +1,4 @@
-"""Our DHCP client on a real link: against dnsmasq and against our own server."""
+"""Our DHCP client on a real link, against our own server."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -71,68 +71,6 @@ async def client(
             running = await nursery.start(start)
         yield Running(running, told, changed)
         nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def dnsmasq(lab: Lab) -> AsyncIterator[trio.Process]:
-    """dnsmasq on the lab's server side."""
-    argv = ["dnsmasq", "-k", "--conf-file=/dev/null", "--user=root", "--port=0", "--bind-interfaces"]
-    argv += ["--interface=s0", "--except-interface=lo", "--dhcp-range=10.77.1.0,10.77.1.250,255.255.0.0,1h"]
-    argv += ["--dhcp-option=3,10.77.0.1", "--dhcp-option=6,10.77.0.1,10.77.0.9", "--domain=guest.example"]
-    argv += [f"--dhcp-leasefile={lab.directory / 'dnsmasq.leases'}", "--dhcp-authoritative", "--no-ping"]
-    argv += [f"--log-facility={lab.directory / 'dnsmasq.log'}", "--log-dhcp"]
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(partial(trio.run_process, lab.in_server(argv), check=False))
-        yield process
-        process.kill()
-
-
-def dnsmasq_log(lab: Lab) -> str:
-    return (lab.directory / "dnsmasq.log").read_text()
-
-
-async def test_dnsmasq_gives_a_lease_renews_it_and_takes_it_back(lab: Lab) -> None:
-    """The whole life of a lease with a foreign server, for a hardware address that is not the link's."""
-    async with dnsmasq(lab), client(lab) as running:
-        lease = (await running.until(Acquired)).lease
-        assert lease.address.network == lab.address.network
-        assert (lease.routers, lease.server) == ((lab.address.ip,), lab.address.ip)
-        assert lease.dns == (lab.address.ip, IPv4Address("10.77.0.9"))
-        assert lease.domain == "guest.example"
-        running.client.renew()
-        renewed = (await running.until(Acquired, count=2)).lease
-        assert renewed.address == lease.address
-        assert renewed.expires > lease.expires
-        running.client.release()
-        await running.until(Lost)
-        await trio.sleep(0.2)
-        assert running.client.state is State.RELEASED
-    log = dnsmasq_log(lab)
-    assert log.count("DHCPDISCOVER(s0)") == 1
-    assert f"DHCPRELEASE(s0) {lease.address.ip}" in log
-    assert "client provides name: guest" in log
-
-
-async def test_a_stored_lease_is_confirmed_by_dnsmasq_without_discover(lab: Lab) -> None:
-    """After a restart the client asks for what it had (INIT-REBOOT)."""
-    async with dnsmasq(lab):
-        async with client(lab) as running:
-            lease = (await running.until(Acquired)).lease
-        async with client(lab, stored=Lease.loads(lease.dumps())) as running:
-            assert (await running.until(Acquired)).lease.address == lease.address
-            assert [one["kind"] for one in running.client.history()] == ["REQUEST"]
-    assert dnsmasq_log(lab).count("DHCPDISCOVER(s0)") == 1
-
-
-async def test_a_stored_lease_of_another_network_is_refused_by_dnsmasq(lab: Lab) -> None:
-    """DHCPNAK, and then a lease that fits."""
-    async with dnsmasq(lab):
-        async with client(lab) as running:
-            lease = (await running.until(Acquired)).lease
-        moved = Lease.loads(lease.dumps().replace(str(lease.address), "192.168.44.4/24"))
-        async with client(lab, stored=moved) as running:
-            assert (await running.until(Acquired)).lease.address == lease.address
-    assert "DHCPNAK(s0) 192.168.44.4" in dnsmasq_log(lab)
 
 
 async def test_an_address_that_another_host_has_is_declined(lab: Lab) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from net.dhcp.binding import EventKind, State
+from tests.integration.net import peers
 from tests.integration.net.lab import Lab
 from tests.integration.net.serving import run, serving, subnet, told
 
@@ -182,3 +183,25 @@ async def test_a_reservation_made_live_wins(lab: Lab, hook: Path) -> None:
         assert told(lab, "bound")["hostname"] == "fixed"
         active = [str(one.address) for one in server.service.leases() if one.state is State.BOUND]
     assert active == ["10.77.9.9"]
+
+
+async def test_networkd_gets_its_lease(lab: Lab) -> None:
+    """systemd-networkd, with an RFC 4361 client identifier: address, route and lease as we gave them."""
+    # A read-only /sys keeps it from waiting for udev.
+    script = (
+        "mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/network /run/systemd/netif/links\n"
+        "chown -R systemd-network: /run/systemd/netif; mount -o remount,ro,bind /sys\n"
+        "printf '[Match]\\nName=c0\\n[Network]\\nDHCP=ipv4\\n' >/run/systemd/network/c0.network\n"
+        "exec env SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console /lib/systemd/systemd-networkd\n"
+    )
+    async with (
+        serving(lab) as server,
+        peers.running(lab.in_client(["sh", "-c", script], mount_namespace=True)) as networkd,
+    ):
+        lease = (await server.until(EventKind.BOUND)).binding
+        await networkd.said(
+            f"c0: DHCPv4 address {lease.address}/16, gateway 10.77.0.1 acquired from 10.77.0.1"
+        )
+        await networkd.said("DHCPv4 address and routes set")
+    assert lease.client_id is not None
+    assert lease.client_id[0] == 255  # RFC 4361, 6.1

@@ -1,12 +1,10 @@
 """Our DNS on a real bridge: dig as the judge, a flood from one port, and the host's resolver behind it."""
 
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 import trio
@@ -14,10 +12,10 @@ import trio
 from net.dns.service import DnsError, DnsService, serve_dns
 from net.dns.zone import Zone
 from tests.integration.net.lab import Lab
+from tests.integration.net.peers import running
 from tests.integration.net.serving import run
 
 pytestmark = pytest.mark.root
-ROOT = Path(__file__).parents[3]
 
 
 @asynccontextmanager
@@ -28,29 +26,6 @@ async def names(lab: Lab, link: str, resolver: IPv4Address | None = None) -> Asy
     async with trio.open_nursery() as nursery:
         yield await nursery.start(partial(serve_dns, link, zone, lab.address.ip, resolver=resolver))
         nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def process(argv: list[str]) -> AsyncIterator[trio.Process]:
-    """A process until the block ends."""
-    opened = await trio.lowlevel.open_process(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    try:
-        yield opened
-    finally:
-        opened.kill()
-        with trio.CancelScope(shield=True):
-            await opened.wait()
-
-
-async def told(stream: trio.abc.ReceiveStream | None, word: str) -> None:
-    """Wait until the process says so."""
-    assert stream is not None
-    said = b""
-    with trio.fail_after(20):
-        while word.encode() not in said:
-            piece = await stream.receive_some(4096)
-            assert piece, said
-            said += piece
 
 
 def dig(*words: str) -> list[str]:
@@ -90,8 +65,8 @@ async def test_a_flood_from_one_port_leaves_the_others_their_names(lab: Lab) -> 
     with lab.host_with_address("10.77.0.3") as third:
         async with names(lab, "br0") as dns:
             argv = ["nsenter", f"--net=/run/netns/{third}", sys.executable, "-c", flood, "h1"]
-            async with process(argv) as storm:
-                await told(storm.stdout, "up")
+            async with running(argv) as storm:
+                await storm.said("up")
                 for _ in range(5):
                     assert await run(lab, dig("web.guest.rayos", "+short")) == "10.77.1.9\n"
             assert dns.counters["answered"] >= 5
@@ -105,8 +80,8 @@ async def test_other_names_are_asked_of_the_resolver(lab: Lab) -> None:
     zone += ["--listen-address=127.0.0.1", "--bind-interfaces", "--host-record=example.org,192.0.2.7"]
     async with names(lab, lab.server_link, IPv4Address("127.0.0.1")) as dns:
         assert "status: SERVFAIL" in await run(lab, dig("example.org"))
-        async with process(lab.in_server(["dnsmasq", *zone])) as peer:
-            await told(peer.stderr, "started")
+        async with running(lab.in_server(["dnsmasq", *zone])) as peer:
+            await peer.said("started")
             assert await run(lab, dig("example.org", "+short")) == "192.0.2.7\n"
         assert dns.counters["resolved"] >= 1
         assert dns._asking == {}

@@ -4,7 +4,7 @@ import json
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,11 +19,11 @@ from net.dhcp.lease import Lease
 from net.dhcp.message import MessageType
 from net.dhcp.upstream import Event, Given, Upstream, barrier, run_upstream, unbar
 from tests.integration.net.lab import Lab
+from tests.integration.net.peers import SERVERS, Subnet, dhcp_server, running
 from tests.integration.net.serving import told
-from tests.integration.net.test_dns import process
-from tests.integration.net.test_dns import told as said
 
 pytestmark = pytest.mark.root
+UP = Subnet(link="c0", address="10.77.0.2")
 
 
 @dataclass
@@ -97,52 +97,6 @@ async def side(lab: Lab, namespace: str, *, port: str = "h0", link: str = "h1") 
         nursery.cancel_scope.cancel()
 
 
-def dnsmasq(lab: Lab, *, seconds: int = 3600, first: str = "10.77.1.0") -> list[str]:
-    """dnsmasq at the uplink, with a short list of options."""
-    argv = ["dnsmasq", "-k", "--conf-file=/dev/null", "--user=root", "--port=0", "--bind-interfaces"]
-    argv += [
-        "--interface=c0",
-        "--except-interface=lo",
-        f"--dhcp-range={first},10.77.1.250,255.255.0.0,{seconds}",
-    ]
-    argv += ["--dhcp-option=3,10.77.0.2", "--dhcp-option=6,10.77.0.2,10.77.0.9", "--domain=up.example"]
-    argv += ["--dhcp-option=42,10.77.0.5", f"--dhcp-leasefile={lab.directory / 'dnsmasq.leases'}"]
-    argv += ["--dhcp-authoritative", "--no-ping", "--log-facility=-", "--log-dhcp"]
-    return lab.in_client(argv)
-
-
-def kea(lab: Lab) -> list[str]:
-    """Kea at the uplink."""
-    directory = lab.directory
-    config = {
-        "interfaces-config": {"interfaces": ["c0"], "dhcp-socket-type": "raw"},
-        "lease-database": {"type": "memfile", "name": str(directory / "kea.csv"), "lfc-interval": 0},
-        "valid-lifetime": 3600,
-        "option-data": [
-            {"name": "routers", "data": "10.77.0.2"},
-            {"name": "domain-name-servers", "data": "10.77.0.2, 10.77.0.9"},
-            {"name": "domain-name", "data": "up.example"},
-            {"name": "ntp-servers", "data": "10.77.0.5"},
-        ],
-        "subnet4": [{"subnet": "10.77.0.0/16", "pools": [{"pool": "10.77.1.0 - 10.77.1.250"}]}],
-        "loggers": [{"name": "kea-dhcp4", "severity": "INFO", "output_options": [{"output": "stdout"}]}],
-    }
-    (directory / "kea.json").write_text(json.dumps({"Dhcp4": config}))
-    environment = [f"KEA_PIDFILE_DIR={directory}", f"KEA_LOCKFILE_DIR={directory}"]
-    return lab.in_client(["env", *environment, "kea-dhcp4", "-c", str(directory / "kea.json")])
-
-
-@asynccontextmanager
-async def upstream_server(lab: Lab, name: str) -> AsyncIterator[trio.Process]:
-    """dnsmasq or Kea, ready."""
-    async with process(dnsmasq(lab) if name == "dnsmasq" else kea(lab)) as server:
-        if name == "dnsmasq":
-            await said(server.stderr, "sockets bound exclusively")
-        else:
-            await said(server.stdout, "DHCP4_STARTED")
-        yield server
-
-
 async def udhcpc(namespace: str, hook: Path, *more: str, link: str = "h1") -> str:
     """A whole acquisition in the guest's namespace; what it said."""
     argv = ["ip", "netns", "exec", namespace, "busybox", "udhcpc", "-f", "-n", "-q", "-i", link]
@@ -154,19 +108,19 @@ async def udhcpc(namespace: str, hook: Path, *more: str, link: str = "h1") -> st
     return text
 
 
-@pytest.mark.parametrize("name", ["dnsmasq", "kea"])
+@pytest.mark.parametrize("name", SERVERS)
 async def test_the_guest_gets_exactly_the_upstream_lease(
     lab: Lab, guests: str, hook: Path, name: str
 ) -> None:
     """Address, router, name servers, domain, NTP and time; the upstream server hears our client alone, the guest
     us alone; a renewal here follows the client's there."""
-    async with upstream_server(lab, name), side(lab, guests) as guest:
+    async with dhcp_server(lab, name, UP, in_client=True), side(lab, guests) as guest:
         lease: Lease = (await guest.until(Acquired)).lease
         assert f"lease of {lease.address.ip} obtained from 10.77.0.2" in await udhcpc(guests, hook)
         env = told(lab, "bound")
         assert (env["ip"], env["mask"], env["router"]) == (str(lease.address.ip), "16", "10.77.0.2")
         assert (env["dns"], env["domain"], env["ntpsrv"]) == (
-            "10.77.0.2 10.77.0.9",
+            "10.77.0.2 10.77.0.99",
             "up.example",
             "10.77.0.5",
         )
@@ -181,7 +135,7 @@ async def test_the_guest_gets_exactly_the_upstream_lease(
         assert b"counter packets 0" not in counted.stdout.split(b"to_guests")[0]  # the guest's were stopped
     again = Lease.loads((lab.directory / "h0.json").read_text())
     assert again == renewed
-    async with upstream_server(lab, name), side(lab, guests) as guest:
+    async with dhcp_server(lab, name, UP, in_client=True), side(lab, guests) as guest:
         assert (await guest.until(Acquired)).lease.address == lease.address
         history = guest.upstream.client.history()
         assert [one["kind"] for one in history] == ["REQUEST"]  # INIT-REBOOT with what was stored
@@ -192,13 +146,12 @@ async def test_what_is_lost_upstream_is_refused_and_renewed(lab: Lab, guests: st
     lease.
     """
     async with side(lab, guests) as guest:
-        async with process(dnsmasq(lab, seconds=120)) as server:
-            await said(server.stderr, "sockets bound exclusively")
+        async with dhcp_server(lab, "dnsmasq", replace(UP, seconds=120), in_client=True):
             old: Lease = (await guest.until(Acquired)).lease
             await udhcpc(guests, hook)
         (lab.directory / "dnsmasq.leases").unlink()
-        async with process(dnsmasq(lab, seconds=120, first="10.77.1.240")) as server:
-            await said(server.stderr, "sockets bound exclusively")
+        other = replace(UP, seconds=120, first="10.77.1.240")
+        async with dhcp_server(lab, "dnsmasq", other, in_client=True):
             guest.upstream.client.renew()
             lost: Lost = await guest.until(Lost)
             assert (lost.lease.address, lost.reason) == (old.address, "refused by the server")
@@ -213,19 +166,20 @@ async def test_the_guests_release_and_decline_reach_the_upstream_server(
     lab: Lab, guests: str, hook: Path
 ) -> None:
     """A guest that finds its address in use gets another one; one that gives it back, gives it back there."""
-    async with process(dnsmasq(lab, first="10.77.1.247")) as server, side(lab, guests) as guest:
+    few = replace(UP, first="10.77.1.247")
+    async with dhcp_server(lab, "dnsmasq", few, in_client=True) as server, side(lab, guests) as guest:
         first: Lease = (await guest.until(Acquired)).lease
         # The host takes the address that the guest is about to be given: it is free when our client probes.
         lab.run(["ip", "address", "add", f"{first.address.ip}/32", "dev", "c0"])
         argv = ["ip", "netns", "exec", guests, "busybox", "udhcpc", "-f", "-R", "-a", "-i", "h1"]
-        async with process([*argv, "-s", str(hook), "-t", "20", "-T", "2", "-A", "1"]) as running:
-            await said(server.stderr, f"DHCPDECLINE(c0) {first.address.ip}")
+        async with running([*argv, "-s", str(hook), "-t", "20", "-T", "2", "-A", "1"]) as client:
+            await server.said(f"DHCPDECLINE(c0) {first.address.ip}")
             second: Lease = (await guest.until(Acquired, count=2)).lease
             assert second.address != first.address
             await guest.until(Given)
-            await said(running.stderr, f"lease of {second.address.ip} obtained")
-            running.terminate()
-            await said(server.stderr, f"DHCPRELEASE(c0) {second.address.ip}")
+            await client.said(f"lease of {second.address.ip} obtained")
+            client.process.terminate()
+            await server.said(f"DHCPRELEASE(c0) {second.address.ip}")
             assert isinstance(await guest.until(Lost, count=2), Lost)
 
 
@@ -244,22 +198,11 @@ async def test_many_guests_at_once(lab: Lab, guests: str, hook: Path, count: int
             assert held is not None
             assert held.address.ip == found[port]
 
-    async with process(dnsmasq(lab)) as server:
-        await said(server.stderr, "sockets bound exclusively")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_drain, server)
-            async with trio.open_nursery() as clients:
-                for port in ports:
-                    clients.start_soon(one, port)
-            nursery.cancel_scope.cancel()
+    async with dhcp_server(lab, "dnsmasq", UP, in_client=True), trio.open_nursery() as nursery:
+        for port in ports:
+            nursery.start_soon(one, port)
     assert len(set(found.values())) == count
     nft.run(unbar("g0"))
-
-
-async def _drain(server: trio.Process) -> None:
-    assert server.stderr is not None
-    async for _ in server.stderr:
-        pass
 
 
 def test_a_barrier_names_its_ports_and_can_be_lifted(lab: Lab) -> None:

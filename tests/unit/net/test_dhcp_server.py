@@ -198,6 +198,28 @@ def test_nobody_gives_up_someone_elses_lease(kind: MessageType) -> None:
     assert driver.server.leases()[0].state is State.BOUND
 
 
+def test_a_port_speaks_for_itself_alone() -> None:
+    """From another port nobody gives up a lease, and where the frame's sender is known it must be the client; a
+    relay speaks for others by its nature."""
+    driver = Driver()
+    lease = driver.bind(1, port="good")
+    for kind, more in (
+        (MessageType.RELEASE, {}),
+        (MessageType.DECLINE, {50: lease.yiaddr.to_bytes(4, "big")}),
+    ):
+        driver.send(request(kind, 1, ciaddr=lease.yiaddr, options=more), port="evil")
+    assert driver.server.leases()[0].state is State.BOUND
+    forged = request(MessageType.DISCOVER, 1).encode()
+    assert driver.server.receive(forged, Source("evil", hardware=mac(2)), NOW) == []
+    assert driver.server.receive(forged, Source("good", hardware=mac(1)), NOW) != []
+    counters = driver.server.counters
+    assert counters["drop_foreign_hardware"] == 1
+    assert (counters["drop_release_of_foreign_address"], counters["drop_decline_of_foreign_address"]) == (
+        1,
+        1,
+    )
+
+
 def test_release_frees_and_remembers() -> None:
     """The same client gets the same address again (RFC 2131, 4.3.4)."""
     driver = Driver()
