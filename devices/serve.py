@@ -2,7 +2,9 @@
 
     python -P -m devices.serve blk --socket S --image F [--read-only] [--direct] [--serial TEXT] [--queues N]
     python -P -m devices.serve net --socket S (--tap NAME | --echo | --sink | --join S2) [--queues N]
-    python -P -m devices.serve gpu|input|console --socket S
+    python -P -m devices.serve gpu --socket S [--mode WxH] [--scanouts N]
+    python -P -m devices.serve input --socket S [--kind keyboard|mouse|tablet|touch]
+    python -P -m devices.serve console --socket S
 
 `--join` serves a second network device on S2: two guests, each other's network, without a tap between them.
 As qemu-storage-daemon and the rust-vmm daemons are used; unlike most of them it listens again when the frontend left.
@@ -18,18 +20,15 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from devices.backend import Backend
 from devices.errors import DeviceError
 from devices.loop import Loop
 from devices.net.port import EchoPort, Port, SinkPort, join_ports, open_tap, tap_ports
+from devices.standard_io import join_events, join_terminal
 from devices.vhost_user.connection import Connection
-
-if TYPE_CHECKING:
-    from devices.console.backend import ConsoleBackend
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +127,20 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
         case "gpu":
             from devices.gpu.backend import GpuBackend
 
-            return GpuBackend("gpu", loop)
+            width, height = arguments.mode
+            return GpuBackend("gpu", loop, width=width, height=height, scanouts=arguments.scanouts)
         case "input":
             from devices.input.backend import InputBackend
 
-            return InputBackend("input", loop, arguments.kind)
+            device = InputBackend("input", loop, arguments.kind)
+            join_events(device, loop)
+            return device
         case _:
             from devices.console.backend import ConsoleBackend
             from devices.console.port import PortSpec
 
             console = ConsoleBackend("console", loop, ports=[PortSpec("console", is_console=True)])
-            _join_terminal(console, loop)
+            join_terminal(console, loop)
             return console
 
 
@@ -148,28 +150,11 @@ def _ports(arguments: argparse.Namespace) -> Sequence[Port]:
     return [EchoPort() if arguments.echo else SinkPort() for _ in range(arguments.queues)]
 
 
-def _join_terminal(console: ConsoleBackend, loop: Loop) -> None:
-    """Standard input and output are port 0."""
-    shown = 0
-    os.set_blocking(0, False)
-
-    def show(_port: int) -> None:
-        nonlocal shown
-        start, data = console.read(0, shown, 1 << 20)
-        shown = start + len(data)
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-    def typed(_events: int) -> None:
-        data = os.read(0, 4096)
-        if data:
-            console.write(0, data)
-        else:
-            loop.unregister(0)
-
-    console.on_output = show
-    with suppress(PermissionError):  # a file or /dev/null cannot be polled: then nobody types
-        loop.register(0, typed)
+def _mode(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mode: such as 1920x1080")
+    return int(width), int(height)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,11 +183,15 @@ def parser() -> argparse.ArgumentParser:
             device.add_argument(
                 "--rate", type=float, help="bytes a second, each direction; default unbounded"
             )
-        elif name == "input":
-            device.add_argument("--kind", choices=("keyboard", "mouse", "tablet"), default="keyboard")
-        if name in ("blk", "net"):
+        elif name == "gpu":
             device.add_argument(
-                "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
+                "--mode", type=_mode, default=(1280, 800), metavar="WxH", help="such as 1920x1080"
+            )
+            device.add_argument("--scanouts", type=int, choices=range(1, 17), default=1, metavar="1..16")
+        elif name == "input":
+            kinds = ("keyboard", "mouse", "tablet", "touch")
+            device.add_argument(
+                "--kind", choices=kinds, default="keyboard", help="events: JSON on standard input"
             )
     return top
 
