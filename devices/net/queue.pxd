@@ -9,7 +9,7 @@ cdef unsigned long long ROOM_BYTES
 cdef class FrameQueue:
     cdef readonly int fd
     cdef unsigned long long _address
-    cdef unsigned char[::1] _room
+    cdef object _room
     cdef unsigned long long[::1] _starts
     cdef unsigned long long[::1] _sizes
     cdef unsigned int _first, _count
@@ -22,7 +22,7 @@ cdef class FrameQueue:
     @cython.locals(slot=cython.uint)
     cdef bint _is_in_the_way(self, unsigned long long start, unsigned long long size) noexcept
     cdef void _drop(self) noexcept
-    @cython.locals(slot=cython.uint, at=cython.ulonglong, index=cython.ulonglong, byte=cython.uchar)
+    @cython.locals(slot=cython.uint, at=cython.ulonglong, spare=cython.ulonglong)
     cpdef void swap_addresses(self) noexcept
     @cython.locals(slot=cython.uint, size=cython.ulonglong)
     cpdef long long pop(self, Buffers buffers) noexcept

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from devices.native import Buffers, address_of, signal, take_signal
+from devices.native import Buffers, address_of, copy, signal, take_signal
 from devices.net.wire import HEADER_BYTES
 
 #: Frames that wait at most, and their bytes.
@@ -23,7 +23,7 @@ class FrameQueue:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        room = bytearray(ROOM_BYTES)
+        room = bytearray(ROOM_BYTES + ADDRESS_BYTES)
         self._address = address_of(room)
         self._room = memoryview(room)
         self._starts = memoryview(bytearray(8 * LIMIT)).cast("Q")
@@ -71,11 +71,11 @@ class FrameQueue:
     def swap_addresses(self) -> None:
         """Exchange the Ethernet addresses of the frame pushed last, which has both."""
         slot = (self._first + self._count - 1) & LIMIT_MASK
-        at = self._starts[slot] + HEADER_BYTES
-        for index in range(at, at + ADDRESS_BYTES):
-            byte = self._room[index]
-            self._room[index] = self._room[index + ADDRESS_BYTES]
-            self._room[index + ADDRESS_BYTES] = byte
+        at = self._address + self._starts[slot] + HEADER_BYTES
+        spare = self._address + ROOM_BYTES
+        copy(spare, at, ADDRESS_BYTES)
+        copy(at, at + ADDRESS_BYTES, ADDRESS_BYTES)
+        copy(at + ADDRESS_BYTES, spare, ADDRESS_BYTES)
 
     def pop(self, buffers: Buffers) -> int:
         """Move the oldest frame into the buffers; its bytes, 0 when there is none."""

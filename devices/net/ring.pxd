@@ -12,11 +12,12 @@ from devices.virtio.vring cimport Vring
 cdef int ALLOW, PUBLISH_EVERY, SAMPLE_MASK, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
 cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET
 
+@cython.final
 cdef class NetRing:
     cdef readonly Vring vring
     cdef public Path path
     cdef readonly Stats stats
-    cdef readonly Gate gate
+    cdef const unsigned long long[::1] _mask
     cdef readonly TokenBucket bucket
     cdef readonly bint is_shaped
     cdef readonly Filter filter
@@ -26,21 +27,24 @@ cdef class NetRing:
     cdef readonly int served
     cdef readonly unsigned long long size, inside
     cdef unsigned long long _clock
+    cdef unsigned int _turn
+    cdef bint _is_sampled
 
     @cython.locals(vring=Vring, head=cython.int)
     cpdef int transmit(self, int budget) except? -9
-    @cython.locals(vring=Vring, size=cython.ulonglong, index=cython.uint, region=Region)
-    cdef bint _send(self) except *
-    cpdef forward(self, unsigned long long size)
+    @cython.locals(vring=Vring, head=cython.int)
+    cdef int _next(self) except? -9
+    @cython.locals(vring=Vring, size=cython.ulonglong, index=cython.uint)
+    cdef bint _send(self) except -1
+    cpdef bint forward(self, unsigned long long size) except -1
     cdef _refuse(self, int operation, unsigned long long size)
-    cpdef sent(self, long long result, unsigned long long size)
     cdef void _count(self, int operation, unsigned long long size) noexcept
     @cython.locals(vring=Vring, head=cython.int, size=cython.longlong)
     cpdef int receive(self, int budget) except? -9
-    @cython.locals(vring=Vring, index=cython.uint, region=Region)
+    @cython.locals(vring=Vring, index=cython.uint)
     cdef void _collect(self) noexcept
-    @cython.locals(vring=Vring, index=cython.uint, region=Region)
-    cdef bint _admit(self, unsigned long long size) except *
+    @cython.locals(vring=Vring, index=cython.uint)
+    cdef bint _admit(self, unsigned long long size) except -1
     @cython.locals(vring=Vring, first=cython.uint, region=Region, at=cython.ulonglong)
-    cdef bint _deliver(self, unsigned int head, unsigned long long size) except *
+    cdef bint _deliver(self, unsigned int head, unsigned long long size) except -1
     cpdef received(self, unsigned long long size)

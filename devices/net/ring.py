@@ -3,8 +3,8 @@
 Out: take -> length -> gate -> bucket -> filter -> one send of the guest's own pages -> count -> push. In: take ->
 bucket -> one receive into the guest's own pages -> length, gate -> number of buffers -> count -> push; with a filter
 into its room, and from there into the guest's pages. A chain that is odd (too many pieces, a header in two, a frame
-over several receive buffers) is left to the general path: the loop returns with it in hand. The clock is read, and a
-frame's time sampled, every sixteenth time: between them the bucket sees no time pass.
+over several receive buffers) is left to the general path: the loop returns with it in hand. The clock is read once a
+call and a frame's time sampled every 64th time: between them the bucket sees no time pass.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MIN_BYTES: Final = HEADER_BYTES + ETHERNET_HEADER_BYTES
 MAX_BYTES: Final = HEADER_BYTES + MAX_FRAME_BYTES
 #: Frames after which the driver is told, if it wants.
 PUBLISH_EVERY: Final = 16
-SAMPLE_MASK: Final = 15
+SAMPLE_MASK: Final = 63
 
 TX_OP: Final = Op.NET_TX.index
 RX_OP: Final = Op.NET_RX.index
 
 
 class NetRing:
-    """One queue's loop over `path`. `bucket` shapes; None lets everything pass.
+    """One queue's loop over `path`, which may be replaced between two calls. `bucket` shapes; None lets all pass.
 
     `served` counts the chains of the last call, `size` is the frame that the general path gets with its chain, `inside`
     how much of it the chain has taken; the rest is at `spill`, MAX_BYTES of memory: the room of `filter`, if any.
@@ -51,7 +51,7 @@ class NetRing:
         self.vring = vring
         self.path = path
         self.stats = stats
-        self.gate = gate
+        self._mask = gate.mask
         self.bucket = cast("TokenBucket", bucket)
         self.is_shaped = bucket is not None
         self.filter = cast("Filter", filter)
@@ -62,6 +62,8 @@ class NetRing:
         self.size = 0
         self.inside = 0
         self._clock = 0
+        self._turn = 0
+        self._is_sampled = False
 
     def transmit(self, budget: int) -> int:
         """Send up to `budget` frames and publish; DRY, SPENT, WAIT, or the head of a chain for the general path.
@@ -70,21 +72,11 @@ class NetRing:
         """
         vring = self.vring
         self.served = 0
+        self._clock = now_ns()
         while self.served < budget:
-            if self.served & SAMPLE_MASK == 0:
-                self._clock = now_ns()
-            if self.is_shaped and self.bucket.wait(self._clock * 1e-9) > 0.0:
-                # Only now it is worth a look at the clock.
-                self._clock = now_ns()
-                if self.bucket.wait(self._clock * 1e-9) > 0.0:
-                    vring.publish()
-                    return WAIT
-            head = vring.take()
+            head = self._next()
             if head < 0:
-                vring.publish()
-                if vring.arm():
-                    continue
-                return DRY
+                return head
             self.served += 1
             if not self._send():
                 return head
@@ -94,47 +86,65 @@ class NetRing:
         vring.publish()
         return SPENT
 
+    def _next(self) -> int:
+        """The head of the next chain; or publishes and says why there is none: WAIT, DRY."""
+        vring = self.vring
+        self._turn += 1
+        if self._turn & SAMPLE_MASK == 0:
+            self._is_sampled = True
+            self._clock = now_ns()
+        if self.is_shaped and self.bucket.wait(self._clock * 1e-9) > 0.0:
+            # Only now it is worth a look at the clock.
+            self._clock = now_ns()
+            if self.bucket.wait(self._clock * 1e-9) > 0.0:
+                vring.publish()
+                return WAIT
+        while True:
+            head = vring.take()
+            if head >= 0:
+                return head
+            vring.publish()
+            if not vring.arm():
+                return DRY
+
     def _send(self) -> bool:
         vring = self.vring
         size = vring.readable_bytes
         if size < MIN_BYTES or size > MAX_BYTES:
             self.stats.deny(Op.NET_TX, Denial.INVALID)
             return True
-        if not self.gate.allows(TX_OP):
+        if not self._mask[0] >> TX_OP & 1:
             self.stats.deny(Op.NET_TX, Denial.CAPABILITY)
             return True
         self.buffers.clear()
         for index in range(vring.readable_count):
-            region = vring.regions[index]
-            if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
+            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
                 return False
         self.forward(size)
         return True
 
-    def forward(self, size: int) -> None:
-        """Send the frame of `size` bytes with header in `buffers`, if the filter lets it pass."""
+    def forward(self, size: int) -> bool:
+        """Send the frame of `size` bytes with header in `buffers`, if the filter lets it pass, and count it."""
         if self.is_filtered and self.filter.check(self.buffers, size, self._clock) != ALLOW:
             self._refuse(TX_OP, size)
-            return
-        self.sent(self.path.send(self.buffers), size)
+            return False
+        if self.path.send(self.buffers) < 0:
+            self.stats.deny(Op.NET_TX, Denial.IO_ERROR)
+            return False
+        self._count(TX_OP, size - HEADER_BYTES)
+        return True
 
     def _refuse(self, operation: int, size: int) -> None:
         self.stats.deny(Op.NET_TX if operation == TX_OP else Op.NET_RX, Denial.FIREWALL)
         if self.is_shaped:  # it cost no less than one that passes
             self.bucket.take(size - HEADER_BYTES)
 
-    def sent(self, result: int, size: int) -> None:
-        """Count a frame of `size` bytes with header that the port took, or not."""
-        if result < 0:
-            self.stats.deny(Op.NET_TX, Denial.IO_ERROR)
-            return
-        self._count(TX_OP, size - HEADER_BYTES)
-
     def _count(self, operation: int, size: int) -> None:
         self.stats.count(operation, size)
         if self.is_shaped:
             self.bucket.take(size)
-        if self.served & SAMPLE_MASK == 1:  # the first since the clock was read
+        if self._is_sampled:
+            self._is_sampled = False
             self.stats.sample(operation, now_ns() - self._clock)
 
     def receive(self, budget: int) -> int:
@@ -145,21 +155,11 @@ class NetRing:
         """
         vring = self.vring
         self.served = 0
+        self._clock = now_ns()
         while self.served < budget:
-            if self.served & SAMPLE_MASK == 0:
-                self._clock = now_ns()
-            if self.is_shaped and self.bucket.wait(self._clock * 1e-9) > 0.0:
-                # Only now it is worth a look at the clock.
-                self._clock = now_ns()
-                if self.bucket.wait(self._clock * 1e-9) > 0.0:
-                    vring.publish()
-                    return WAIT
-            head = vring.take()
+            head = self._next()
             if head < 0:
-                vring.publish()
-                if vring.arm():
-                    continue
-                return DRY
+                return head
             self._collect()
             size = self.path.receive(self.buffers)
             if size < 0:
@@ -185,8 +185,7 @@ class NetRing:
             self.buffers.add(self.spill, MAX_BYTES)
             return
         for index in range(vring.readable_count, vring.count):
-            region = vring.regions[index]
-            if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
+            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
                 break
         if self.buffers.is_full():
             self.buffers.drop_last()
@@ -196,7 +195,7 @@ class NetRing:
     def _admit(self, size: int) -> bool:
         """Whether the frame in the room may go on, to the guest's pages if they take it whole."""
         self.inside = 0
-        if size < MIN_BYTES or not self.gate.allows(RX_OP):
+        if size < MIN_BYTES or not self._mask[0] >> RX_OP & 1:
             return True  # the general path counts it
         if self.filter.decide(size, self._clock) != ALLOW:
             self._refuse(RX_OP, size)
@@ -204,8 +203,7 @@ class NetRing:
         self.buffers.clear()
         vring = self.vring
         for index in range(vring.readable_count, vring.count):
-            region = vring.regions[index]
-            if not self.buffers.add(region.address + vring.starts[index], vring.lengths[index]):
+            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
                 break
         if size <= self.buffers.total:
             self.inside = self.buffers.scatter(0, size, self.spill)
@@ -222,7 +220,7 @@ class NetRing:
             or vring.lengths[first] < HEADER_BYTES
         ):
             return False
-        if not self.gate.allows(RX_OP):
+        if not self._mask[0] >> RX_OP & 1:
             return False
         region = vring.regions[first]
         at = vring.starts[first] + NUM_BUFFERS_OFFSET

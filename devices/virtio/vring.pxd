@@ -20,6 +20,7 @@ cdef class Vring:
     cdef readonly list regions
     cdef readonly unsigned long long[::1] starts
     cdef readonly unsigned long long[::1] lengths
+    cdef readonly unsigned long long[::1] addresses
     cdef readonly unsigned int count, readable_count
     cdef readonly unsigned long long readable_bytes, writable_bytes
     cdef volatile unsigned long long[::1] _desc64
@@ -42,7 +43,7 @@ cdef class Vring:
     @cython.locals(limit=cython.uint, region=Region, base=cython.ulonglong, at=cython.ulonglong, seen=cython.uint,
                    index=cython.uint, is_sound=cython.bint)
     cdef bint _walk_indirect(self, unsigned long long address, unsigned int length, unsigned int flags) except -1
-    @cython.locals(region=Region)
+    @cython.locals(region=Region, start=cython.ulonglong)
     cdef bint _add(self, unsigned long long address, unsigned int length, unsigned int flags) except -1
     @cython.locals(position=cython.uint)
     cpdef void push(self, unsigned int head, unsigned int written) noexcept

@@ -41,7 +41,7 @@ class Vring:
     """One queue. `attach` makes it live; `pop`, `push`, `publish` and `arm` are the data path.
 
     `take` is `pop` without objects: it leaves the chain in `count`, `readable_count` and, a buffer each, `regions`,
-    `starts` (bytes into the region) and `lengths`.
+    `starts` (bytes into the region), `addresses` (in this process) and `lengths`.
 
     Counters: `chain_errors` chains returned unused, `requests` chains popped, `calls` notifications sent.
     `broken` holds the sentence of the fault that latched the queue, else the empty string.
@@ -64,6 +64,7 @@ class Vring:
         self._used_idx = 0
         self.starts = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
         self.lengths = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
+        self.addresses = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
         self._detach()
 
     def _detach(self) -> None:
@@ -300,7 +301,9 @@ class Vring:
             return True
         if self.regions[self.count] is not region:
             self.regions[self.count] = region
-        self.starts[self.count] = address - region.guest_address
+        start = address - region.guest_address
+        self.starts[self.count] = start
+        self.addresses[self.count] = region.address + start
         self.lengths[self.count] = length
         self.count += 1
         if not flags & DESC_F_WRITE:
