@@ -33,6 +33,7 @@ MODULES: Final = (
     "devices.blk.ring",
     "devices.net.queue",
     "devices.net.path",
+    "devices.net.capture",
     "devices.net.filter",
     "devices.net.ring",
 )

@@ -28,7 +28,7 @@ from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import SNAP_MAXIMUM, VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import EventLog
 from rayos_vmm.paths import Paths
@@ -388,6 +388,17 @@ class Service:
         await card.set_link(machine, is_up=is_up)
         await self._parts.store.save(machine.record)
         return await card.view(machine)
+
+    def capture(
+        self, name: str, snap: int = SNAP_MAXIMUM, count: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """A pcapng file of what passes the card, live, in pieces; close it with `aclosing`.
+
+        Raises:
+            NotFound: it has no card.
+            Invalid: another capture runs.
+        """
+        return card.capture(self._machine(name), snap=snap, count=count)
 
     async def announce(self, name: str) -> None:
         """Has the guest announce its addresses.

@@ -9,14 +9,17 @@ dropped and counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
 from devices.bucket import TokenBucket
+from devices.errors import RequestError
 from devices.faults import Faults
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.loop import Loop
 from devices.native import address_of
+from devices.net.capture import MAX_SNAP, Capture, CapturePath
 from devices.net.faulty import FaultyPath
 from devices.net.filter import Filter, Judge
 from devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
@@ -77,11 +80,11 @@ class NetBackend(Backend):
         )
         spill = bytearray(0 if judge else _MAX_BYTES)
         self._spills = [one.room for one in self._filters] or [memoryview(spill)] * len(self.queues)
-        paths = [path_of(port) for port in ports]
+        self._paths = [path_of(port) for port in ports]
         self._rings = [
             NetRing(
                 vring,
-                paths[queue // 2],
+                self._paths[queue // 2],
                 self.stats,
                 gate,
                 buckets[queue % 2],
@@ -94,6 +97,8 @@ class NetBackend(Backend):
         self._timers = [0] * len(self.queues)
         self._listening: set[int] = set()
         self._live: list[int] = []
+        #: What somebody sees of the frames now.
+        self.capture: Capture | None = None
 
     @property
     def features(self) -> int:
@@ -282,6 +287,36 @@ class NetBackend(Backend):
                 self._deliver(RX, chain, len(data), 0)
                 self.queues[RX].publish()
 
+    # -- watched by somebody ------------------------------------------------------------------------------------
+
+    def start_capture(self, snap: int, on_record: Callable[[], None]) -> Capture:
+        """Copy `snap` bytes of each frame from now on; `on_record` as in `Capture`.
+
+        Errors: RequestError while another capture runs, or for a `snap` that is out of range.
+        """
+        if self.capture is not None:
+            raise RequestError(f"{self.name} is being captured already")
+        if not 1 <= snap <= MAX_SNAP:
+            raise RequestError(f"a snap length of {snap} bytes: 1 to {MAX_SNAP} are allowed")
+        self.capture = Capture(snap, on_record)
+        self._route()
+        return self.capture
+
+    def stop_capture(self) -> None:
+        """Copy nothing any more: the rings have the port's own path again."""
+        if self.capture is not None:
+            self.capture = None
+            self._route()
+
+    def _route(self) -> None:
+        """The rings' paths: the port's own, behind the faults and whoever watches."""
+        for queue, ring in enumerate(self._rings):
+            path = self._paths[queue // 2]
+            path.set_awake(False)  # what stands before it may not pass that on
+            if self.faults is not None:
+                path = FaultyPath(path, self.faults, self.loop, self.stats)
+            ring.path = path if self.capture is None else CapturePath(path, self.capture)
+
     # -- looked at instead of woken (devices.loop.Watched) -------------------------------------------------------
 
     def look(self) -> bool:
@@ -336,9 +371,7 @@ class NetBackend(Backend):
     def set_faults(self, faults: Faults | None) -> None:
         """From now on frames are lost or late as `faults` says (ops tx and rx); None: no more."""
         self.faults = faults
-        for queue, ring in enumerate(self._rings):
-            path = path_of(self.ports[queue // 2])
-            ring.path = path if faults is None else FaultyPath(path, faults, self.loop, self.stats)
+        self._route()
 
     def snapshot(self) -> dict[str, Any]:
         found = {**super().snapshot(), "quota": {"rate_bytes_per_second": self.rate_bytes_per_second}}

@@ -6,8 +6,8 @@ Invariant: an answer that is not a success is raised as the same `RayosError` cl
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
@@ -314,6 +314,22 @@ class Client:
                 yield _JsonLines(answer, type_)
 
     @asynccontextmanager
+    async def capture(
+        self, name: str, *, snap: int | None = None, count: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A pcapng file of what passes a network card, in pieces; it runs once the block is entered."""
+        query = {key: value for key, value in (("snap", snap), ("count", count)) if value is not None}
+        path = f"{_vm(name)}/net/capture"
+        with self._explained("GET", path):
+            async with open_exchange(
+                self._socket_path, "GET", _target(path, query), token=self._token
+            ) as answer:
+                if answer.status != 200:
+                    raise to_error(answer.status, await answer.read_all())
+                async with aclosing(_pieces(answer)) as pieces:
+                    yield pieces
+
+    @asynccontextmanager
     async def console(
         self, name: str, port: int, *, since: int | None = None, mode: Wish = "write"
     ) -> AsyncIterator[Console]:
@@ -430,6 +446,11 @@ class Console:
                 self.offset += len(message)
                 return message
             self._hear(json.loads(message))
+
+
+async def _pieces(answer: Answer) -> AsyncGenerator[bytes, None]:
+    while piece := await answer.read():
+        yield piece
 
 
 class _JsonLines(Generic[_T]):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from rayos_vmm.config.firewall import RULES_MAXIMUM, FirewallRule
-from rayos_vmm.config.spec import DISKS_MAXIMUM, VmSpec
+from rayos_vmm.config.spec import DISKS_MAXIMUM, SNAP_MAXIMUM, VmSpec
 from rayos_vmm.config.units import Size
 from rayos_vmm.policy.audit import RING, Entry
 from rayos_vmm.vm.view import VmView
@@ -59,6 +59,13 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Whether the cable is in the network card."""
 
     up: bool
+
+
+class CaptureQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many bytes to keep of a frame, and after how many frames to end; absent means when the client leaves."""
+
+    snap: Annotated[int, Meta(ge=1, le=SNAP_MAXIMUM)] = SNAP_MAXIMUM
+    count: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Qmp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

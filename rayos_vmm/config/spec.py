@@ -36,6 +36,8 @@ MODES_MAXIMUM: Final = 17  # what an EDID has room for beside the preferred mode
 CONSOLE_PORT_NAMES: Final = ("org.rayos.console", "org.rayos.agent", "org.rayos.log")
 PORTS_MAXIMUM: Final = 31 - len(CONSOLE_PORT_NAMES)  # QEMU's virtio-serial has 31
 SCANOUTS_MAXIMUM: Final = 16  # VIRTIO 1.3, 5.7.6.8: VIRTIO_GPU_MAX_SCANOUTS
+#: Bytes of a captured frame (devices.net.capture.MAX_SNAP).
+SNAP_MAXIMUM: Final = (64 << 10) - 48
 QUEUES_MAXIMUM: Final = 16
 #: Queues of a device that was not told how many: one a CPU, so that no two CPUs share a lock, up to this.
 QUEUES_DEFAULT: Final = 4

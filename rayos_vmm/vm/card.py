@@ -6,11 +6,16 @@ The frames are our worker's; configuration space and control queue of the card a
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
-from rayos_vmm.errors import NotFound
+from rayos_vmm import pcapng
+from rayos_vmm.errors import GuestGone, NotFound
 from rayos_vmm.vm.arguments import NETDEV
 from rayos_vmm.vm.machine import Machine
+from rayos_vmm.vm.seat import worker_errors
 from rayos_vmm.vm.view import NetView
 
 #: One announcement at once; the guest's own stack repeats it (net.ipv4.conf.*.arp_notify has no part in it).
@@ -63,3 +68,42 @@ async def announce(machine: Machine) -> None:
     """Has the guest's driver tell the network where it is (gratuitous ARP, neighbour advertisements)."""
     need_card(machine)
     await machine.need_qmp().execute("announce-self", _ANNOUNCE)
+
+
+async def capture(machine: Machine, *, snap: int, count: int | None) -> AsyncGenerator[bytes, None]:
+    """A pcapng file of what passes the card, in pieces: its head as soon as the capture is on, the end after `count`
+    frames (None: when the machine ends). Close it with `aclosing`.
+
+    Raises:
+        NotFound: there is no card.
+        Invalid: another capture runs.
+    """
+    need_card(machine)
+    worker = machine.need_worker()
+    frames = seen = lost = 0
+    is_on = False
+    with worker_errors(machine):
+        async with aclosing(worker.capture(snap)) as pieces:
+            async for piece in pieces:
+                if not is_on:
+                    is_on = True
+                    yield pcapng.header(f"{machine.name}-net", snap)
+                # A worker that was replaced counts from the start.
+                new = piece.dropped - lost if piece.dropped >= lost else piece.dropped
+                seen, lost = piece.seen, piece.dropped
+                blocks = []
+                for frame in _frames(machine, piece.records, piece.offset_ns):
+                    blocks.append(pcapng.packet(frame, new))
+                    frames, new = frames + 1, 0
+                    if frames == count:
+                        yield b"".join([*blocks, pcapng.statistics(time.time_ns(), seen, lost)])
+                        return
+                if blocks:
+                    yield b"".join(blocks)
+
+
+def _frames(machine: Machine, records: bytes, offset_ns: int) -> list[pcapng.Frame]:
+    try:
+        return list(pcapng.unpack_records(records, offset_ns))
+    except ValueError as error:
+        raise GuestGone(f"{machine.name}: its devices sent {error}") from None

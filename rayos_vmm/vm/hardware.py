@@ -5,7 +5,7 @@ The service gives the real ones; a test of the life cycle alone gives `NoHardwar
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +74,24 @@ class Frame(Protocol):
     def serial(self) -> int: ...
 
 
+class Caught(Protocol):
+    """A piece of a capture (`worker.client.Caught`)."""
+
+    @property
+    def records(self) -> bytes: ...
+    @property
+    def offset_ns(self) -> int: ...
+    @property
+    def seen(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+
+
 class Worker(Protocol):
     """The connection to a machine's device worker; it survives the worker's replacement."""
 
     async def stats(self) -> dict[str, Any]: ...
+    def capture(self, snap: int) -> AsyncGenerator[Caught, None]: ...
     async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None: ...
     async def console_write(self, port: int, data: bytes) -> None: ...
     async def resize_disk(self, device: str) -> int: ...

@@ -134,6 +134,17 @@ class PacketClient:
             self._sock = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """A piece of a capture: records as devices/net/capture.py has them, how far the worker's steady clock is from the
+    epoch, frames that passed so far and those that were lost."""
+
+    records: bytes
+    offset_ns: int
+    seen: int
+    dropped: int
+
+
 class WorkerClient:
     """Every operation on the devices of one running VM. `run_dir` is the VM's."""
 
@@ -156,6 +167,20 @@ class WorkerClient:
         head, _, _ = await self._client.call("polling", budget_us=budget_us)
         polling: dict[str, float] = head["polling"]
         return polling
+
+    async def capture(self, snap: int) -> AsyncGenerator[Caught, None]:
+        """What passes the network card from now on, `snap` bytes of each frame; empty at first, once it is on.
+
+        Close it with `aclosing`: it ends when its connection does. A worker that was replaced starts anew.
+        Errors: WorkerError when another capture runs or `snap` is out of range.
+        """
+        client = PacketClient(self._path)
+        try:
+            while True:
+                head, data, _ = await client.call("net.capture", device="net", snap=snap)
+                yield Caught(data, int(head["offset_ns"]), int(head["seen"]), int(head["dropped"]))
+        finally:
+            client.close()
 
     async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None:
         """Queue evdev events (type, code, value) for "keyboard", "mouse" or "tablet"; waits while the queue is full."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -49,10 +50,13 @@ class Control:
         self._gate = gate
         self._backends = {backend.name: backend for backend in backends}
         self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
+        self._asking = -1  # the connection that is being answered
+        self._captures: dict[int, NetBackend] = {}
         self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
             "policy": self._policy,
             "stats": self._stats,
             "polling": self._polling,
+            "net.capture": self._net_capture,
             "inject": self._inject,
             "console.write": self._console_write,
             "console.read": self._console_read,
@@ -79,10 +83,14 @@ class Control:
                 backend.on_room = self._something_happened
 
     def _closed(self, fd: int) -> None:
+        captured = self._captures.pop(fd, None)
+        if captured is not None:
+            captured.stop_capture()
         self._waiting = [entry for entry in self._waiting if entry[0] != fd]
 
     def _answer(self, fd: int, head: dict[str, Any], payload: bytes) -> bool:
         """Answer now or keep the request; False when the client does not take its answers."""
+        self._asking = fd
         try:
             operation = self._operations.get(head.get("op", ""))
             if operation is None:
@@ -162,6 +170,24 @@ class Control:
                 )
             self._loop.set_polling(budget * 1e-6)
         return {"polling": self._loop.polling()}, b"", []
+
+    def _net_capture(self, head: dict[str, Any], _data: bytes) -> Answer:
+        """The first request of a connection starts a capture and is answered at once, the next bring what was caught;
+        it ends with the connection."""
+        net = self._find(head.get("device", "net"), NetBackend)
+        fields = {"offset_ns": time.time_ns() - time.monotonic_ns()}
+        if self._captures.get(self._asking) is not net or net.capture is None:
+            if self._asking in self._captures:
+                raise Refused("bad_request", "this connection captures another device")
+            net.start_capture(int(head["snap"]), self._something_happened)
+            self._captures[self._asking] = net
+            return {**fields, "seen": 0, "dropped": 0}, b"", []
+        capture = net.capture
+        data = capture.read(packet.MAX_DATA_BYTES)
+        if not data:
+            capture.ask()
+            return None
+        return {**fields, "seen": capture.seen, "dropped": capture.dropped}, data, []
 
     def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)

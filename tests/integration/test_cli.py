@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.utils import RawPcapNgReader
 
 from images import kernel
 from images.cache import Cache
@@ -65,6 +66,16 @@ def test_a_life_by_commands(lab: Lab, tmp_path: Path) -> None:
     assert lab.json("net", "show", "one")["is_up"] is False
     assert lab.json("net", "link", "one", "up")["mtu"] == 1500
     lab.rayos("net", "announce", "one")
+    capturing = lab.start("net", "capture", "one", "-o", str(tmp_path / "net.pcapng"), stderr=subprocess.PIPE)
+    while not (tmp_path / "net.pcapng").exists() or not (tmp_path / "net.pcapng").stat().st_size:
+        assert capturing.poll() is None
+        time.sleep(0.05)
+    lab.rayos("exec", "one", "--", f"ping -c 3 -W 10 {started['address'].rpartition('.')[0]}.1")
+    capturing.send_signal(signal.SIGINT)
+    _, words = capturing.communicate(timeout=20)
+    assert capturing.returncode == 0 and "0 lost" in str(words)
+    with RawPcapNgReader(str(tmp_path / "net.pcapng")) as frames:
+        assert sum(1 for _ in frames) >= 6
     assert lab.json("stats", "one")["disk0"]
     with pytest.raises(AssertionError, match="4\n"):
         lab.rayos("rm", "one")

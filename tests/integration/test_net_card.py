@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
 import struct
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from scapy.layers.inet import ICMP
+from scapy.layers.l2 import Ether
+from scapy.utils import RawPcapNgReader
 
 from rayos_vmm.config.spec import Net, Quota, VmSpec
+from rayos_vmm.errors import Invalid
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerError
@@ -99,6 +104,7 @@ async def test_the_linux_driver_uses_what_the_card_offers(tmp_path: Path) -> Non
         host = str((await trio.to_thread.run_sync(bridge_address)).split("/")[0])
         await queue_pairs(service, host, compile_channels(tmp_path))
         await segments(service, host)
+        await capture(service, host, paths)
         await polling(service, host, paths)
         await control_queue(service, host)
         await cable(service, host)
@@ -164,6 +170,43 @@ async def segments(service: Service, host: str) -> None:
         mean = (after["bytes"] - before["bytes"]) / (after["allowed"] - before["allowed"])
         assert mean > CARD.net.mtu + 14, (direction, mean)
     assert received == size
+
+
+async def capture(service: Service, host: str, paths: Any) -> None:
+    """Scapy reads the guest's pings and their answers out of it; it ends by count and by leaving."""
+    pieces = service.capture("svc", count=40)
+    data = await anext(pieces)
+    with pytest.raises(Invalid, match="captured already"):
+        await anext(service.capture("svc"))
+    await succeed(service, f"ping -c 10 -i 0.01 -s 1000 -W 10 {host}")
+    keeper = KeeperClient(paths.vm_runtime("svc"))
+    await keeper.kill_worker()
+    keeper.close()
+    async with trio.open_nursery() as nursery:
+
+        async def ping_on() -> None:
+            while True:
+                await succeed(service, f"ping -c 5 -i 0.01 -s 1000 -W 10 {host}")
+
+        nursery.start_soon(ping_on)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                data += piece
+        nursery.cancel_scope.cancel()
+    frames = list(RawPcapNgReader(io.BytesIO(data)))
+    assert len(frames) == 40
+    echoes = [(Ether(frame)[ICMP], meta.direction) for frame, meta in frames if ICMP in Ether(frame)]
+    out = {(icmp.id, icmp.seq): bytes(icmp.payload) for icmp, direction in echoes if direction == 2}
+    back = {(icmp.id, icmp.seq): bytes(icmp.payload) for icmp, direction in echoes if direction == 1}
+    assert len(out) >= 10 and all(len(data) == 1000 for data in out.values())
+    both = out.keys() & back.keys()
+    assert len(both) >= 9 and all(out[one] == back[one] for one in both)
+    async with aclosing(service.capture("svc", snap=60)) as short:
+        data = await anext(short)
+        await succeed(service, f"ping -c 1 -s 1000 -W 10 {host}")
+        while not (kept := [one for one in RawPcapNgReader(io.BytesIO(data)) if one[1].wirelen > 1000]):
+            data += await anext(short)
+        assert {len(frame) for frame, _ in kept} == {60}
 
 
 async def polling(service: Service, host: str, paths: Any) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import random
+import struct
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from devices.errors import RequestError
+from devices.native import Buffers, address_of
 from devices.net.backend import NetBackend
+from devices.net.capture import Capture
 from devices.net.port import EchoPort, SinkPort
 from devices.net.wire import HEADER_BYTES, NetFeature
 from devices.vhost_user.message import Request
@@ -100,3 +108,71 @@ def test_two_guests_are_joined_by_one_process(tmp_path: Path) -> None:
                     assert (one.request(HEADER + FRAME, index=1), receive(other, 0)) == (b"", FRAME)
                     back = FRAME[::-1] + bytes([turn])
                     assert (other.request(HEADER + back, index=1), receive(one, 0)) == (b"", back)
+
+
+def captured(data: bytes) -> list[tuple[int, int, bytes]]:
+    """Length, direction and kept bytes of each record."""
+    found = []
+    while data:
+        _, kept, length, direction = struct.unpack_from("<QIIQ", data)
+        found.append((length, direction, data[24 : 24 + kept]))
+        data = data[24 + (kept + 7 & ~7) :]
+    return found
+
+
+def test_a_capture_sees_both_directions_and_costs_nothing_afterwards() -> None:
+    """What left and what came, without the virtio header, cut to the snap length; then the port's own path is back."""
+    told: list[int] = []
+    with Stepped(lambda loop: NetBackend("net", loop, EchoPort())) as target, Rig(target, 2) as rig:
+        net = target.backend
+        paths = [ring.path for ring in net._rings]
+        rig.request(HEADER + FRAME, index=1)
+        receive(rig, 0)
+        capture = net.start_capture(20, lambda: told.append(1))
+        with pytest.raises(RequestError, match="captured already"):
+            net.start_capture(20, lambda: None)
+        assert capture.read(1 << 16) == b""
+        capture.ask()
+        for _ in range(2):
+            rig.request(HEADER + FRAME, index=1)
+            receive(rig, 0)
+        echoed = FRAME[6:12] + FRAME[:6] + FRAME[12:]
+        both = [(len(FRAME), 2, FRAME[:20]), (len(FRAME), 1, echoed[:20])]
+        assert told == [1]
+        assert captured(capture.read(60)) + captured(capture.read(1 << 16)) == both * 2
+        assert (capture.seen, capture.dropped) == (4, 0)
+        net.stop_capture()
+        assert [ring.path for ring in net._rings] == paths
+        rig.request(HEADER + FRAME, index=1)
+        assert capture.seen == 4
+
+
+@pytest.mark.parametrize("snap", [0, -1, 65_489])
+def test_a_snap_length_out_of_range_is_refused(snap: int) -> None:
+    with Stepped(lambda loop: NetBackend("net", loop, SinkPort())) as target:
+        with pytest.raises(RequestError, match=r"1 to 65488 are allowed"):
+            target.backend.start_capture(snap, lambda: None)
+
+
+def test_a_capture_that_nobody_reads_drops_and_counts() -> None:
+    """Its memory is bounded; what is kept is whole and in order, also when it is read in pieces in between."""
+    capture = Capture(65_488, lambda: None)
+    chance = random.Random(9)
+    frames: list[bytes] = []
+    kept: list[bytes] = []
+    for _ in range(400):
+        frame = bytearray(HEADER + os.urandom(8) + bytes(chance.choice([52, 1506, 65_480])))
+        buffers = Buffers()
+        buffers.add(address_of(frame), 30)
+        buffers.add(address_of(frame) + 30, len(frame) - 30)
+        before = capture.dropped
+        capture.take(buffers, len(frame), 1)
+        if capture.dropped == before:
+            frames.append(bytes(frame[HEADER_BYTES:]))
+        if chance.random() < 0.3:
+            kept += [data for _, _, data in captured(capture.read(1 << 16))]
+    while data := capture.read(1 << 16):
+        kept += [one for _, _, one in captured(data)]
+    assert kept == frames
+    assert (capture.seen, capture.dropped) == (400, 400 - len(frames))
+    assert capture.dropped > 0
