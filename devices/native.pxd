@@ -51,6 +51,7 @@ cdef class Buffers:
     cpdef bint is_aligned(self, unsigned long long mask) noexcept
     @cython.locals(first=cython.uint, index=cython.uint)
     cpdef void advance(self, unsigned long long size) noexcept
+    cpdef void redirect(self, unsigned long long size, unsigned long long address) noexcept
     @cython.locals(index=cython.uint)
     cpdef bint shadow(self, unsigned long long size, unsigned long long address) noexcept
     @cython.locals(done=ssize_t)

@@ -141,6 +141,16 @@ class Buffers:
             size = 0
         self.count -= first
 
+    def redirect(self, size: int, address: int) -> None:
+        """Copy all `size` bytes to `address`, and let them come from there."""
+        if self.count == 1:
+            copy(address, self._words[0], size)
+        else:
+            self._copy(0, size, address, False)
+            self.count = 1
+            self._words[1] = size
+        self._words[0] = address
+
     def shadow(self, size: int, address: int) -> bool:
         """Let the first `size` bytes, of more, come from `address`; False, and nothing is changed, without room."""
         if self.count >= MAX_BUFFERS and self._words[1] > size:

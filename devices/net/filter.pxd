@@ -7,6 +7,7 @@ cdef unsigned long long WHOLE_BYTES, HEAD_BYTES, HEADER_BYTES, _U64
 cdef unsigned long long _MIX0, _MIX1, _MIX2, _MIX3, _KIND4, _KIND6
 cdef int _NEEDS_CSUM, _GSO_TCP4, _GSO_TCP6, _GSO_ECN
 
+@cython.final
 cdef class Filter:
     cdef readonly object judge, room
     cdef readonly bint is_outgoing
@@ -20,14 +21,15 @@ cdef class Filter:
     cdef const unsigned long long[::1] _page
     cdef unsigned long long[::1] _hits
     cdef unsigned int _mac0, _mac1, _mac2
-    cdef unsigned long long _seed, _kind, _from_low, _from_high, _to_low, _to_high
+    cdef unsigned long long _seed, _last, _kind, _from_low, _from_high, _to_low, _to_high
 
     @cython.locals(head=cython.ulonglong, verdict=cython.int)
     cpdef int check(self, Buffers buffers, unsigned long long size, unsigned long long now_ns) except -1
     @cython.locals(verdict=cython.int)
     cpdef int decide(self, unsigned long long size, unsigned long long now_ns) except -1
-    @cython.locals(transport=cython.int, at=cython.ulonglong, _=cython.int, stamp=cython.ulonglong, verdict=cython.ulonglong)
+    @cython.locals(transport=cython.int, at=cython.ulonglong, _=cython.int, verdict=cython.ulonglong)
     cdef int _recall(self, unsigned long long size, unsigned long long now_ns) noexcept
+    cdef bint _is_at(self, unsigned long long at) noexcept
     @cython.locals(mixed=cython.ulonglong)
     cdef unsigned long long _find(self) noexcept
     @cython.locals(stamp=cython.ulonglong, verdict=cython.ulonglong)

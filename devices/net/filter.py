@@ -95,9 +95,10 @@ class Filter:
         self._epoch = judge.epoch
         self._page = judge.page
         self._hits = judge.hits
-        halves = memoryview(judge.mac).cast("H")
-        self._mac0, self._mac1, self._mac2 = halves[0], halves[1], halves[2]
+        own = memoryview(judge.mac).cast("H")
+        self._mac0, self._mac1, self._mac2 = own[0], own[1], own[2]
         self._seed = secrets.randbits(64)
+        self._last = 0
         self._kind = 0
         self._from_low = self._from_high = self._to_low = self._to_high = 0
         #: Verdicts from memory and from the judge; frames whose offload was refused.
@@ -107,22 +108,18 @@ class Filter:
 
     def check(self, buffers: Buffers, size: int, now_ns: int) -> int:
         """ALLOW, DENY or REJECT for a frame of `size` bytes with its header; `buffers` then hold what was judged."""
-        head = size if size <= WHOLE_BYTES else HEAD_BYTES
+        if size <= WHOLE_BYTES:
+            buffers.redirect(size, self.address)
+            return self.decide(size, now_ns)
+        head = HEAD_BYTES
         buffers.gather(0, head, self.address)
         verdict = self._recall(size, now_ns)
-        if verdict == 0:
-            if head < size:
-                buffers.gather(head, size - head, self.address + head)
-                head = size
-            verdict = self._ask(size, now_ns)
-        if verdict == ALLOW:
-            if head < size and not buffers.shadow(head, self.address):
-                buffers.gather(head, size - head, self.address + head)
-                head = size
-            if head == size:
-                buffers.clear()
-                buffers.add(self.address, size)
-        return verdict
+        if verdict and (verdict != ALLOW or buffers.shadow(head, self.address)):
+            return verdict
+        buffers.gather(head, size - head, self.address + head)
+        buffers.clear()
+        buffers.add(self.address, size)
+        return verdict if verdict else self._ask(size, now_ns)
 
     def decide(self, size: int, now_ns: int) -> int:
         """ALLOW, DENY or REJECT for the frame in the room, of `size` bytes with its header."""
@@ -138,26 +135,32 @@ class Filter:
             return DENY
         if self._kind == 0:
             return 0
-        entries = self._entries
-        stamp = self._epoch[0] + self._page[0]
-        at = self._find()
-        for _ in range(_WAYS):
-            if (
-                entries[at] == stamp
-                and entries[at + 2] == self._kind
-                and entries[at + 3] == self._from_low
-                and entries[at + 4] == self._to_low
-                and entries[at + 5] == self._from_high
-                and entries[at + 6] == self._to_high
-            ):
-                if now_ns >= entries[at + 1]:
-                    return 0
-                verdict = entries[at + 7]
-                self._hits[verdict >> SLOT_SHIFT & SLOT_MASK] += 1
-                self.remembered += 1
-                return verdict & ACTION_MASK
-            at += WORDS
-        return 0
+        at = self._last
+        if not self._is_at(at):  # the flow of the frame before, most often
+            at = self._find()
+            for _ in range(_WAYS):
+                if self._is_at(at):
+                    break
+                at += WORDS
+            else:
+                return 0
+            self._last = at
+        if self._entries[at] != self._epoch[0] + self._page[0] or now_ns >= self._entries[at + 1]:
+            return 0
+        verdict = self._entries[at + 7]
+        self._hits[verdict >> SLOT_SHIFT & SLOT_MASK] += 1
+        self.remembered += 1
+        return verdict & ACTION_MASK
+
+    def _is_at(self, at: int) -> bool:
+        """Whether this entry is the flow's."""
+        return (
+            self._entries[at + 2] == self._kind
+            and self._entries[at + 3] == self._from_low
+            and self._entries[at + 4] == self._to_low
+            and self._entries[at + 5] == self._from_high
+            and self._entries[at + 6] == self._to_high
+        )
 
     def _find(self) -> int:
         """Where the set of the flow begins."""
@@ -184,33 +187,26 @@ class Filter:
         return verdict & ACTION_MASK
 
     def _keep(self, stamp: int, now_ns: int, verdict: int) -> None:
-        entries = self._entries
         first = self._find()
         place = first
         oldest = _U64
         for way in range(_WAYS):
             at = first + way * WORDS
-            if (
-                entries[at + 2] == self._kind
-                and entries[at + 3] == self._from_low
-                and entries[at + 4] == self._to_low
-                and entries[at + 5] == self._from_high
-                and entries[at + 6] == self._to_high
-            ):
+            if self._is_at(at):
                 place = at
                 break
-            age = entries[at + 1] if entries[at] == stamp else 0
+            age = self._entries[at + 1] if self._entries[at] == stamp else 0
             if age < oldest:
                 oldest = age
                 place = at
-        entries[place] = stamp
-        entries[place + 1] = now_ns + _HOLD
-        entries[place + 2] = self._kind
-        entries[place + 3] = self._from_low
-        entries[place + 4] = self._to_low
-        entries[place + 5] = self._from_high
-        entries[place + 6] = self._to_high
-        entries[place + 7] = verdict
+        self._entries[place] = stamp
+        self._entries[place + 1] = now_ns + _HOLD
+        self._entries[place + 2] = self._kind
+        self._entries[place + 3] = self._from_low
+        self._entries[place + 4] = self._to_low
+        self._entries[place + 5] = self._from_high
+        self._entries[place + 6] = self._to_high
+        self._entries[place + 7] = verdict
 
     def _plain(self, size: int) -> int:
         """Where the transport header of a whole TCP or UDP packet without options begins in its frame, else 0.
@@ -218,54 +214,51 @@ class Filter:
         Sets the flow; its kind is 0 when the frame is not one to be remembered.
         """
         self._kind = 0
-        data = self._bytes
-        halves = self._halves
-        quads = self._quads
         # What follows counts from the beginning of the room; the frame begins at 14, its IP header at 28.
         room = size - HEADER_BYTES - 14
-        ethertype = halves[13]
+        ethertype = self._halves[13]
         if ethertype == 0x0008 and room >= 28:
-            length = (data[30] << 8) | data[31]
-            protocol = data[37]
-            if data[28] != 0x45 or halves[17] & 0xFF3F or length > room:
+            length = (self._bytes[30] << 8) | self._bytes[31]
+            protocol = self._bytes[37]
+            if self._bytes[28] != 0x45 or self._halves[17] & 0xFF3F or length > room:
                 return 0
             length -= 20
             if protocol == 6:
-                header = (data[60] >> 4) * 4
+                header = (self._bytes[60] >> 4) * 4
                 if length < 20 or header < 20 or header > length:
                     return 0
             elif protocol == 17:
-                header = (data[52] << 8) | data[53]
+                header = (self._bytes[52] << 8) | self._bytes[53]
                 if header < 8 or header > length:
                     return 0
             else:
                 return 0
-            ports = quads[12]
+            ports = self._quads[12]
             low, high = ports & 0xFFFF, ports >> 16
             if self._is_between_us() and not (
                 protocol == 17 and (low in (0x4300, 0x4400) or high in (0x4300, 0x4400))
             ):
                 self._kind = _KIND4 | (protocol << 32) | ports
-                self._from_low = quads[10]
-                self._to_low = quads[11]
+                self._from_low = self._quads[10]
+                self._to_low = self._quads[11]
                 self._from_high = self._to_high = 0
             return 34
         if ethertype == 0xDD86 and room >= 48:
-            length = (data[32] << 8) | data[33]
-            protocol = data[34]
-            if data[28] >> 4 != 6 or length + 40 > room:
+            length = (self._bytes[32] << 8) | self._bytes[33]
+            protocol = self._bytes[34]
+            if self._bytes[28] >> 4 != 6 or length + 40 > room:
                 return 0
             if protocol == 6:
-                header = (data[80] >> 4) * 4
+                header = (self._bytes[80] >> 4) * 4
                 if length < 20 or header < 20 or header > length:
                     return 0
             elif protocol == 17:
-                header = (data[72] << 8) | data[73]
+                header = (self._bytes[72] << 8) | self._bytes[73]
                 if header < 8 or header > length:
                     return 0
             else:
                 return 0
-            ports = quads[17]
+            ports = self._quads[17]
             if self._is_between_us() and not (protocol == 17 and ports & 0xFFFF == 0x2302):
                 self._kind = _KIND6 | (protocol << 32) | ports
                 self._from_low = self._pair(9)
@@ -283,23 +276,23 @@ class Filter:
 
     def _is_between_us(self) -> bool:
         """From our card to another's, or to ours."""
-        halves = self._halves
         if self.is_outgoing:
             return (
-                halves[10] == self._mac0
-                and halves[11] == self._mac1
-                and halves[12] == self._mac2
+                self._halves[10] == self._mac0
+                and self._halves[11] == self._mac1
+                and self._halves[12] == self._mac2
                 and not self._bytes[14] & 1
             )
-        return halves[7] == self._mac0 and halves[8] == self._mac1 and halves[9] == self._mac2
+        return (
+            self._halves[7] == self._mac0 and self._halves[8] == self._mac1 and self._halves[9] == self._mac2
+        )
 
     def _is_sound_offload(self, transport: int) -> bool:
         """Whether the kernel will only write the checksum of this transport header, and only cut this protocol."""
-        data = self._bytes
-        kind = data[3] & ~_GSO_ECN & 0xFF
-        if not data[2] & _NEEDS_CSUM:
+        kind = self._bytes[3] & ~_GSO_ECN & 0xFF
+        if not self._bytes[2] & _NEEDS_CSUM:
             return kind == 0
-        protocol = data[37] if transport == 34 else data[34]
+        protocol = self._bytes[37] if transport == 34 else self._bytes[34]
         where = 16 if protocol == 6 else 6
         if transport == 0 or self._halves[4] != transport or self._halves[5] != where:
             return False
