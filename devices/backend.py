@@ -51,6 +51,7 @@ class Backend(ABC):
     def protocol_features(self) -> ProtocolFeature:
         return (
             ProtocolFeature.MQ
+            | ProtocolFeature.LOG_SHMFD
             | ProtocolFeature.REPLY_ACK
             | ProtocolFeature.BACKEND_REQ
             | ProtocolFeature.CONFIG

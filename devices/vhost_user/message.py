@@ -27,6 +27,10 @@ MAX_FDS: Final = MAX_REGIONS
 
 U64: Final = struct.Struct("<Q")
 VRING_STATE: Final = struct.Struct("<II")
+#: SET_LOG_BASE: size, offset.
+LOG_BASE: Final = struct.Struct("<QQ")
+#: SET_VRING_ADDR: `log` is the used ring's guest address.
+VRING_F_LOG: Final = 1
 VRING_ADDRESS: Final = struct.Struct("<IIQQQQ")
 MEMORY_REGION: Final = struct.Struct("<QQQQ")
 MEMORY_HEADER: Final = struct.Struct("<II")
@@ -47,6 +51,7 @@ class Request(IntEnum):
     SET_OWNER = 3
     RESET_OWNER = 4
     SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
     SET_VRING_NUM = 8
     SET_VRING_ADDR = 9
     SET_VRING_BASE = 10
@@ -81,6 +86,7 @@ class ProtocolFeature(IntFlag):
     """VHOST_USER_PROTOCOL_F_*: only those that work here."""
 
     MQ = 1 << 0
+    LOG_SHMFD = 1 << 1
     REPLY_ACK = 1 << 3
     MTU = 1 << 4
     BACKEND_REQ = 1 << 5
@@ -97,6 +103,7 @@ _SIZES: Final[dict[Request, tuple[int, int]]] = {
     Request.SET_OWNER: (0, 0),
     Request.RESET_OWNER: (0, 0),
     Request.SET_MEM_TABLE: (8, 8 + 32 * MAX_REGIONS),
+    Request.SET_LOG_BASE: (16, 16),
     Request.SET_VRING_NUM: (8, 8),
     Request.SET_VRING_ADDR: (40, 40),
     Request.SET_VRING_BASE: (8, 8),
@@ -124,6 +131,7 @@ _SIZES: Final[dict[Request, tuple[int, int]]] = {
 #: Descriptors a request may bring; every other brings none.
 _FDS: Final[dict[Request, tuple[int, int]]] = {
     Request.SET_MEM_TABLE: (0, MAX_REGIONS),
+    Request.SET_LOG_BASE: (1, 1),
     Request.SET_VRING_KICK: (0, 1),
     Request.SET_VRING_CALL: (0, 1),
     Request.SET_VRING_ERR: (0, 1),
@@ -138,6 +146,7 @@ _FDS: Final[dict[Request, tuple[int, int]]] = {
 ANSWERED: Final[frozenset[Request]] = frozenset(
     {
         Request.GET_FEATURES,
+        Request.SET_LOG_BASE,
         Request.GET_VRING_BASE,
         Request.GET_PROTOCOL_FEATURES,
         Request.GET_QUEUE_NUM,
@@ -228,21 +237,21 @@ def pack_backend_request(request: BackendRequest) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class VringAddress:
-    """SET_VRING_ADDR: user addresses of the three areas."""
+    """SET_VRING_ADDR: user addresses of the three areas; `log` is the used ring's guest address, if flags say so."""
 
     index: int
     flags: int
     descriptors: int
     used: int
     avail: int
+    log: int = 0
 
     @classmethod
     def unpack(cls, payload: bytes) -> VringAddress:
-        index, flags, descriptors, used, avail, _log = VRING_ADDRESS.unpack(payload)
-        return cls(index, flags, descriptors, used, avail)
+        return cls(*VRING_ADDRESS.unpack(payload))
 
     def pack(self) -> bytes:
-        return VRING_ADDRESS.pack(self.index, self.flags, self.descriptors, self.used, self.avail, 0)
+        return VRING_ADDRESS.pack(self.index, self.flags, self.descriptors, self.used, self.avail, self.log)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ class Relay:
         self._front: Channel | None = None
         self._back: Channel | None = None
         self._pending: Message | None = None
+        #: Answers to what a successor was told, which the frontend has had from its predecessor.
+        self._repeated = 0
         self._timer = 0
         listening.setblocking(False)
         loop.register(listening.fileno(), self._accept)
@@ -137,7 +139,9 @@ class Relay:
             return
         self._back = Channel(sock, is_frontend=True)
         self._loop.register(sock.fileno(), self._back_ready)
+        self._repeated = 0
         for message in self._transcript.replay():
+            self._repeated += message.request in ANSWERED
             self._send_back(message)
         if self._pending is not None:
             self._send_back(self._pending)
@@ -168,6 +172,9 @@ class Relay:
             self.drop(f"the backend broke the protocol: {error}")
 
     def _answer(self, reply: Message) -> None:
+        if self._repeated:
+            self._repeated -= 1
+            return
         message, self._pending = self._pending, None
         if message is None or reply.request is not message.request:
             raise ProtocolError(f"an answer to {reply.request.name} that nobody asked for")

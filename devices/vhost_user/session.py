@@ -21,7 +21,9 @@ from devices.errors import ProtocolError
 from devices.loop import Loop
 from devices.vhost_user.message import (
     ANSWERED,
+    LOG_BASE,
     U64,
+    VRING_F_LOG,
     VRING_INDEX_MASK,
     VRING_NO_FD,
     VRING_STATE,
@@ -42,6 +44,7 @@ from devices.virtio.layout import (
     descriptor_table_bytes,
     used_ring_bytes,
 )
+from devices.virtio.log import DirtyLog
 from devices.virtio.memory import MAX_REGIONS, GuestMemory
 
 _ACK: Final = U64.pack(0)
@@ -79,6 +82,7 @@ class Session:
         self._backend = backend
         self._loop = loop
         self._memory = GuestMemory()
+        self._log: DirtyLog | None = None
         self._features = 0
         self._protocol_features = 0
         self._status = 0
@@ -124,6 +128,10 @@ class Session:
                 return U64.pack(self._backend.queue_num)
             case Request.SET_MEM_TABLE:
                 self._set_memory(message)
+            case Request.SET_LOG_BASE:
+                self._log = DirtyLog(message.fds[0], *LOG_BASE.unpack(payload))
+                self._restart_all()
+                return _ACK
             case Request.GET_MAX_MEM_SLOTS:
                 return U64.pack(MAX_REGIONS)
             case Request.ADD_MEM_REG:
@@ -215,7 +223,10 @@ class Session:
     # -- features and memory -------------------------------------------------------------------------------------
 
     def _set_features(self, features: int) -> None:
+        was_logging = self._features & Feature.LOG_ALL
         self._features = features & self._backend.features
+        if self._features & Feature.LOG_ALL != was_logging:
+            self._restart_all()  # no request may be under way that is half logged
         self._backend.set_features(self._features)
 
     def _set_memory(self, message: Message) -> None:
@@ -333,6 +344,8 @@ class Session:
             base=None if queue.is_resumed else queue.base,
             event_idx=bool(self._features & Feature.EVENT_IDX),
             indirect=bool(self._features & Feature.INDIRECT_DESC),
+            log=self._log if self._features & Feature.LOG_ALL else None,
+            used_address=queue.address.log if queue.address.flags & VRING_F_LOG else 0,
         )
         resumed, queue.is_resumed = queue.is_resumed, False
         self._backend.start_queue(index, resumed=resumed)
@@ -395,6 +408,7 @@ class Session:
             self._replace_signal(index, "error_fd", -1)
         self._drop_backend_channel()
         self._memory.clear()
+        self._log = None
         self._backend.reset()
 
 

@@ -43,6 +43,7 @@ _GLOBAL_ORDER = (
     Request.SET_PROTOCOL_FEATURES,
     Request.SET_OWNER,
     Request.SET_BACKEND_REQ_FD,
+    Request.SET_LOG_BASE,
     Request.SET_FEATURES,
     Request.SET_STATUS,
     Request.NET_SET_MTU,
@@ -132,7 +133,7 @@ class Transcript:
         self._regions = []
 
     def replay(self) -> Iterator[Message]:
-        """The messages to send, none of which asks for a reply. The descriptors stay the transcript's."""
+        """The messages to send; those in ANSWERED have a reply anyway. The descriptors stay the transcript's."""
         for request in _GLOBAL_ORDER:
             if request in self._globals:
                 yield _silent(self._globals[request])

@@ -32,11 +32,18 @@ cdef class Vring:
     cdef unsigned char[::1] _busy
     cdef unsigned int _mask, _last_avail, _avail_shadow, _used_idx, _used_published
     cdef public bint is_polled
-    cdef bint _event_idx, _indirect, _signalled
+    cdef bint _event_idx, _indirect, _signalled, _is_logged
+    cdef object _log
+    cdef unsigned long long _used_at
+    cdef dict _written
 
     @cython.locals(last=cython.uint, shadow=cython.uint, waiting=cython.uint, head=cython.uint, is_sound=cython.bint)
     cpdef int take(self) except -2
     cpdef unpop(self, unsigned int head)
+    @cython.locals(index=cython.uint, region=Region)
+    cdef _note(self, unsigned int head)
+    cdef _log_written(self, unsigned int head)
+    cdef _log_used(self)
     @cython.locals(address=cython.ulonglong, length=cython.uint, flags=cython.uint, following=cython.uint,
                    seen=cython.uint, limit=cython.uint, is_sound=cython.bint)
     cdef bint _walk(self, unsigned int head) except -1

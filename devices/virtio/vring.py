@@ -30,11 +30,14 @@ from devices.virtio.layout import (
     NOTHING,
     USED_ELEMENT_BYTES,
     USED_HEADER_BYTES,
+    used_ring_bytes,
 )
+from devices.virtio.log import DirtyLog
 from devices.virtio.memory import GuestMemory, Region
 
 #: Fills the array of regions, which is never read beyond `count`.
 _NO_REGION = cast("Region", None)
+_NO_LOG = cast("DirtyLog", None)
 
 
 class Vring:
@@ -86,6 +89,10 @@ class Vring:
         self._event_idx = False
         self._indirect = False
         self._signalled = False
+        self._is_logged = False
+        self._log = _NO_LOG
+        self._used_at = 0
+        self._written: dict[int, list[tuple[int, int]]] = {}
         self._avail_shadow = self._last_avail
         self._used_published = self._used_idx
         self.attached = False
@@ -101,11 +108,14 @@ class Vring:
         base: int | None,
         event_idx: bool,
         indirect: bool,
+        log: DirtyLog | None = None,
+        used_address: int = 0,
     ) -> None:
         """Start on three views of exactly the lengths the functions above give for `size`.
 
         `base` is the avail index to go on from; None takes the used index out of guest memory, which is right
-        for a queue that is completed in order, after its former backend died.
+        for a queue that is completed in order, after its former backend died. `log` is told of every page that is
+        written; `used_address` is where in guest memory it has the used ring.
         """
         self.memory = memory
         self.size = size
@@ -124,6 +134,10 @@ class Vring:
         self._event_idx = event_idx
         self._indirect = indirect
         self._signalled = False
+        self._is_logged = log is not None
+        self._log = cast("DirtyLog", log)
+        self._used_at = used_address
+        self._log_used()
         self.broken = ""
         self.attached = True
 
@@ -203,6 +217,8 @@ class Vring:
             self.requests += 1
             is_sound = self._walk(head)
             self._busy[head] = 1
+            if self._is_logged:
+                self._note(head)
             if is_sound:
                 return head
             self.chain_errors += 1
@@ -211,8 +227,27 @@ class Vring:
     def unpop(self, head: int) -> None:
         """Give the chain that was popped last back to the queue, untouched."""
         self._busy[head] = 0
+        self._written.pop(head, None)
         self._last_avail = (self._last_avail - 1) & 0xFFFF
         self.requests -= 1
+
+    # -- the log of a migration: slow, and only while there is one ------------------------------------------------
+
+    def _note(self, head: int) -> None:
+        """Remember where the chain that was taken last may be written."""
+        ranges = []
+        for index in range(self.readable_count, self.count):
+            region = self.regions[index]
+            ranges.append((region.guest_address + self.starts[index], self.lengths[index]))
+        self._written[head] = ranges
+
+    def _log_written(self, head: int) -> None:
+        for address, length in self._written.pop(head, ()):
+            self._log.mark(address, length)
+
+    def _log_used(self) -> None:
+        if self._is_logged:
+            self._log.mark(self._used_at, used_ring_bytes(self.size))
 
     def _walk(self, head: int) -> bool:
         """Fill the arrays; False for a chain fault (class C)."""
@@ -312,6 +347,8 @@ class Vring:
 
     def push(self, head: int, written: int) -> None:
         """Complete a chain with `written` bytes in its writable buffers; the driver sees it at `publish`."""
+        if self._is_logged:
+            self._log_written(head)
         position = (self._used_idx & self._mask) * 2
         self._used_elements[position] = head
         self._used_elements[position + 1] = written
@@ -327,6 +364,8 @@ class Vring:
         self._used[1] = new
         self._used_published = new
         fence()
+        if self._is_logged:
+            self._log_used()
         if not self._signalled:
             notify = True
             self._signalled = True
@@ -361,4 +400,6 @@ class Vring:
         if self._event_idx and not self.is_polled:
             self._used[2 + 4 * self.size] = self._last_avail
             fence()
+            if self._is_logged:
+                self._log_used()
         return self._avail[1] != self._last_avail

@@ -25,6 +25,7 @@ from devices.backend import Backend
 from devices.loop import Loop
 from devices.vhost_user.connection import Connection
 from devices.vhost_user.message import Request
+from devices.virtio.log import DirtyLog
 from devices.virtio.memory import GuestMemory
 from devices.virtio.vring import Vring
 from tests.framework.driver import DriverQueue, avail_ring_bytes, descriptor_table_bytes, used_ring_bytes
@@ -317,7 +318,13 @@ class Rig:
 
 
 def attach(
-    driver: DriverQueue, *, base: int | None = 0, event_idx: bool | None = None, indirect: bool = True
+    driver: DriverQueue,
+    *,
+    base: int | None = 0,
+    event_idx: bool | None = None,
+    indirect: bool = True,
+    log: DirtyLog | None = None,
+    used_address: int = 0,
 ) -> tuple[Vring, GuestMemory]:
     """A vring on the driver's rings without a session; the eventfds stay the driver's."""
     memory = GuestMemory()
@@ -333,6 +340,8 @@ def attach(
         base=base,
         event_idx=driver.event_idx if event_idx is None else event_idx,
         indirect=indirect,
+        log=log,
+        used_address=used_address,
     )
     return vring, memory
 

@@ -278,6 +278,47 @@ def test_U5_memory_that_cannot_be_is_refused_whole(
     assert_unhurt(device, target, before)
 
 
+@on_two
+@pytest.mark.parametrize("case", ["empty", "huge", "beyond its file", "wraps", "unsealed", "no memfd"])
+def test_U5_a_log_that_cannot_be(device: Device, target: Target, event: int, case: str) -> None:
+    """SET_LOG_BASE: as careful as with guest memory (CVE-2020-10722); nothing stays mapped."""
+    log = os.memfd_create("log", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(log, 4096)
+        if case != "unsealed":
+            fcntl.fcntl(log, F_ADD_SEALS, 0x2)
+        size, offset = {
+            "empty": (0, 0),
+            "huge": (1 << 40, 0),
+            "beyond its file": (4096, 1),
+            "wraps": (4096, (1 << 64) - 4096),
+        }.get(case, (4096, 0))
+        fd = event if case == "no memfd" else log
+        refused(device, target, pack_request(Request.SET_LOG_BASE, U64.pack(size) + U64.pack(offset)), [fd])
+    finally:
+        os.close(log)
+
+
+@on_two
+def test_U5_a_log_that_is_too_small_is_not_written_beyond(device: Device, target: Target) -> None:
+    """Pages that it has no bit for are not logged, and nothing else happens; it is replaced while queues run."""
+    log = os.memfd_create("guest-ram-log", os.MFD_ALLOW_SEALING)
+    before = Idle(target)
+    try:
+        os.ftruncate(log, 4096)
+        fcntl.fcntl(log, F_ADD_SEALS, 0x2)
+        with Rig(target, device.queues) as rig:
+            for offset in (0, 4095, 17):
+                rig.frontend.ask(Request.SET_LOG_BASE, U64.pack(1) + U64.pack(offset), [log])
+                rig.frontend.tell(Request.SET_FEATURES, U64.pack(rig.frontend.features))
+                for _ in range(3):
+                    device.honest(rig)
+        assert set(os.pread(log, 4096, 0)[1:17]) == {0}
+    finally:
+        os.close(log)
+    assert_unhurt(device, target, before)
+
+
 # -- U6: memory that shrinks -----------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ def test_a_size_that_a_request_cannot_have_is_refused(request_: Request) -> None
     assert allowed[-1] <= MAX_PAYLOAD_BYTES
 
 
-@pytest.mark.parametrize("number", [0, 6, 7, 19, 22, 31, 32, 44, 255, 1 << 16, 0xFFFFFFFF])
+@pytest.mark.parametrize("number", [0, 7, 19, 22, 31, 32, 44, 255, 1 << 16, 0xFFFFFFFF])
 def test_an_unknown_request_is_refused(number: int) -> None:
     """Only what is handled is known."""
     with pytest.raises(ProtocolError, match=f"unknown request {number}"):
@@ -98,7 +98,7 @@ def test_a_vring_address_keeps_its_fields() -> None:
     payload = struct.pack("<IIQQQQ", 1, 0, 0x1000, 0x2000, 0x3000, 0x4000)
     address = VringAddress.unpack(payload)
     assert (address.index, address.descriptors, address.used, address.avail) == (1, 0x1000, 0x2000, 0x3000)
-    assert address.pack() == payload[:-8] + bytes(8)
+    assert address.pack() == payload
 
 
 def test_memory_tables_keep_their_regions() -> None:

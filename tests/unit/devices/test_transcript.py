@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,9 @@ import pytest
 
 from devices.loop import Loop
 from devices.vhost_user.message import (
+    ANSWERED,
     CONFIG_HEADER,
+    LOG_BASE,
     MEMORY_HEADER,
     U64,
     VRING_STATE,
@@ -20,11 +23,12 @@ from devices.vhost_user.message import (
 )
 from devices.vhost_user.session import Session
 from devices.vhost_user.transcript import Transcript
-from devices.virtio.features import TRANSPORT_FEATURES
+from devices.virtio.features import TRANSPORT_FEATURES, Feature
+from devices.virtio.memory import F_SEAL_SHRINK
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import pack_address
-from tests.framework.guest_memory import GuestRam
+from tests.framework.guest_memory import F_ADD_SEALS, GuestRam
 from tests.framework.target import Footprint
 
 
@@ -72,7 +76,8 @@ class Both:
         self.backend, self.session = self._fresh()
         for message in self.transcript.replay():
             fds = [os.dup(fd) for fd in message.fds]
-            assert self.session.handle(Message(message.request, message.flags, message.payload, fds)) is None
+            answer = self.session.handle(Message(message.request, message.flags, message.payload, fds))
+            assert (answer is None) == (message.request not in ANSWERED)
         return self.backend
 
     def close(self) -> None:
@@ -136,3 +141,25 @@ def test_a_queue_that_was_stopped(both: Both) -> None:
     queue = both.queues[0]
     both.say(Request.SET_VRING_KICK, U64.pack(0), [queue.kick_fd])
     assert seen(both.succeed())[0] == (True, 16, True, True)
+
+
+def test_a_device_whose_writes_are_logged(both: Both) -> None:
+    """SET_LOG_BASE: what the successor writes is in the log, too."""
+    log = os.memfd_create("log", os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(log, 4096)
+        fcntl.fcntl(log, F_ADD_SEALS, F_SEAL_SHRINK)
+        both.open()
+        both.say(Request.SET_LOG_BASE, LOG_BASE.pack(4096, 0), [log])
+        both.say(Request.SET_FEATURES, U64.pack(TRANSPORT_FEATURES | Feature.LOG_ALL))
+        both.succeed()
+        os.pwrite(log, bytes(4096), 0)
+        queue, target = both.queues[0], both.ram.allocate(4, 4096)
+        queue.submit([(both.ram.put(b"ping"), 4)], [(target, 4)])
+        for _ in range(4):
+            both.loop.step(0)
+        assert len(queue.collect()) == 1
+        page = target >> 12
+        assert os.pread(log, 4096, 0)[page >> 3] & 1 << (page & 7)
+    finally:
+        os.close(log)
