@@ -75,11 +75,6 @@ class Gate:
         """Whether the operation with this index may happen."""
         return bool(self.mask[0] >> index & 1)
 
-    @property
-    def revision(self) -> int:
-        """Of the policy that the mask is of: the page's second word; 0 without a page."""
-        return self.mask[1] if len(self.mask) > 1 else 0
-
     def check(self, op: Op, size_bytes: int) -> Denial | None:
         """None when `op` on `size_bytes` may happen, else the reason."""
         return None if self.allows(op.index) else Denial.CAPABILITY

@@ -66,7 +66,7 @@ class NetBackend(Backend):
     ) -> None:
         super().__init__(name, 2 * len(ports), loop, Stats(Op.NET_TX, Op.NET_RX, Op.NET_CONFIG), gate)
         self.ports = ports
-        self.rate_bytes_per_second = rate_bytes_per_second
+        self.rate_bytes_per_second = self._rate_at_first = rate_bytes_per_second
         buckets: list[TokenBucket | None] = [None, None]
         if rate_bytes_per_second is not None:
             burst = max(rate_bytes_per_second * _BURST_SECONDS, float(_MAX_BYTES))
@@ -99,6 +99,20 @@ class NetBackend(Backend):
         self._live: list[int] = []
         #: What somebody sees of the frames now.
         self.capture: Capture | None = None
+
+    def limit_rate(self, bytes_per_second: float) -> None:
+        """Shape each direction at this rate from now on, never faster than at construction; 0 is as at construction.
+
+        Nothing happens to a card that was made without a rate.
+        """
+        if self._rate_at_first is None:
+            return
+        rate = min(bytes_per_second or self._rate_at_first, self._rate_at_first)
+        self.rate_bytes_per_second = rate
+        burst = max(rate * _BURST_SECONDS, float(_MAX_BYTES))
+        now = self.loop.now()
+        for ring in self._rings[:2]:  # the pairs of queues share the buckets
+            ring.bucket.set_rate(rate, burst, now=now)
 
     @property
     def features(self) -> int:

@@ -25,7 +25,10 @@ PROTOCOLS: Final[Mapping[str, int]] = {
     "esp": 50,
     "icmpv6": ICMPV6,
     "sctp": 132,
+    "portless": -1,
 }
+#: Stands for every protocol that is not in WITH_PORTS.
+PORTLESS: Final = -1
 WITH_PORTS: Final = frozenset((TCP, UDP, ICMP, ICMPV6))
 PORT_MAX: Final = 65535
 _KEYS: Final = frozenset(
@@ -75,7 +78,7 @@ class Rule:
     def __post_init__(self) -> None:
         if not self.name:
             raise RuleError("a rule has an empty name")
-        if self.protocol is not None and not 0 <= self.protocol <= 255:
+        if self.protocol is not None and self.protocol != PORTLESS and not 0 <= self.protocol <= 255:
             raise RuleError(f"rule {self.name}: protocol {self.protocol} is outside 0..255")
         ports = (*self.source_ports, *self.destination_ports)
         if ports and self.protocol not in WITH_PORTS:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Final
 
-from net.firewall.rule import Action, Direction, Rule
+from net.firewall.rule import PORTLESS, WITH_PORTS, Action, Direction, Rule
 
 NO_RULE: Final = -1
 SHAPES_MAX: Final = 3  # hashes that each lookup asks
@@ -218,12 +218,20 @@ def _field_ranges(rule: Rule, version: int, bits: int) -> tuple[list[_Range] | N
         return _merged(found) if found else None
 
     return (
-        None if rule.protocol is None else [(rule.protocol, rule.protocol)],
+        _protocols(rule),
         addresses(rule.source),
         addresses(rule.destination),
         _merged(list(rule.source_ports)) or None,
         _merged(list(rule.destination_ports)) or None,
     )
+
+
+def _protocols(rule: Rule) -> list[_Range] | None:
+    if rule.protocol is None:
+        return None
+    if rule.protocol != PORTLESS:
+        return [(rule.protocol, rule.protocol)]
+    return _merged([(number, number) for number in range(256) if number not in WITH_PORTS])
 
 
 def _merged(ranges: list[_Range]) -> list[_Range]:

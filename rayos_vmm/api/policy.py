@@ -30,12 +30,16 @@ async def _grants(call: Call) -> Grants:
 
 async def _grant(call: Call) -> dict[str, Any]:
     ask = call.body
-    return await call.service.policy.grant(call.name, ask.capabilities, ask.ttl_s, ask.reason)
+    return await call.service.policy.grant(
+        call.name, ask.capabilities, ask.ttl_s, ask.reason, ask.constraints.constraints()
+    )
 
 
 async def _delegate(call: Call) -> dict[str, Any]:
     ask = call.body
-    return await call.service.policy.delegate(call.name, ask.to, ask.capabilities, ask.ttl_s)
+    return await call.service.policy.delegate(
+        call.name, ask.to, ask.capabilities, ask.ttl_s, ask.constraints.constraints()
+    )
 
 
 async def _revoke(call: Call) -> Grants:

@@ -9,8 +9,9 @@ from msgspec import Meta
 
 from rayos_vmm.config.firewall import RULES_MAXIMUM, FirewallRule
 from rayos_vmm.config.spec import DISKS_MAXIMUM, SNAP_MAXIMUM, VmSpec
-from rayos_vmm.config.units import Size
+from rayos_vmm.config.units import Rate, Size, parse_rate
 from rayos_vmm.policy.audit import RING, Entry
+from rayos_vmm.policy.constraint import Constraints
 from rayos_vmm.vm.view import VmView
 
 Port = Annotated[int, Meta(ge=0, le=31, description="console port; 0 is the shell, 31 the serial line")]
@@ -99,11 +100,31 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     capabilities: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(min_length=1, max_length=16)]
 
 
+class AskConstraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What rights may be used for: ports such as `80` and `8000-8100`, a rate, and whether use is recorded."""
+
+    ports: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?$")]], Meta(max_length=16)
+    ] = []
+    bandwidth: Rate | None = None
+    audit: bool = False
+
+    def constraints(self) -> Constraints:
+        """As the policy takes them."""
+        ranges = [[int(word) for word in text.split("-")] for text in self.ports]
+        return Constraints(
+            ports=tuple((one[0], one[-1]) for one in ranges),
+            bandwidth=parse_rate(self.bandwidth) if self.bandwidth is not None else None,
+            audit=self.audit,
+        )
+
+
 class AskGrant(Rights, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rights for a machine; without a time they last until they are revoked."""
 
     ttl_s: Annotated[float, Meta(gt=0, le=366 * 86400)] | None = None
     reason: Annotated[str, Meta(max_length=200)] = ""
+    constraints: AskConstraints = AskConstraints()
 
 
 class AskDelegation(Rights, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,6 +132,7 @@ class AskDelegation(Rights, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     to: Annotated[str, Meta(max_length=32)]
     ttl_s: Annotated[float, Meta(gt=0, le=366 * 86400)] | None = None
+    constraints: AskConstraints = AskConstraints()
 
 
 class Grants(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,10 @@ from rayos_vmm.cli.completion import add_name, machine_names
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.config.spec import CAPABILITIES
+from rayos_vmm.config.units import format_rate
 from rayos_vmm.errors import Invalid
 
-_HEADER: Final = ("ID", "MACHINE", "CAPABILITIES", "KIND", "LEFT", "FROM", "REASON")
+_HEADER: Final = ("ID", "MACHINE", "CAPABILITIES", "KIND", "LEFT", "FROM", "CONSTRAINTS", "REASON")
 
 
 def _words(parser: argparse.ArgumentParser, **options: Any) -> None:
@@ -29,6 +30,28 @@ def _left(grant: dict[str, Any]) -> str:
     return "-" if grant["left_s"] is None else f"{grant['left_s']:.1f} s"
 
 
+def constraint_words(grant: dict[str, Any]) -> list[str]:
+    """A grant's constraints, as they are given to `rayos grant`."""
+    given = grant["constraints"]
+    words = []
+    if ports := given.get("ports"):
+        words.append(f"ports={','.join(str(a) if a == b else f'{a}-{b}' for a, b in ports)}")
+    if (rate := given.get("bandwidth")) is not None:
+        words.append(f"bandwidth={format_rate(rate)}")
+    return words + (["audit"] if given.get("audit") else [])
+
+
+def _add_constraints(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ports", metavar="PORT,…", help="TCP and UDP ports alone, such as 80,8000-8100")
+    parser.add_argument("--bandwidth", metavar="RATE", help="of network card and disks, such as 10Mbit/s")
+    parser.add_argument("--audit", action="store_true", help="record each second of use")
+
+
+def _constraints(args: argparse.Namespace) -> dict[str, Any]:
+    ports = args.ports.split(",") if args.ports else []
+    return {"ports": ports, "bandwidth": args.bandwidth, "audit": args.audit}
+
+
 def _row(grant: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(grant["id"]),
@@ -37,6 +60,7 @@ def _row(grant: dict[str, Any]) -> tuple[str, ...]:
         grant["kind"],
         _left(grant),
         str(grant["parent"] or "-"),
+        " ".join(constraint_words(grant)) or "-",
         grant["reason"] or "-",
     )
 
@@ -50,10 +74,16 @@ def add_grant(parser: argparse.ArgumentParser) -> None:
     _words(parser, nargs="+")
     parser.add_argument("--ttl", type=duration, help="for so long, such as 30s (default: until revoked)")
     parser.add_argument("--reason", default="", help="why, for the record")
+    _add_constraints(parser)
 
 
 async def run_grant(args: argparse.Namespace, out: Output) -> None:
-    body = {"capabilities": args.capabilities, "ttl_s": args.ttl, "reason": args.reason}
+    body = {
+        "capabilities": args.capabilities,
+        "ttl_s": args.ttl,
+        "reason": args.reason,
+        "constraints": _constraints(args),
+    }
     grant = msgspec.json.decode(await the_daemon().request("POST", f"{_vm(args.name)}/grants", body=body))
     out.table(grant, _HEADER, [_row(grant)])
 
@@ -99,10 +129,16 @@ def add_delegate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ttl", type=duration, help="for so long at most (default: as long as what it comes from)"
     )
+    _add_constraints(parser)
 
 
 async def run_delegate(args: argparse.Namespace, out: Output) -> None:
-    body = {"to": args.to, "capabilities": args.capabilities, "ttl_s": args.ttl}
+    body = {
+        "to": args.to,
+        "capabilities": args.capabilities,
+        "ttl_s": args.ttl,
+        "constraints": _constraints(args),
+    }
     answer = await the_daemon().request("POST", f"{_vm(args.name)}/delegations", body=body)
     grant = msgspec.json.decode(answer)
     out.table(grant, _HEADER, [_row(grant)])

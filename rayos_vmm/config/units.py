@@ -81,6 +81,14 @@ def parse_duration(text: str) -> float:
     return _parse(text, TIME_UNITS, "time", whole=False)
 
 
+def format_rate(bits_per_second: int) -> str:
+    """The largest unit that leaves a whole number: `10000000` is `10Mbit/s`."""
+    for unit, scale in reversed(RATE_UNITS.items()):
+        if bits_per_second % scale == 0 and bits_per_second >= scale:
+            return f"{bits_per_second // scale}{unit}"
+    return f"{bits_per_second}bit/s"
+
+
 def format_size(size_bytes: int) -> str:
     """The largest unit that leaves a whole number: `268435456` is `256MiB`."""
     for unit, scale in reversed(SIZE_UNITS.items()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import msgspec
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from rayos_vmm.config.firewall import OwnedRule
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.events import EventLog
@@ -28,6 +29,7 @@ from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
 from rayos_vmm.policy.capability import Capability, names, parse
+from rayos_vmm.policy.constraint import NO_BOUNDS, NO_CONSTRAINTS, Bounds, Constraints, port_rules
 from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.rulebook import RuleBook
@@ -83,6 +85,11 @@ class Authority:
         self._store = store
         self._table = Table(stored.table if stored else None)
         self._anchor = stored.anchor if stored else Anchor()
+        #: A machine's constraints have changed, and whether its ports have: the first returns when its devices keep to
+        #: them, the second at once.
+        self.enforce: Callable[[str, bool], Awaitable[None]] = _nobody
+        self.on_bounds: Callable[[str, bool], None] = lambda _vm, _has_other_ports: None
+        self._bounds: dict[str, Bounds] = {}  # as they were told
         self._pages: dict[str, compiler.GatePage] = {}
         self._changed = trio.Event()
 
@@ -138,7 +145,8 @@ class Authority:
         path = runtime / compiler.PAGE_NAME
         page = compiler.GatePage(path, is_new=is_new)
         self._end(self.now())
-        page.write(compiler.word(self._table, self.book, vm), self.book.revision)
+        page.write(compiler.words(self._table, self.book, vm))
+        self._bounds[vm] = self._table.bounds(vm)
         self._pages[vm] = page
         return path
 
@@ -159,7 +167,12 @@ class Authority:
     # -- decisions -----------------------------------------------------------------------------------------------
 
     async def grant(
-        self, vm: str, capabilities: Sequence[str], ttl_s: float | None, reason: str
+        self,
+        vm: str,
+        capabilities: Sequence[str],
+        ttl_s: float | None,
+        reason: str,
+        constraints: Constraints = NO_CONSTRAINTS,
     ) -> dict[str, Any]:
         """Gives rights, for a time or until they are revoked; in force on the running devices when this returns.
 
@@ -174,16 +187,22 @@ class Authority:
             now = self.now()
             self._end(now)
             return await self._rise(
-                lambda table: table.grant(vm, rights, ttl_s, reason, now),
+                lambda table: table.grant(vm, rights, ttl_s, reason, now, constraints),
                 Operation.GRANT,
                 vm,
                 capabilities=names(rights),
                 ttl_s=ttl_s,
                 reason=reason,
+                **_told(constraints),
             )
 
     async def delegate(
-        self, source: str, to: str, capabilities: Sequence[str], ttl_s: float | None
+        self,
+        source: str,
+        to: str,
+        capabilities: Sequence[str],
+        ttl_s: float | None,
+        constraints: Constraints = NO_CONSTRAINTS,
     ) -> dict[str, Any]:
         """One machine passes rights on to another. Raises as `grant`."""
         rights = parse_rights(capabilities)
@@ -191,12 +210,13 @@ class Authority:
             now = self.now()
             self._end(now)
             return await self._rise(
-                lambda table: table.delegate(source, to, rights, ttl_s, now),
+                lambda table: table.delegate(source, to, rights, ttl_s, now, constraints),
                 Operation.DELEGATE,
                 to,
                 source=source,
                 capabilities=names(rights),
                 ttl_s=ttl_s,
+                **_told(constraints),
             )
 
     async def revoke(self, grant_id: int) -> list[dict[str, Any]]:
@@ -214,6 +234,10 @@ class Authority:
         return await self._fall(
             lambda table, now: table.revoke_rights(vm, rights, now), vm, capabilities=names(rights)
         )
+
+    def port_rules(self, vm: str) -> list[OwnedRule]:
+        """Firewall rules that keep a machine to the ports of its grants; before all others."""
+        return port_rules(self._table.bounds(vm).ports, "grants")
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -318,9 +342,27 @@ class Authority:
             self._table.drop(grant.id)
             self.audit.note(Operation.REVOKE, vm, id=grant.id, why="it could not be stored")
             raise
+        try:
+            await self._constrain(vm)
+        except BaseException:
+            self._table.drop(grant.id)
+            self._write_pages({vm})
+            self.audit.note(Operation.REVOKE, vm, id=grant.id, why="its constraints were not taken")
+            await self._save()
+            raise
         self._write_pages({vm})
         self._wake()
         return grant.view(self.now())
+
+    async def _constrain(self, vm: str) -> None:
+        """A right rises after the devices keep to its constraints. Raises what `enforce` raises."""
+        bounds, before = self._table.bounds(vm), self._bounds.get(vm, NO_BOUNDS)
+        page = self._pages.get(vm)
+        if bounds == before or page is None:
+            return
+        self._bounds[vm] = bounds
+        page.write(msgspec.structs.replace(compiler.words(self._table, self.book, vm), mask=page.mask))
+        await self.enforce(vm, bounds.ports != before.ports)
 
     async def _fall(
         self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
@@ -347,7 +389,17 @@ class Authority:
 
     def _write_pages(self, vms: set[str]) -> None:
         for vm in vms & self._pages.keys():
-            self._pages[vm].write(compiler.word(self._table, self.book, vm), self.book.revision)
+            self._pages[vm].write(compiler.words(self._table, self.book, vm))
+        self._compare(vms)
+
+    def _compare(self, vms: Iterable[str]) -> None:
+        """Tells who has to be told when constraints came or went."""
+        for vm in vms:
+            now = self._table.bounds(vm)
+            before = self._bounds.get(vm, NO_BOUNDS)
+            if now != before:
+                self._bounds[vm] = now
+                self.on_bounds(vm, now.ports != before.ports)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -357,6 +409,14 @@ class Authority:
         anchor = self.audit.anchor
         await self._store.save_policy(msgspec.json.encode(Stored(self._table.save(), anchor)))
         self._anchor = anchor
+
+
+async def _nobody(_vm: str, _has_other_ports: bool) -> None:
+    """There are no devices to tell."""
+
+
+def _told(constraints: Constraints) -> dict[str, Any]:
+    return {"constraints": msgspec.to_builtins(constraints)} if constraints.count else {}
 
 
 def parse_rights(words: Sequence[str]) -> Capability:

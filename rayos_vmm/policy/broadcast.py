@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from rayos_vmm.errors import RayosError
-from rayos_vmm.policy.distribution import Distribution
+from rayos_vmm.policy.distribution import FIRST_DELAY_S, Distribution
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET
 
@@ -59,6 +59,24 @@ class Broadcaster:
         self._stale |= set(stale) & self._paths.keys()
         self.distribution.announce(revision, trio.current_time())
         self._send()
+
+    def renew(self, vm: str, *, is_stale: bool) -> None:
+        """Something of a machine has changed without a revision: its worker is told at once."""
+        if vm in self._paths:
+            if is_stale:
+                self._stale.add(vm)
+            self.distribution.renew(vm, trio.current_time() - FIRST_DELAY_S)
+            self._send()
+
+    async def settled(self, vm: str, timeout_s: float) -> bool:
+        """Whether a machine's worker has answered all that it was told, within `timeout_s`; true of one that is not."""
+        with trio.move_on_after(timeout_s):
+            while (target := self.distribution.targets.get(vm)) is not None:
+                if target.sent is None and vm not in self.distribution.queue:
+                    return not target.is_dead
+                await self.changed()
+            return True
+        return False
 
     async def settle(self, timeout_s: float) -> None:
         """Returns when nobody lags any more or was given up, or after `timeout_s`."""

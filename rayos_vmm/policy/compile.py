@@ -10,14 +10,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from rayos_vmm.page import map_page
 from rayos_vmm.policy.capability import Capability, mask, names
 from rayos_vmm.policy.delegation import chain
 from rayos_vmm.policy.grant import Moment
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
+from rayos_vmm.worker.obedience import AUDITED, DISK_RATE, NET_RATE
 
 PAGE_NAME: Final = "gate.page"
+
+
+class Words(msgspec.Struct, frozen=True):
+    """A gate page. Rates in bytes a second, 0 for none beside the quota's; `audited` has a bit for each operation."""
+
+    mask: int
+    revision: int
+    audited: int = 0
+    net_rate: int = 0
+    disk_rate: int = 0
 
 
 class GatePage:
@@ -29,10 +42,18 @@ class GatePage:
         self._bytes = memoryview(self._map)
         self._word = self._bytes.cast("Q")
 
-    def write(self, word: int, revision: int) -> None:
-        """The revision after the word: whoever sees the one sees the other."""
-        self._word[0] = word
-        self._word[1] = revision
+    @property
+    def mask(self) -> int:
+        """What is allowed now."""
+        return self._word[0]
+
+    def write(self, words: Words) -> None:
+        """The mask at once; the revision last: whoever sees it sees the others."""
+        self._word[0] = words.mask
+        self._word[AUDITED] = words.audited
+        self._word[NET_RATE] = words.net_rate
+        self._word[DISK_RATE] = words.disk_rate
+        self._word[1] = words.revision
 
     def close(self) -> None:
         self._word.release()
@@ -40,9 +61,17 @@ class GatePage:
         self._map.close()
 
 
-def word(table: Table, book: RuleBook, vm: str) -> int:
-    """What the gate page of `vm` says: what it was given, narrowed by the rules."""
-    return mask(book.narrow(vm, table.holds(vm)))
+def words(table: Table, book: RuleBook, vm: str) -> Words:
+    """What the gate page of `vm` says: what it was given, narrowed by the rules; the least of its limits."""
+    bounds = table.bounds(vm)
+    rates = [rate for rate in (bounds.net, book.net_rate(vm)) if rate is not None]
+    return Words(
+        mask=mask(book.narrow(vm, table.holds(vm))),
+        revision=book.revision,
+        audited=bounds.audited,
+        net_rate=min(rates, default=0) // 8,
+        disk_rate=(bounds.disk or 0) // 8,
+    )
 
 
 def explain(table: Table, book: RuleBook, vm: str, now: Moment) -> list[dict[str, object]]:

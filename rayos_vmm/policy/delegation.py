@@ -1,7 +1,7 @@
 """Delegations as trees: who passed a right on, and what goes when it goes.
 
-Invariant (`table.Table` keeps it): along every edge the child's rights are a subset of the parent's, its end is not
-later, and it is one hop further; at most MAX_HOPS from the root.
+Invariant (`table.Table` keeps it): along every edge the child's rights and constraints are within the parent's, its
+end is not later, and it is one hop further; at most MAX_HOPS from the root.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rayos_vmm.policy.capability import Capability
+from rayos_vmm.policy.constraint import NO_CONSTRAINTS, Constraints
 from rayos_vmm.policy.grant import Grant
 
 MAX_HOPS: Final = 3
@@ -35,14 +36,23 @@ def subtree(grants: Mapping[int, Grant], grant_id: int) -> list[Grant]:
     return found
 
 
-def best_source(grants: Mapping[int, Grant], holder: str, to: str, rights: Capability) -> Grant | None:
-    """The grant of `holder` that can pass all of `rights` on to `to`: the longest-lived, then the nearest its root."""
+def best_source(
+    grants: Mapping[int, Grant],
+    holder: str,
+    to: str,
+    rights: Capability,
+    constraints: Constraints = NO_CONSTRAINTS,
+) -> Grant | None:
+    """The grant of `holder` that can pass all of `rights` on to `to`, as far as `constraints` ask: the longest-lived,
+    then the nearest its root.
+    """
     candidates = [
         grant
         for grant in grants.values()
         if grant.holder == holder
         and rights in grant.capabilities
         and grant.hops < MAX_HOPS
+        and constraints.under(grant.constraints).is_within(grant.constraints)
         and to not in {link.holder for link in chain(grants, grant)}
     ]
 

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from rayos_vmm.policy.capability import Capability, names
+from rayos_vmm.policy.constraint import NO_CONSTRAINTS, Constraints
 
 #: Longest life of a grant with an end, seconds: a year.
 TTL_MAXIMUM: Final = 366 * 86400.0
@@ -74,6 +75,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     end: End | None = None
     parent: int | None = None
     hops: int = 0
+    constraints: Constraints = NO_CONSTRAINTS
 
     @property
     def capabilities(self) -> Capability:
@@ -91,4 +93,5 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
             "left_s": round(self.end.left(now), 3) if self.end else None,
             "parent": self.parent,
             "hops": self.hops,
+            "constraints": msgspec.to_builtins(self.constraints),
         }

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rayos_vmm.config.firewall import OwnedRule
-from rayos_vmm.errors import Conflict, Invalid, NotFound
+from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.authority import Authority
@@ -72,6 +72,8 @@ class Revisions:
         self._kept = {revision.number: revision for revision in kept}
         self.broadcaster = Broadcaster(Distribution(authority.book.revision))
         self._firewall: FirewallPort | None = None
+        authority.enforce = self._enforce
+        authority.on_bounds = lambda vm, has_other_ports: self.broadcaster.renew(vm, is_stale=has_other_ports)
 
     @property
     def book(self) -> RuleBook:
@@ -81,8 +83,11 @@ class Revisions:
     def give_rules_to(self, firewall: FirewallPort) -> None:
         """From now on the machines' firewalls have the policy's rules before their own."""
         self._firewall = firewall
-        firewall.merge, firewall.zone = self.book.merge, self.book.members
+        firewall.merge, firewall.zone = self._merge, self.book.members
         self.broadcaster.prepare = self._refresh
+
+    def _merge(self, vm: str, own: Sequence[OwnedRule]) -> list[OwnedRule]:
+        return [*self.authority.port_rules(vm), *self.book.merge(vm, own)]
 
     # -- questions -----------------------------------------------------------------------------------------------
 
@@ -279,6 +284,14 @@ class Revisions:
             for vm in stale:
                 self._firewall.check_inherited(vm, effective[vm].firewall)
         return stale
+
+    async def _enforce(self, vm: str, has_other_ports: bool) -> None:
+        """A machine's devices keep to the constraints of its grants when this returns. Raises GuestGone, Invalid."""
+        if has_other_ports:
+            await self._refresh(vm)
+        self.broadcaster.renew(vm, is_stale=False)
+        if not await self.broadcaster.settled(vm, SETTLE_S):
+            raise GuestGone(f"the devices of {vm} did not take the constraints within {SETTLE_S:g} s")
 
     async def _refresh(self, vm: str) -> None:
         if self._firewall is not None:

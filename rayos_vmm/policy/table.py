@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from rayos_vmm.policy.capability import NONE, Capability, names
+from rayos_vmm.policy.constraint import CONSTRAINTS_MAXIMUM, NO_CONSTRAINTS, Bounds, Constraints, bounds
 from rayos_vmm.policy.delegation import MAX_HOPS, best_source, subtree
 from rayos_vmm.policy.grant import TTL_MAXIMUM, End, Grant, Kind, Moment, earliest
 
@@ -59,6 +60,12 @@ class Table:
                 rights |= grant.capabilities
         return rights
 
+    def bounds(self, vm: str) -> Bounds:
+        """What the constraints of a machine's grants come to."""
+        return bounds(
+            (grant.capabilities, grant.constraints) for grant in self.grants.values() if grant.holder == vm
+        )
+
     def is_known(self, vm: str) -> bool:
         return any(grant.kind is Kind.BASE and grant.holder == vm for grant in self.grants.values())
 
@@ -74,20 +81,37 @@ class Table:
             raise Denied(f"{vm} is known already")
         return self._add(Kind.BASE, vm, rights, "as defined", None)
 
-    def grant(self, vm: str, rights: Capability, ttl_s: float | None, reason: str, now: Moment) -> Grant:
+    def grant(
+        self,
+        vm: str,
+        rights: Capability,
+        ttl_s: float | None,
+        reason: str,
+        now: Moment,
+        constraints: Constraints = NO_CONSTRAINTS,
+    ) -> Grant:
         """An operator's grant, for `ttl_s` seconds or until it is revoked.
 
         Raises:
             Unknown: there is no such machine.
-            Denied: there are too many, or the time is out of bounds.
+            Denied: there are too many, or the time is out of bounds, or the constraints make no sense.
         """
         self.expire(now)
         self._check(vm, rights)
         self._check_room(Kind.GRANT, MAX_GRANTS)
-        return self._add(Kind.GRANT, vm, rights, reason, _end(ttl_s, now))
+        self._check_constraints(rights, constraints)
+        return self._add(Kind.GRANT, vm, rights, reason, _end(ttl_s, now), constraints=constraints)
 
-    def delegate(self, source: str, to: str, rights: Capability, ttl_s: float | None, now: Moment) -> Grant:
-        """A machine passes on what it holds; the new grant lives no longer than the one that it comes from.
+    def delegate(
+        self,
+        source: str,
+        to: str,
+        rights: Capability,
+        ttl_s: float | None,
+        now: Moment,
+        constraints: Constraints = NO_CONSTRAINTS,
+    ) -> Grant:
+        """A machine passes on what it holds; the new grant lives no longer, and may no more, than that it comes from.
 
         Raises:
             Unknown: there is no such machine.
@@ -100,15 +124,26 @@ class Table:
             raise Denied(f"{source} cannot delegate to itself")
         self._check_room(Kind.DELEGATION, MAX_DELEGATIONS)
         end = _end(ttl_s, now)
-        parent = best_source(self.grants, source, to, rights)
+        self._check_constraints(rights, constraints)
+        parent = best_source(self.grants, source, to, rights, constraints)
         if parent is None:
+            within = " within these constraints" if constraints.count else ""
             raise Denied(
-                f"{source} has no grant with {'+'.join(names(rights))} that can go on to {to}: a chain has at most "
-                f"{MAX_HOPS} hops and no machine twice"
+                f"{source} has no grant with {'+'.join(names(rights))}{within} that can go on to {to}: a chain has at "
+                f"most {MAX_HOPS} hops and no machine twice"
             )
+        constraints = constraints.under(parent.constraints).of(rights)
+        self._check_constraints(rights, constraints)
         reason = f"from {source}"
         return self._add(
-            Kind.DELEGATION, to, rights, reason, earliest(end, parent.end), parent.id, parent.hops + 1
+            Kind.DELEGATION,
+            to,
+            rights,
+            reason,
+            earliest(end, parent.end),
+            parent.id,
+            parent.hops + 1,
+            constraints=constraints,
         )
 
     def revoke(self, grant_id: int, now: Moment) -> list[Grant]:
@@ -161,6 +196,13 @@ class Table:
         if count >= limit:
             raise Denied(f"there are {count} {kind.value}s; at most {limit} are allowed")
 
+    def _check_constraints(self, rights: Capability, constraints: Constraints) -> None:
+        if problem := constraints.problem(rights):
+            raise Denied(problem)
+        count = sum(grant.constraints.count for grant in self.grants.values())
+        if constraints.count and count + constraints.count > CONSTRAINTS_MAXIMUM:
+            raise Denied(f"there are {count} constraints; at most {CONSTRAINTS_MAXIMUM} are allowed")
+
     def _add(
         self,
         kind: Kind,
@@ -170,6 +212,7 @@ class Table:
         end: End | None,
         parent: int | None = None,
         hops: int = 0,
+        constraints: Constraints = NO_CONSTRAINTS,
     ) -> Grant:
         grant = Grant(
             id=self._next,
@@ -180,6 +223,7 @@ class Table:
             end=end,
             parent=parent,
             hops=hops,
+            constraints=constraints,
         )
         self._next += 1
         self.grants[grant.id] = grant

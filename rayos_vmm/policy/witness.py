@@ -40,6 +40,8 @@ class Witness:
                 if event.type in ("vm.state", "vm.adopted"):
                     data = {"state": "adopted", **event.data}
                     self._audit.note(Operation.STATE, event.vm or "", **data)
+                elif event.type == "devices.used":
+                    self._audit.note(Operation.CHECK_PASS, event.vm or "", **event.data)
                 elif event.type == "devices.denied":
                     self._audit.note(Operation.CHECK_FAIL, event.vm or "", allowed=False, **event.data)
 

@@ -19,7 +19,6 @@ from devices.blk.backend import BlkBackend
 from devices.console.backend import ConsoleBackend
 from devices.errors import RequestError
 from devices.faults import Fault, Faults
-from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
@@ -44,10 +43,14 @@ class Control:
     """Serves the listening socket `control` on the loop."""
 
     def __init__(
-        self, loop: Loop, control: socket.socket, backends: Sequence[Backend], gate: Gate = OPEN
+        self,
+        loop: Loop,
+        control: socket.socket,
+        backends: Sequence[Backend],
+        obey: Callable[[], int] = lambda: 0,
     ) -> None:
         self._loop = loop
-        self._gate = gate
+        self._obey = obey
         self._backends = {backend.name: backend for backend in backends}
         self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
         self._asking = -1  # the connection that is being answered
@@ -158,7 +161,7 @@ class Control:
         return {"stats": {name: backend.snapshot() for name, backend in self._backends.items()}}, b"", []
 
     def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
-        return {"revision": self._gate.revision}, b"", []
+        return {"revision": self._obey()}, b"", []
 
     def _polling(self, head: dict[str, Any], _data: bytes) -> Answer:
         """How long the worker looks for work before it sleeps; with `budget_us`, from now on."""

@@ -32,6 +32,7 @@ from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.denials import DenialWatch
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_gate, shared_bytes
+from rayos_vmm.worker.obedience import Obedience
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
 from rayos_vmm.worker.spec import Device, Firewall, WorkerSpec
 
@@ -61,8 +62,9 @@ class Worker:
                     ChardevPort(backend, port, sock, self.loop)
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
-        self._control = Control(self.loop, control, self.backends, gate)
-        DenialWatch(self.loop, self.backends, lambda event: self._tell({"op": "event", "event": event}))
+        obedience = Obedience(self.loop, self.backends, gate, self._tell_event)
+        self._control = Control(self.loop, control, self.backends, obedience.apply)
+        DenialWatch(self.loop, self.backends, self._tell_event)
 
     def _link_ready(self, _events: int) -> None:
         try:
@@ -94,6 +96,9 @@ class Worker:
         """Give up all that serving does not need, and tell the keeper what holds."""
         report = confine_worker(bounds, inherited, mode)
         self._tell({"op": "confined", "layers": report.layers})
+
+    def _tell_event(self, event: dict[str, Any]) -> None:
+        self._tell({"op": "event", "event": event})
 
     def _tell(self, head: dict[str, Any]) -> None:
         self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)

@@ -15,6 +15,7 @@ from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths
+from rayos_vmm.policy.constraint import Constraints
 from rayos_vmm.service import Service, open_service
 from rayos_vmm.worker.client import KeeperClient
 from tests.integration.service_lab import BRIDGE, home
@@ -86,12 +87,54 @@ async def rules(service: Service, paths: Paths, ping: str) -> None:
     assert revisions.scalability()["zones"] == [{"zone": "lab", "rules": 0, "vms": ["svc"], "lagging": []}]
 
 
+async def constraints(service: Service, paths: Paths, host: str) -> None:
+    """A card that may use one port, slowly and on the record: also by the worker's successor, until the grant ends."""
+    policy = service.policy
+    async with trio.open_nursery() as nursery:
+        listeners = [listener for _ in range(2) for listener in await trio.open_tcp_listeners(0, host=host)]
+        ports = [listener.socket.getsockname()[1] for listener in listeners]
+        nursery.start_soon(trio.serve_listeners, greet, listeners)
+        dial = f"nc -w 2 {host} %d < /dev/null"
+        for port in ports:
+            assert (await run(service, dial % port)) == (0, "hello")
+        await policy.revoke_rights("svc", ["CAP_NET"])
+        limits = Constraints(ports=((ports[0], ports[0]),), bandwidth=1_000_000, audit=True)
+        granted = await policy.grant("svc", ["CAP_NET"], 600.0, "one port", limits)
+        assert (await run(service, dial % ports[0])) == (0, "hello")
+        assert (await run(service, dial % ports[1]))[0] != 0
+        assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] == 125_000
+        keeper = KeeperClient(paths.vm_runtime("svc"))
+        await keeper.kill_worker()
+        keeper.close()
+        assert (await run(service, dial % ports[1]))[0] != 0
+        assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] == 125_000
+        await trio.sleep(1.2)  # a worker tells of use once a second
+        await policy.audit.sync()
+        used = [
+            entry.data["operations"] for entry in policy.records(1000) if entry.data.get("device") == "net"
+        ]
+        assert any("net.tx" in operations for operations in used)
+        await policy.revoke(granted["id"])
+        await policy.grant("svc", ["CAP_NET"], None, "all of it")
+        assert await service.revisions.broadcaster.settled("svc", 20)
+        assert (await run(service, dial % ports[1])) == (0, "hello")
+        assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] > 1_000_000
+        nursery.cancel_scope.cancel()
+
+
+async def greet(stream: trio.SocketStream) -> None:
+    async with stream:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"hello")
+
+
 async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> None:
     """Disk, network and GPU taken and given back; a grant ends by itself; the next service has grants and audit."""
     async with home() as paths:
         async with whole(paths, keep=True) as service:
             policy = service.policy
-            ping = PING.format(next(ip_network((await service.info())["subnet"], strict=False).hosts()))
+            host = str(next(ip_network((await service.info())["subnet"], strict=False).hosts()))
+            ping = PING.format(host)
             await service.define(SPEC)
             await service.start("svc")
             await service.wait("svc", "ready", 60)
@@ -116,6 +159,7 @@ async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> 
             assert (await run(service, ping))[0] == 0
 
             await rules(service, paths, ping)
+            await constraints(service, paths, host)
 
             await policy.revoke_rights("svc", ["CAP_GPU"])
             await run(service, DRAW)

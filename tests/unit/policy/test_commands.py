@@ -80,3 +80,26 @@ async def test_scalability_shows_tree_zones_and_who_lags(
         assert rows[1].split()[:2] == ["a", "lab"] and rows[2].startswith("  b      lab ")
         assert "cannot be reached" in rows[2] and "not running" in rows[1]
         assert (await shell.rayos("scalability", "zones")).splitlines()[1].split() == ["lab", "0", "2", "b"]
+
+
+async def test_constraints_by_commands(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is given to `grant` and `delegate` is shown by `grants` in the same words."""
+    async with open_shell(tmp_path, capfd, monkeypatch) as shell:
+        rayos = shell.rayos
+        for vm in "ab":
+            await shell.service.policy.define(vm, [], Place())
+        said = await rayos(
+            "grant", "a", "net", "--ports", "80,8000-8100", "--bandwidth", "10Mbit/s", "--audit"
+        )
+        assert "ports=80,8000-8100 bandwidth=10Mbit/s audit" in said
+        await rayos("delegate", "a", "b", "net", "--bandwidth", "1Mbit/s")
+        assert "ports=80,8000-8100 bandwidth=1Mbit/s audit" in await rayos("grants", "b")
+        assert "within these constraints" in await rayos(
+            "delegate", "a", "b", "net", "--ports", "22", status=4
+        )
+        assert "ports limit CAP_NET" in await rayos("grant", "a", "gpu", "--ports", "80", status=4)
+        assert "constraints.ports[0] = 'http'" in await rayos(
+            "grant", "a", "net", "--ports", "http", status=2
+        )
