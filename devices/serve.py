@@ -193,6 +193,10 @@ def parser() -> argparse.ArgumentParser:
             device.add_argument(
                 "--kind", choices=kinds, default="keyboard", help="events: JSON on standard input"
             )
+        if name in ("blk", "net"):
+            device.add_argument(
+                "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
+            )
     return top
 
 
