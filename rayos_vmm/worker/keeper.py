@@ -57,6 +57,7 @@ class Keeper:
         self._loop = Loop()
         self._memory = [DeviceMemory.create(device) for device in spec.devices]
         self._paths: list[Path] = []
+        self._sessions: dict[int, int] = {}
         self._control = self._listen_packets(CONTROL_SOCKET, 16)
         self._relays = {index: self._relay(index, device) for index, device in _relayed(spec)}
         self._chardevs = self._listen_chardevs()
@@ -149,8 +150,16 @@ class Keeper:
         if self._link is None:
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # A worker may tell late of a session's end, when the next frontend is here already: it names the session.
+        session = self._sessions[index] = self._sessions.get(index, 0) + 1
         head = packet.encode(
-            {"op": "connect", "device": index, "resume": has_history, "config_writes": config_writes}
+            {
+                "op": "connect",
+                "device": index,
+                "session": session,
+                "resume": has_history,
+                "config_writes": config_writes,
+            }
         )
         fds = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
         try:
@@ -174,7 +183,8 @@ class Keeper:
             return
         head, _ = packet.decode(data)
         if head["op"] == "dropped":
-            self._relays[head["device"]].drop(head["reason"])
+            if self._sessions.get(head["device"]) == head["session"]:
+                self._relays[head["device"]].drop(head["reason"])
         elif head["op"] == "event":
             self._tell(head["event"])
         elif head["op"] == "confined":

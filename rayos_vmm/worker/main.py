@@ -80,15 +80,21 @@ class Worker:
         for _, _, content in ancillary:
             fds.frombytes(content[:4])
         head, _ = packet.decode(data)
-        resume, config_writes = bool(head["resume"]), int(head["config_writes"])
+        sock = socket.socket(fileno=fds[0])
         self._connect(
-            int(head["device"]), socket.socket(fileno=fds[0]), resume=resume, config_writes=config_writes
+            int(head["device"]),
+            int(head["session"]),
+            sock,
+            resume=bool(head["resume"]),
+            config_writes=int(head["config_writes"]),
         )
 
-    def _connect(self, index: int, sock: socket.socket, *, resume: bool, config_writes: int) -> None:
+    def _connect(
+        self, index: int, session: int, sock: socket.socket, *, resume: bool, config_writes: int
+    ) -> None:
         def closed(reason: str) -> None:
             log.info("session of %s ended: %s", self.backends[index].name, reason)
-            self._tell({"op": "dropped", "device": index, "reason": reason})
+            self._tell({"op": "dropped", "device": index, "session": session, "reason": reason})
 
         Connection(sock, self.backends[index], self.loop, closed, resume=resume, config_writes=config_writes)
 
