@@ -25,10 +25,12 @@ from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.loop import Loop
 from devices.net.backend import NetBackend
-from devices.net.port import EchoPort
+from devices.net.port import EchoPort, open_tap
+from rayos_vmm.worker import spec
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import ANSWER_TIMEOUT
+from tests.framework.kept import Sandboxed
 from tests.framework.target import Footprint, Rig, Served, Stepped
 
 IMAGE_BYTES: Final = 1 << 20
@@ -54,7 +56,6 @@ class Device:
     queue: int
     make: Callable[[Loop, Path], Backend]
     honest: Callable[[Rig], None]
-    arguments: tuple[str, ...] = ()
 
     @contextmanager
     def stepped(self, directory: Path) -> Iterator[Stepped[Backend]]:
@@ -62,12 +63,22 @@ class Device:
             yield target
 
     @contextmanager
-    def served(self, directory: Path) -> Iterator[Served]:
-        """A real process, `python -P -m devices.serve`."""
-        arguments: list[str | Path] = [self.name, *self.arguments]
+    def served(self, directory: Path) -> Iterator[Sandboxed]:
+        """The real thing: a keeper and its sandboxed worker."""
+        fds: list[int] = []
+        device = spec.Device(kind=self.name, name=self.name)  # type: ignore[arg-type]
         if self.name == "blk":
-            arguments += ["--image", image(directory)]
-        with Served(directory / f"{self.name}.sock", arguments) as target:
+            fds = [os.open(image(directory), os.O_RDWR)]
+            device = spec.Device(kind="blk", name="blk", fd=fds[0], serial="hostile")
+        elif self.name == "net":
+            fds = open_tap("hostile%d")
+            device = spec.Device(kind="net", name="net", queue_fds=tuple(fds))
+        try:
+            target = Sandboxed(directory, device)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        with target:
             yield target
 
 
@@ -114,7 +125,7 @@ DEVICES: Final = {
     for device in (
         Device("echo", 2, 0, lambda loop, _: EchoBackend(loop), honest_echo),
         Device("blk", 1, 0, make_blk, honest_blk),
-        Device("net", 2, 1, lambda loop, _: NetBackend("net", loop, EchoPort()), honest_net, ("--echo",)),
+        Device("net", 2, 1, lambda loop, _: NetBackend("net", loop, EchoPort()), honest_net),
         Device("gpu", 2, 0, lambda loop, _: GpuBackend("gpu", loop), honest_gpu),
         Device("input", 2, 1, lambda loop, _: InputBackend("input", loop, "keyboard"), honest_input),
         Device(
@@ -144,13 +155,12 @@ class Idle:
             self._here.check()
             return
         deadline = time.monotonic() + ANSWER_TIMEOUT
-        while target.process.poll() is None and target.fd_count != target.idle_fds:
+        while target.pids and target.fd_count != target.idle_fds:
             assert time.monotonic() < deadline, "descriptors were left open"
             time.sleep(0.001)
-        assert target.process.poll() is None, "the worker died"
-        assert "guest-ram" not in Path(f"/proc/{target.process.pid}/maps").read_text(), (
-            "memory is still mapped"
-        )
+        assert target.pids, "the worker died"
+        for pid in target.pids:
+            assert "guest-ram" not in Path(f"/proc/{pid}/maps").read_text(), "memory is still mapped"
         assert target.rss_bytes < PROCESS_RSS_LIMIT
 
 

@@ -25,6 +25,7 @@ from rayos_vmm.worker.sandbox import Mode
 from rayos_vmm.worker.spawner import open_request
 from rayos_vmm.worker.spec import KEEPER_SOCKET, Device, WorkerSpec, device_socket
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
+from tests.framework.target import Served
 
 
 class Parent:
@@ -137,6 +138,34 @@ class Kept:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Sandboxed(Served):
+    """`Served` by a sandboxed worker behind its keeper: what QEMU connects to."""
+
+    session_fds = 3  # the keeper's to the frontend, and both ends between it and the worker
+
+    def __init__(self, run_dir: Path, device: Device) -> None:
+        self.path = run_dir / device_socket(device.name)
+        self.idle_fds = 0
+        self.kept = Kept(run_dir, [device])
+        self._first = self._now()
+
+    def _now(self) -> list[int]:
+        status = self.kept.status()
+        assert all(layer["on"] for layer in status["sandbox"].values()), status["sandbox"]
+        return [status["pid"], status["worker_pid"]]
+
+    @property
+    def pids(self) -> list[int]:
+        """Keeper and worker; none when this is another worker than the first."""
+        return self._first if self._now() == self._first else []
+
+    def connect(self) -> Frontend:
+        return Frontend.connect(self.path)
+
+    def close(self) -> None:
+        self.kept.close()
 
 
 class Link:

@@ -173,6 +173,9 @@ class Threaded(Generic[B]):
 class Served:
     """A process that serves `socket_path`: `python -P -m devices.serve` with `arguments`, or `command`."""
 
+    #: Descriptors of a session that was only connected.
+    session_fds = 1
+
     def __init__(
         self,
         socket_path: Path,
@@ -207,23 +210,29 @@ class Served:
     def settle(self) -> None:
         time.sleep(0.002)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes between a frontend and its device; none when one of them has ended."""
+        return [self.process.pid] if self.process.poll() is None else []
+
     def count_idle_fds(self) -> int:
         """Descriptors open without a session. One frontend is served at a time: an answer means the former is gone."""
         self.connect().close()
         with self.connect() as frontend:
             frontend.ask_u64(Request.GET_QUEUE_NUM)
-            self.idle_fds = self.fd_count - 1
+            self.idle_fds = self.fd_count - self.session_fds
         return self.idle_fds
 
     @property
     def fd_count(self) -> int:
-        """Open descriptors of the process."""
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        """Open descriptors of the processes."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids)
 
     @property
     def rss_bytes(self) -> int:
-        fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
-        return int(fields[1]) * os.sysconf("SC_PAGESIZE")
+        """Of the largest process."""
+        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids]
+        return max(pages, default=0) * os.sysconf("SC_PAGESIZE")
 
     def close(self) -> None:
         """End it; an exit code other than 0 is an error, with its last words."""

@@ -1,4 +1,4 @@
-"""Where the hostile tests run: every device on a loop in this process, and as a process of its own."""
+"""Where the hostile tests run: every device on a loop in this process, and in a sandboxed worker behind its keeper."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from devices.blk.backend import MAX_REQUEST_BYTES, MAX_SEGMENT_SECTORS, MAX_SEGM
 from devices.blk.store import RawStore
 from devices.blk.wire import BlkFeature, RequestType, Status
 from devices.loop import Loop
+from rayos_vmm.worker.spec import Device
 from tests.framework.hostile import DEVICES, IMAGE_BYTES, SECTOR, image
+from tests.framework.kept import Sandboxed
 from tests.framework.target import Rig, Served, Stepped
 
 SECTORS = IMAGE_BYTES // 512
@@ -38,10 +40,10 @@ def any_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with ExitStack() as stack:
         target: Stepped[Backend] | Served
         if request.param.startswith("served"):
-            arguments: list[str | Path] = ["blk", "--image", path, "--serial", "hostile"]
-            target = stack.enter_context(
-                Served(directory / "socket", arguments + ["--read-only"] * read_only)
-            )
+            fd = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
+            device = Device(kind="blk", name="blk", fd=fd, read_only=read_only, serial="hostile")
+            target = stack.enter_context(Sandboxed(directory, device))
+            os.close(fd)
         else:
             mode = os.O_RDONLY if read_only else os.O_RDWR
 

@@ -263,8 +263,7 @@ def test_N4_what_arrives_short_is_dropped(rig: Rig, wire: Wire) -> None:
 
 def test_N1_N4_on_a_process_of_its_own(tmp_path: Path) -> None:
     """A thousand bad frames and buffers, then an echo of a good frame."""
-    with DEVICES["net"].served(tmp_path) as target:
-        assert isinstance(target, Served)
+    with Served(tmp_path / "net.sock", ["net", "--echo"]) as target:
         with Rig(target, 2) as rig:
             queue = rig.queues[TX]
             for turn in range(20):
