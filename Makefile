@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-policy
+.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-policy
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -57,6 +57,9 @@ bench-blk: setup-dev build  ## block against qemu-storage-daemon; the results go
 
 bench-net: setup-dev build  ## frames against DPDK's vhost port
 	$(PYTHON) -m benchmarks.net
+
+bench-guest: setup-dev build  ## fio and TCP in a guest, our devices beside QEMU's own
+	$(PYTHON) -m benchmarks.guest
 
 bench-latency: setup-dev build  ## one request alone, kick to call
 	$(PYTHON) -m benchmarks.latency
