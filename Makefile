@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-policy
+.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -81,3 +81,6 @@ bench-firewall: setup-dev  ## 16 to 2,048 rules, beside a linear scan and nftabl
 
 bench-policy: setup-dev build  ## a policy change on its way to 64 workers
 	$(PYTHON) -m benchmarks.policy
+
+bench-gpu: setup-dev build  ## a 1920x1080 frame through the worker, beside a plain copy of its bytes
+	$(PYTHON) -m benchmarks.gpu
