@@ -170,8 +170,9 @@ class ConsoleBackend(DurableBackend):
         else:
             self.loop.call_soon(sink)
 
-    def resize(self, port: int, columns: int, rows: int) -> None:
-        """Tell the guest the size of a port's terminal. Errors: RequestError for a size or a gate that says no."""
+    def resize(self, port: int, columns: int, rows: int) -> bool:
+        """Tell the guest the size of a port's terminal; False until a successor knows its predecessor's state
+        (`on_room` tells). Errors: RequestError for a size or a gate that says no."""
         target = self._ports[port]
         for what, value in (("columns", columns), ("rows", rows)):
             if not 0 <= value <= 0xFFFF:
@@ -181,18 +182,15 @@ class ConsoleBackend(DurableBackend):
         if denial is not None:
             self.stats.deny(Op.CONSOLE_RESIZE, denial)
             raise RequestError(f"resize of console port {port} refused: {denial.value}")
-        self.stats.allow(Op.CONSOLE_RESIZE)
         if self.is_undecided:
-            self.defer(lambda: self._resize(target, columns, rows))
-        else:
-            self._resize(target, columns, rows)
-
-    def _resize(self, port: Port, columns: int, rows: int) -> None:
-        port.columns, port.rows = columns, rows
-        if port.spec.is_console and port.is_ready:
-            port.todo |= Todo.RESIZE
+            return False
+        self.stats.allow(Op.CONSOLE_RESIZE)
+        target.columns, target.rows = columns, rows
+        if target.spec.is_console and target.is_ready:
+            target.todo |= Todo.RESIZE
         self.save()
         self.run_soon(CONTROL_RX)
+        return True
 
     def read(self, port: int, offset: int, limit: int) -> tuple[int, bytes]:
         """(offset, bytes): up to `limit` bytes of a port's output from `offset`; one that is too old jumps forward."""

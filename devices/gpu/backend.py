@@ -117,6 +117,8 @@ class GpuBackend(Backend):
             self._is_loaded = not resumed or self._load()
             if not self._is_loaded:
                 return
+            if self.on_damage is not None:
+                self.on_damage(self.damage_serial)
             for other in self.queues:
                 if other.attached and other.index != queue:
                     self.loop.call_soon(lambda index=other.index: self._catch_up(index))  # type: ignore[misc]
@@ -208,13 +210,17 @@ class GpuBackend(Backend):
         """Of the newest change of any monitor's picture."""
         return self.screen.damage.serial
 
-    def resize(self, scanout: int, width: int, height: int) -> None:
+    def resize(self, scanout: int, width: int, height: int) -> bool:
         """Give a monitor another mode, which the guest reads once its frontend tells it to look (VIRTIO 1.3, 5.7.5).
 
-        Errors: RequestError when there is no such scanout, or the mode is impossible.
+        False until a successor knows its predecessor's state; `on_damage` tells. Errors: RequestError when there is no
+        such scanout, or the mode is impossible.
         """
+        if not self._is_loaded:
+            return False
         self.screen.resize(scanout, width, height, _check_mode)
         self._save_now()
+        return True
 
     def snapshot(self) -> dict[str, Any]:
         return {

@@ -223,8 +223,8 @@ class Control:
 
     def _console_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
         console, port = self._console(head)
-        console.resize(port, int(head["columns"]), int(head["rows"]))
-        return {}, b"", []
+        is_done = console.resize(port, int(head["columns"]), int(head["rows"]))
+        return ({}, b"", []) if is_done else None
 
     def _console_ports(self, head: dict[str, Any], _data: bytes) -> Answer:
         return {"ports": self._find(head.get("device", "console"), ConsoleBackend).ports()}, b"", []
@@ -265,8 +265,8 @@ class Control:
         return fields, b"", [fd]
 
     def _gpu_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
-        self._gpu(head).resize(int(head["scanout"]), int(head["width"]), int(head["height"]))
-        return {}, b"", []
+        is_done = self._gpu(head).resize(int(head["scanout"]), int(head["width"]), int(head["height"]))
+        return ({}, b"", []) if is_done else None
 
     def _gpu_wait(self, head: dict[str, Any], _data: bytes) -> Answer:
         damage = self._gpu(head).screen.damage_since(int(head["since"]), int(head["scanout"]))

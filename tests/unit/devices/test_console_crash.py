@@ -260,12 +260,12 @@ def test_until_the_ring_has_spoken_hosts_wait(is_published: bool) -> None:
         assert console.is_undecided
         assert console.read(0, 0, 99) == (0, b"known ")
         assert console.write(0, b"in") == 0
-        console.resize(0, 132, 43)
+        assert not console.resize(0, 132, 43)
         assert console.config_space()[0] == 80
         g.bench.backend = console
         g.bench.attach(resumed=True)
         assert rooms == [0, 1]
-        assert console.config_space()[0] == 132
+        assert console.resize(0, 132, 43) and console.config_space()[0] == 132
         assert console.write(0, b"in") == 2
         g.bench.run()
         assert console.read(0, 0, 99) == (0, b"known maybe")

@@ -252,3 +252,23 @@ def test_kills_change_nothing(steps: list[tuple[str, int]], kills: dict[int, str
 
     with GpuGuest() as plain, GpuGuest() as killed:
         assert run(plain, {}) == run(killed, kills)
+
+
+def test_a_mode_is_not_set_on_a_state_that_is_not_known_yet() -> None:
+    """A resize before the ring has told which state is true is asked for again; nothing of the predecessor is lost."""
+    with GpuGuest() as guest:
+        backing = guest.show(1, 64, 48)
+        guest.draw(1, Rect(0, 0, 64, 48), b"\x5a" * 64 * 48 * 4, backing, 256)
+        arm(guest, "before publish")
+        with pytest.raises(Killed):
+            guest.create(2, 8, 8)
+        guest.crash(())
+        told: list[int] = []
+        guest.backend.on_damage = told.append
+        assert not guest.backend.resize(0, 800, 600) and not told
+        guest.rig.frontend.start(CONTROL, guest.rig.queues[CONTROL])
+        guest.rig.settle()
+        assert told and guest.backend.resize(0, 800, 600)
+        guest.crash()
+        assert set(guest.backend.frame().pixels) == {0x5A}
+        assert guest.backend.screen.scanout(0).width == 800
