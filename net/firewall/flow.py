@@ -62,6 +62,7 @@ class FlowTable:
         self.table = table
         self.generation = table.generation
         self.events: deque[FlowEvent] = deque(maxlen=EVENTS_MAX)
+        self.noted = 0  # events in all, also those that were given up for newer ones
         self.cached = 0  # verdicts from memory
         self.replies = 0
         self.layers = [0] * len(Layer)
@@ -168,6 +169,7 @@ class FlowTable:
         rules = self.table.rules
         if number >= 0 and rules[number].log:
             rule = rules[number]
+            self.noted += 1
             self.events.append(FlowEvent(now, outgoing, key, rule.name, rule.action, False))
         if self.table.has_audit:
             kind, source, destination, source_port, destination_port = key
@@ -176,6 +178,7 @@ class FlowTable:
             # Only where it would have been looked at before the rule that decided.
             if found != NO_RULE and (number < 0 or found < number):
                 rule = rules[found]
+                self.noted += 1
                 self.events.append(FlowEvent(now, outgoing, key, rule.name, rule.action, True))
 
 

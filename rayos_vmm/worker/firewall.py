@@ -11,6 +11,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address
+from itertools import islice
 from time import monotonic
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import msgspec
 from devices.net.outcome import HOLDS, SLOT_SHIFT, SLOTS
 from devices.state import StateStore
 from net.firewall import text
-from net.firewall.flow import FlowTable
+from net.firewall.flow import FlowEvent, FlowTable
 from net.firewall.reject import answer
 from net.firewall.rule import RuleError, parse
 from net.firewall.table import Layer, Table
@@ -89,6 +90,7 @@ class PortFirewall:
             (Guard if is_guarded else NoGuard)(mac, server=server), FlowTable(Table(), flows_max=FLOWS_MAX)
         )
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._told = 0
         self._answer_second = 0
         self._answered = 0
         self._trace: deque[tuple[int, dict[str, Any]]] = deque(maxlen=TRACE_MAX)
@@ -225,38 +227,15 @@ class PortFirewall:
             found[index] = self._counts[rule.origin, rule.name] + self.hits[slot]
         return found
 
-    def take_events(self) -> list[dict[str, Any]]:
-        """New flows that rules with `log` or `audit_only` matched, since the last call."""
-        events = self._port.flows.events
-        taken = []
-        while events:
-            event = events.popleft()
-            kind, source, destination, source_port, destination_port = event.key
-            packet = Packet(
-                b"",
-                b"",
-                0,
-                kind >> 8,
-                kind & 0xFF,
-                source,
-                destination,
-                source_port,
-                destination_port,
-                -1,
-                0,
-                0,
-                0,
-            )
-            taken.append(
-                {
-                    "direction": "out" if event.outgoing else "in",
-                    "packet": text.describe(packet),
-                    "rule": event.rule,
-                    "action": event.action.name.lower(),
-                    "audit_only": event.audit_only,
-                }
-            )
-        return taken
+    def take_events(self, limit: int) -> tuple[list[dict[str, Any]], int]:
+        """New flows that rules with `log` or `audit_only` matched since the last call: the first `limit`, and how many
+        there were beside them."""
+        flows = self._port.flows
+        taken = [_told(event) for event in islice(flows.events, limit)]
+        more = flows.noted - self._told - len(taken)
+        self._told = flows.noted
+        flows.events.clear()
+        return taken, more
 
 
 def decode(data: bytes) -> Settings:
@@ -282,6 +261,18 @@ def _compile(rules: Sequence[dict[str, Any]]) -> Table:
         name, origin = str(table.pop("name", "")), str(table.pop("origin", ""))
         made.append(parse(name, table, origin=origin))
     return Table(made)
+
+
+def _told(event: FlowEvent) -> dict[str, Any]:
+    version, protocol = event.key[0] >> 8, event.key[0] & 0xFF
+    packet = Packet(b"", b"", 0, version, protocol, *event.key[1:], -1, 0, 0, 0)
+    return {
+        "direction": "out" if event.outgoing else "in",
+        "packet": text.describe(packet),
+        "rule": event.rule,
+        "action": event.action.name.lower(),
+        "audit_only": event.audit_only,
+    }
 
 
 def _explanation(port: Port, frame: bytes, outgoing: bool, now: float) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_g
 from rayos_vmm.worker.obedience import Obedience
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
 from rayos_vmm.worker.spec import Device, Firewall, WorkerSpec
+from rayos_vmm.worker.verdicts import VerdictWatch
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Worker:
         obedience = Obedience(self.loop, self.backends, gate, self._tell_event)
         self._control = Control(self.loop, control, self.backends, obedience.apply)
         DenialWatch(self.loop, self.backends, self._tell_event)
+        VerdictWatch(self.loop, self.backends, self._tell_event)
 
     def _link_ready(self, _events: int) -> None:
         try:

@@ -13,7 +13,9 @@ import pytest
 import trio
 import trio.testing
 
+from devices.net.backend import NetBackend
 from devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, REJECT
+from devices.net.port import SinkPort
 from devices.state import StateStore
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, OwnedRule, check_firewall
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
@@ -21,6 +23,8 @@ from rayos_vmm.firewall import Firewall
 from rayos_vmm.worker.addresses import AddressPage, AddressView
 from rayos_vmm.worker.client import WorkerGone
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
+from rayos_vmm.worker.verdicts import VerdictWatch
+from tests.framework.target import Stepped
 from tests.unit.devices.test_net_filter import udp4
 
 SUBNET = IPv4Network("10.0.0.0/24")
@@ -274,3 +278,62 @@ def test_the_worker_keeps_a_rule_s_count_over_a_change_and_forgets_the_gone() ->
     assert judge.counts() == [5, 0]
     judge.apply(Settings(revision=1, rules=[one]))
     assert judge.settings.revision == 2
+
+
+def test_a_logged_flow_is_told_once_and_a_flood_in_sums() -> None:
+    """One event a flow, whatever it sends; of many flows the first, and how many more there were."""
+    judge = PortFirewall(
+        b"\x52\x59\0\0\0\1",
+        fixed=[int(IPv4Address(GUEST))],
+        settings=Settings(
+            rules=[
+                {"name": "seen", "action": "allow", "log": True, "priority": 2},
+                {
+                    "name": "would",
+                    "action": "deny",
+                    "audit_only": True,
+                    "priority": 1,
+                    "ports": 9,
+                    "protocol": "udp",
+                },
+            ]
+        ),
+    )
+    for _ in range(3):
+        judge.judge(udp4(), True, 1.0)
+    packet = f"udp {GUEST}:1000 > {HOST}:9"
+    told, more = judge.take_events(16)
+    assert [(one["packet"], one["rule"], one["action"], one["audit_only"]) for one in told] == [
+        (packet, "seen", "allow", False),
+        (packet, "would", "deny", True),
+    ]
+    assert more == 0 and judge.take_events(16) == ([], 0)
+    for port in range(2000):
+        judge.judge(udp4(1000 + port), True, 1.0)
+    told, more = judge.take_events(16)
+    assert (len(told), more) == (16, 1984)
+
+
+def test_what_is_logged_is_published_at_most_once_a_period() -> None:
+    """By the worker, on its loop, in one event."""
+    judge = PortFirewall(
+        b"\x52\x59\0\0\0\1",
+        fixed=[int(IPv4Address(GUEST))],
+        settings=Settings(rules=[{"name": "seen", "action": "allow", "log": True}]),
+    )
+    told: list[dict[str, Any]] = []
+    with Stepped(lambda loop: NetBackend("net", loop, SinkPort(), judge=judge)) as target:
+        VerdictWatch(target.loop, [target.backend], told.append)
+        for port in range(20):
+            judge.judge(udp4(10 + port), True, 1.0)
+        assert not told
+        deadline = target.loop.now() + 30
+        while not told and target.loop.now() < deadline:
+            target.loop.step(1.1)
+    ((event,),) = [told]
+    assert (event["event"], event["device"], len(event["verdicts"]), event["more"]) == (
+        "firewall",
+        "net",
+        16,
+        4,
+    )
