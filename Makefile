@@ -19,9 +19,10 @@ test: check build  ## the checks, then every test, those of the devices also int
 	CI=true $(PYTHON) -m pytest
 	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices
 
-soak: build  ## kill the worker 1,000 times under verified writes; 10^6 steps of grants against the model
+soak: build  ## kill the worker 1,000 times under verified writes; 10^6 steps of grants, 10^6 DHCP and DNS packets
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"
 	@RAYOS_SOAK_EXAMPLES=10000 RAYOS_SOAK_STEPS=100 $(PYTHON) -m pytest -q tests/property/policy/test_rights.py
+	RAYOS_FUZZ_PACKETS=1000000 $(PYTHON) -m pytest -q tests/property/net/test_dhcp_fuzz.py tests/unit/net/test_dns_zone.py -k "raise"
 
 check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff check .

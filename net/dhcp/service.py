@@ -262,7 +262,7 @@ class DhcpService:
         if reply.route is Route.RELAY or is_remote:
             port = frame.SERVER_PORT if reply.route is Route.RELAY else frame.CLIENT_PORT
             try:
-                self._udp.sendto(reply.data, (str(IPv4Address(reply.ip)), port))
+                self._udp.sendto(reply.data, (socket.inet_ntoa(reply.ip.to_bytes(4, "big")), port))
             except OSError as error:
                 self._send_failed(error)
             return

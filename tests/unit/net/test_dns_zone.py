@@ -1,5 +1,6 @@
 """net.dns.zone: what the zone says, whose names it knows, and that no bytes make it raise."""
 
+import os
 import random
 import time
 from ipaddress import IPv4Address, IPv4Network
@@ -11,6 +12,7 @@ from dnslib import RCODE, DNSRecord  # type: ignore[import-untyped]
 from net.dns.zone import Zone
 
 SERVER = IPv4Address("10.5.0.1")
+PACKETS = int(os.environ.get("RAYOS_FUZZ_PACKETS", "20000"))  # `make soak`: a million
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ def test_no_bytes_make_it_raise(zone: Zone) -> None:
     kept = [
         DNSRecord.question(name, "ANY").pack() for name in ("web.guest.rayos", "2.0.5.10.in-addr.arpa", "x.y")
     ]
-    for _ in range(20_000):
+    for _ in range(PACKETS):
         data = bytearray(chance.choice(kept))
         for _ in range(chance.randrange(5)):
             at = chance.randrange(len(data) or 1)
