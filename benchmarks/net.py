@@ -2,14 +2,16 @@
 
 The same compiled driver sends as fast as the ring takes frames. *TX*: the server throws them away. *echo*: it swaps the
 Ethernet addresses and sends them back. Our side has gate, bucket, counters and latency samples in place; `no bucket`
-beside it is the same without a bucket; `polling` looks for work up to 50 µs before it sleeps, where DPDK looks without
-end. Driver and server have a core each.
+beside it is the same without a bucket; `firewall` has 64 rules and the spoof guard as well; `polling` looks for work up
+to 50 µs before it sleeps, where DPDK looks without end. Driver and server have a core each.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import struct
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.frontend import build_loads
 from benchmarks.frontend.session import EVENT_IDX, Session
+from benchmarks.guarded import ADDRESS, MAC
 from benchmarks.report import Series, publish, table
 from benchmarks.servers import Server, ours, serve, workspace
 
@@ -63,6 +66,14 @@ def testpmd(path: Path, *, is_echo: bool) -> list[str]:
     ]
 
 
+def udp_frame(length: int) -> bytes:
+    """A datagram of the guest that `benchmarks.guarded` knows, `length` bytes from its Ethernet header on."""
+    udp = struct.pack(">HHHH", 1000, 2000, length - 34, 0)
+    addresses = struct.pack(">II", ADDRESS, ADDRESS + 1)
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, length - 14, 0, 0, 64, 17, 0) + addresses
+    return b"\x02\0\0\0\0\x01" + MAC + b"\x08\0" + ip + udp + bytes(length - 42)
+
+
 def measure(server: Server, case: Case, seconds: float) -> tuple[float, float]:
     """(frames a second, CPU microseconds of the server per frame)."""
     from benchmarks.frontend.netload import NetLoad, Queue
@@ -73,7 +84,7 @@ def measure(server: Server, case: Case, seconds: float) -> tuple[float, float]:
     session = Session(server.path, RAM_BYTES, MRG_RXBUF)
     fds: list[int] = []
     try:
-        frame = b"\x02\0\0\0\0\x01\x02\0\0\0\0\x02\x08\0\x45\0" + bytes(case.length - 16)
+        frame = udp_frame(case.length)
         for slot in range(QUEUE_SIZE):
             at = DATA + 2048 * slot
             session.ram[at : at + HEADER_BYTES + case.length] = bytes(HEADER_BYTES) + frame
@@ -100,6 +111,11 @@ def measure(server: Server, case: Case, seconds: float) -> tuple[float, float]:
     return done / elapsed, used / done * 1e6
 
 
+def guarded(path: Path, *words: str) -> list[str]:
+    command = (sys.executable, "-P", "-m", "benchmarks.guarded", "--socket", str(path), "--rate", str(RATE))
+    return [*command, *words]
+
+
 def start(folder: Path, stack: ExitStack, *, is_echo: bool) -> list[Server]:
     port = "--echo" if is_echo else "--sink"
     commands = {
@@ -108,11 +124,13 @@ def start(folder: Path, stack: ExitStack, *, is_echo: bool) -> list[Server]:
         "polling": lambda path: ours(
             *("net", "--socket", str(path), port, "--rate", str(RATE), "--poll-us", str(POLL_US))
         ),
+        "firewall": lambda path: guarded(path, port),
+        "firewall, polling": lambda path: guarded(path, port, "--poll-us", str(POLL_US)),
         "no bucket": lambda path: ours("net", "--socket", str(path), port),
     }
     servers = []
     for name, command in commands.items():
-        path = folder / f"{name.replace(' ', '')}{port}.sock"
+        path = folder / f"{name.replace(' ', '').replace(',', '')}{port}.sock"
         servers.append(stack.enter_context(serve(name, path, command(path))))
     return servers
 
