@@ -76,8 +76,16 @@ class MemoryTpm:
 class MemoryDisplay:
     """Two monitors; only the second one's picture ever changes, once."""
 
+    def __init__(self, resized: list[tuple[int, int, int]]) -> None:
+        self._resized = resized
+
     async def info(self) -> dict[str, Any]:
-        return {"serial": 7, "scanouts": [{"scanout": 0}, {"scanout": 1}]}
+        mode = {"width": 640, "height": 480}
+        one = {"mode": mode, "picture": mode, "cursor": None}
+        return {"serial": 7, "scanouts": [{"scanout": n, "is_on": not n, **one} for n in range(2)]}
+
+    async def resize(self, width: int, height: int, scanout: int = 0) -> None:
+        self._resized.append((width, height, scanout))
 
     async def wait_damage(self, since: int, scanout: int = 0, timeout_s: float = 60.0) -> Damage:
         if since >= 7 or not scanout:
@@ -107,7 +115,8 @@ class MemoryInput:
         self.recordings = Recordings()
 
     async def devices(self) -> Any:
-        return [{"device": "keyboard", "leds": ["caps"]}]
+        one = {"device": "keyboard", "kind": "keyboard", "leds": ["caps"], "held": []}
+        return [{**one, "waiting_events": 0, "queue_limit": 64, "dropped": 0}]
 
     async def type_text(self, text: str, layout: str | None = None) -> None:
         self.asked.append(("type", text, layout))
@@ -147,6 +156,7 @@ class MemoryService:
         self.consoles: dict[tuple[str, int], History] = {}
         self.inputs: dict[str, MemoryInput] = {}
         self.seats = Seats()
+        self.resized: list[tuple[int, int, int]] = []
         self.sizes: list[tuple[str, int, int, int]] = []
         self.addresses = ["10.86.0.2"]
         self.renewed: list[str] = []
@@ -223,7 +233,10 @@ class MemoryService:
         return self.seats.open(port, who, wish)
 
     async def console_ports(self, name: str) -> Any:
-        return [{"port": port, **self.seats.describe(port)} for port in range(3)]
+        return [
+            {"port": n, "name": "", "guest_open": True, "columns": 0, "rows": 0, **self.seats.describe(n)}
+            for n in range(3)
+        ]
 
     @contextlib.asynccontextmanager
     async def console_pieces(
@@ -253,7 +266,7 @@ class MemoryService:
 
     def display(self, name: str) -> MemoryDisplay:
         self._find(name)
-        return MemoryDisplay()
+        return MemoryDisplay(self.resized)
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         return {"command": command, "arguments": arguments}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -11,7 +11,6 @@ import trio
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.vm.input_record import Step
-from tests.unit.api.memory_service import MemoryService
 from tests.unit.api.serving import open_api
 
 PRESS = [(1, 30, 1), (0, 0, 0)]
@@ -26,7 +25,7 @@ async def test_every_verb_reaches_its_device(tmp_path: Path) -> None:
         await client.pointer("dev", 0.5, 1, ("left",))
         await client.mouse("dev", -3, 4, wheel=1, buttons=("right",))
         await client.touch("dev", [(0, 1), (0.25, 0.5)])
-        assert cast("MemoryService", service).inputs["dev"].asked == [
+        assert service.inputs["dev"].asked == [
             ("type", "a", "fr"),
             ("press", "ctrl-c"),
             ("point", 0.5, 1, ["left"]),
