@@ -147,7 +147,8 @@ class AgentProtocol:
     def hello(self, nonce: str) -> bytes:
         """Return what begins a conversation; a pending request is given up, its command is killed.
 
-        `nonce` is 16 to 64 hexadecimal digits that were never used before.
+        `nonce` is 16 to 64 hexadecimal digits that no earlier conversation had; to say it again, while there is no
+        answer, repeats the one, and further answers to it are passed over.
         """
         if not _NONCE.fullmatch(nonce):
             raise ValueError(f"nonce {nonce!r} is not 16 to 64 hexadecimal digits")
@@ -255,6 +256,9 @@ class AgentProtocol:
             del self._buffer[:end]  # its newline may begin the next marker
             self._step(Event.RESTARTED)
             return Ready()
+        if kind == b"@hello" and fields[:1] == [self._nonce]:  # one more answer to what was said again
+            del self._buffer[:end]
+            return self._next()
         if self.state is not State.WAITING:
             raise self._violation(f"{kind[:16]!r} without a request")
         numbers = self._numbers(kind, fields)

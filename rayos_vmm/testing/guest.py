@@ -12,7 +12,7 @@ import trio
 
 from rayos_vmm.api.client import Client
 from rayos_vmm.config.fault import parse_fault
-from rayos_vmm.errors import RayosError
+from rayos_vmm.errors import RayosError, Timeout_
 from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.screen import PictureNotSeen, Region, Wanted, wait_for_picture
@@ -93,7 +93,12 @@ class Guest:
     async def _retry(self, command: str, timeout: float, *, is_success_wanted: bool) -> str:
         deadline = trio.current_time() + timeout
         while True:
-            result = await self.run(command, timeout=max(1.0, deadline - trio.current_time()))
+            try:
+                result = await self.run(command, timeout=max(1.0, deadline - trio.current_time()))
+            except Timeout_:  # after a reset the agent may take a while
+                if trio.current_time() >= deadline:
+                    raise
+                continue
             if (result.exit_status == 0) is is_success_wanted:
                 return result.stdout.decode(errors="replace")
             if trio.current_time() >= deadline:

@@ -20,7 +20,6 @@ from images.guest.protocol import (
     Exited,
     Failed,
     FileData,
-    Hello,
     ProtocolError,
     Ready,
     Reply,
@@ -160,16 +159,27 @@ class Agent:
         raise Timeout_(f"the guest did not answer within {timeout_s:g} s")
 
     async def _say_hello(self) -> None:
+        """Until the agent answers. All hellos have one nonce, so that a slow guest's late answer to any of them counts,
+        and each waits twice as long as the one before: a busy guest is not buried in them.
+        """
+        nonce, patience = secrets.token_hex(16), _HELLO_RETRY_S
+        is_resynced = False
         while self._protocol.state is not State.IDLE:
-            nonce = secrets.token_hex(16)
+            is_resynced = is_resynced or self._is_mid_piece
             hello = self._protocol.resync(nonce) if self._is_mid_piece else self._protocol.hello(nonce)
+            self._is_mid_piece = False
             reply: Reply | None = None
-            with trio.move_on_after(_HELLO_RETRY_S):
+            with trio.move_on_after(patience):
                 reply = await self._ask([hello])
-            if isinstance(reply, Hello):
-                self._is_mid_piece = False
-            elif reply is None:
-                self._is_mid_piece = True  # perhaps a former service's: the next hello gets through
+            if reply is None:
+                patience *= 2
+                self._is_mid_piece = (
+                    not is_resynced
+                )  # perhaps a former service's: the next hello gets through
+            elif isinstance(reply, Ready):
+                nonce = secrets.token_hex(
+                    16
+                )  # another agent, which may hear nothing that was said to the former
 
     async def _ask(self, parts: Iterable[bytes]) -> Reply:
         self._reply = None

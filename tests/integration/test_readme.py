@@ -1,4 +1,4 @@
-"""The README's example is a test that passes, word for word."""
+"""The examples of README.md and docs/testing.md are tests that pass, word for word."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ import pytest
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
-README = Path(__file__).parents[2] / "README.md"
-_match = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-assert _match is not None, "the README shows no example"
-_shown: dict[str, Any] = {}
-exec(compile(_match[1], str(README), "exec"), _shown)  # noqa: S102  (our own README)
+ROOT = Path(__file__).parents[2]
 
-test_disk_survives_a_reset = _shown["test_disk_survives_a_reset"]
+
+def example(document: str) -> Any:
+    """The test in the document's first block of Python."""
+    path = ROOT / document
+    match = re.search(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+    assert match is not None, f"{document} shows no example"
+    shown: dict[str, Any] = {}
+    exec(compile(match[1], str(path), "exec"), shown)  # noqa: S102  (our own document)
+    (test,) = (value for name, value in shown.items() if name.startswith("test_"))
+    return test
+
+
+test_the_readme = example("README.md")
+test_the_guide = example("docs/testing.md")

@@ -208,3 +208,16 @@ def test_every_pair_of_state_and_event(pair: tuple[State, Event]) -> None:
         Event.ANSWERED: State.IDLE if state is State.WAITING else None,
     }[event]
     assert TRANSITIONS.get(pair) is expected
+
+
+def test_a_hello_that_was_said_again_may_be_answered_again() -> None:
+    """Late answers to the same hello are passed over, idle and before the answer to a request; another's are not."""
+    protocol = AgentProtocol()
+    protocol.hello(NONCE)
+    protocol.hello(NONCE)
+    answer = b"\n@hello %b 1\n" % NONCE.encode()
+    assert protocol.receive(answer + answer) == [Hello(1)]
+    protocol.exec(["true"])
+    assert protocol.receive(answer + b"@exit 1 0 0 0 0 0\n") == [Exited(1, 0, b"", b"", 0, 0)]
+    with pytest.raises(ProtocolError, match="without a request"):
+        protocol.receive(b"\n@hello 0000000000000000 1\n")
