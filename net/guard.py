@@ -13,6 +13,9 @@ from typing import Final
 from net.packet import ICMPV6, UDP, Packet
 
 _LINK_LOCAL: Final = 0xFE80 << 112
+ANY_SERVER: Final = (
+    0xFFFFFFFF  # there is one, whose address is not known: something else keeps others' answers away
+)
 _DHCP_SERVER: Final = 67
 _DHCP_CLIENT: Final = 68
 _CHADDR_AT: Final = 8 + 28  # behind the UDP header, 28 bytes into the message
@@ -71,7 +74,7 @@ class Guard:
         if destination != self.mac and not destination[0] & 1:
             return Spoof.DESTINATION_MAC
         is_answer = packet.protocol == UDP and packet.version == 4 and packet.destination_port == _DHCP_CLIENT
-        if is_answer and self.server and packet.source != self.server:
+        if is_answer and self.server not in (0, ANY_SERVER) and packet.source != self.server:
             return Spoof.DHCP_SERVER
         return 0
 

@@ -23,6 +23,7 @@ import msgspec
 import trio
 
 from net.firewall.text import BadText
+from net.guard import ANY_SERVER
 from net.naming import tap_name
 from rayos_vmm.config.firewall import (
     VM,
@@ -71,6 +72,7 @@ class _Port:
 
     config: FirewallConfig
     mac: str
+    is_upstream: bool = False  # its address is somebody else's to give
     rules: tuple[OwnedRule, ...] = ()  # effective, without the defaults
     revision: int = 0
     leased: set[int] = field(default_factory=set)
@@ -134,9 +136,9 @@ class Firewall:
 
     # -- machines ------------------------------------------------------------------------------------------------
 
-    def define(self, vm: str, config: FirewallConfig, mac: str) -> None:
+    def define(self, vm: str, config: FirewallConfig, mac: str, *, is_upstream: bool = False) -> None:
         """A machine, with its own rules, which are sound, and its card's hardware address."""
-        port = _Port(config, mac)
+        port = _Port(config, mac, is_upstream)
         port.rules = tuple(self.merge(vm, _owned(vm, config)))
         self._ports[vm] = port
 
@@ -159,7 +161,7 @@ class Firewall:
         await self.settle()
         return WorkerFirewall(
             mac=port.mac,
-            server=str(self._server),
+            server=str(self._dhcp_server(port)),
             is_guarded=port.config.guard,
             addresses=tuple(port.config.addresses),
             page_fd=os.open(runtime / PAGE_NAME, os.O_RDONLY | os.O_CLOEXEC),
@@ -327,7 +329,7 @@ class Firewall:
             if port.channel is not None:
                 return await port.channel.explain(DEVICE, packet)
             rules = self._resolve(port.rules)
-            return explain_alone(port.hardware, rules, port.addresses, int(self._server), packet)
+            return explain_alone(port.hardware, rules, port.addresses, int(self._dhcp_server(port)), packet)
         except BadText as error:
             raise Invalid(str(error)) from None
         except WorkerError as error:
@@ -371,6 +373,10 @@ class Firewall:
     @property
     def _server(self) -> IPv4Address:
         return self._subnet().network_address + 1
+
+    def _dhcp_server(self, port: _Port) -> IPv4Address:
+        # An upstream one is not known before it answers; the bridge carries no answers but ours (net.dhcp.upstream).
+        return IPv4Address(ANY_SERVER) if port.is_upstream else self._server
 
     def _port(self, vm: str) -> _Port:
         try:

@@ -523,7 +523,8 @@ class Service:
         self._machines[name] = machine
         if record.spec.net.enabled:
             mac = record.spec.net.mac or self._parts.network.mac(name)
-            self.firewall.define(name, record.spec.firewall, mac)
+            is_upstream = record.spec.net.address == "upstream"
+            self.firewall.define(name, record.spec.firewall, mac, is_upstream=is_upstream)
         return machine
 
     async def _save_firewall(self, name: str, config: FirewallConfig) -> None:
@@ -588,7 +589,7 @@ class Service:
         await self._parts.store.delete(machine.name)
         await self.policy.forget(machine.name)
         if machine.record.mac:
-            self._parts.network.forget(machine.name, machine.record.mac)
+            self._parts.network.forget(machine.record.mac)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.state_directory, ignore_errors=True))
         self._machines.pop(machine.name, None)

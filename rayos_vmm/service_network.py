@@ -169,20 +169,18 @@ class HostNetwork:
         """What our server was asked lately and said, the oldest first: at most 16 for each port."""
         return [] if self._dhcp is None else [one.describe() for one in self._dhcp.exchanges()]
 
-    def forget(self, vm: str, mac: str) -> None:
+    def forget(self, mac: str) -> None:
         """The machine with this card is gone: its lease and its name are free."""
-        self.upstreams.forget(vm)
+        self.upstreams.forget(mac)
         for one in [] if self._dhcp is None else self._dhcp.leases():
             if one.mac == mac and one.state is State.BOUND and self._dhcp is not None:
                 self._dhcp.release(one.address)
 
     def addresses_of(self, mac: str) -> list[str]:
         """The addresses that a card has a lease for now."""
-        if self._dhcp is None:
-            return []
-        return [
-            str(one.address) for one in self._dhcp.leases() if one.mac == mac and one.state is State.BOUND
-        ]
+        own = [] if self._dhcp is None else self._dhcp.leases()
+        bound = [str(one.address) for one in own if one.mac == mac and one.state is State.BOUND]
+        return bound + self.upstreams.addresses_of(mac)
 
     def take_event(self, event: LeaseEvent, events: EventLog) -> None:
         """A lease changed: tell everybody."""

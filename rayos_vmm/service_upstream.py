@@ -7,6 +7,7 @@ the port is gone, nothing of it is left but the stored lease, which the machine 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import trio
 from net import nft
 from net.dhcp.client_action import Acquired, Lost
 from net.dhcp.packet_socket import LinkGone
-from net.dhcp.upstream import Event, Given, Upstream, barrier, run_upstream, unbar
+from net.dhcp.upstream import Event, Given, Upstream, barrier, load_lease, run_upstream, unbar
 from net.nft import NftError
 from rayos_vmm.errors import Busy, Conflict, one_error
 from rayos_vmm.events import EventLog
@@ -85,9 +86,14 @@ class Upstreams:
             )
         found.upstream.client.renew()
 
-    def forget(self, vm: str) -> None:
-        """The machine is removed: so is its stored lease."""
-        (self._directory / f"{vm}.json").unlink(missing_ok=True)
+    def forget(self, mac: str) -> None:
+        """The machine with this card is removed: so is its stored lease."""
+        self._store(mac).unlink(missing_ok=True)
+
+    def addresses_of(self, mac: str) -> list[str]:
+        """The address of the card's stored lease, if that still runs."""
+        lease = load_lease(self._store(mac))
+        return [] if lease is None or lease.expires <= time.time() else [str(lease.address.ip)]
 
     def histories(self) -> dict[str, list[dict[str, object]]]:
         """The last 16 transactions of each machine's client, the oldest first."""
@@ -119,13 +125,16 @@ class Upstreams:
                 )
         return found
 
+    def _store(self, mac: str) -> Path:
+        return self._directory / f"{mac.replace(':', '')}.json"
+
     def _running(self) -> list[tuple[str, Upstream]]:
         return [(vm, job.upstream) for vm, job in self._jobs.items() if job.upstream is not None]
 
     async def _run(self, job: _Job, on_lease: _OnLease) -> None:
         hardware = bytes.fromhex(job.mac.replace(":", ""))
         told = partial(self._told, job, on_lease)
-        store = self._directory / f"{job.vm}.json"
+        store = self._store(job.mac)
         try:
             await trio.to_thread.run_sync(nft.run, barrier([job.port]))
             with one_error():
@@ -150,6 +159,7 @@ class Upstreams:
     def _told(self, job: _Job, on_lease: _OnLease, event: Event) -> None:
         match event:
             case Acquired(lease):
+                on_lease(job.mac, str(lease.address.ip), True)  # the guards know it before the guest does
                 self._events.publish(
                     "upstream.acquired",
                     job.vm,
