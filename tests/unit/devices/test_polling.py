@@ -66,7 +66,7 @@ def test_a_loop_looks_after_a_short_sleep_and_rests_when_nothing_comes() -> None
     loop.watch(counter)
     loop.step(0.001)
     assert counter.looks == 0
-    loop.set_polling(10.0)
+    loop.set_polling(1e6)
     loop.step(0.0001)  # a sleep far within the budget
     assert counter.states == [True]
     loop.step(0.0001)
@@ -84,7 +84,7 @@ def test_frames_are_seen_without_a_kick_while_the_loop_looks() -> None:
     """The device neither asks for kicks nor needs them; once it rests it does both."""
     with Stepped(lambda loop: NetBackend("net", loop, EchoPort())) as target, Rig(target, 2) as rig:
         rx, tx = rig.queues
-        target.loop.set_polling(10.0)
+        target.loop.set_polling(1e6)
         target.settle()
         source, room = rig.ram.put(FRAME), rig.ram.allocate(BUFFER_BYTES)
         target.loop.step(0.0001)
