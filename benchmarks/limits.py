@@ -1,8 +1,9 @@
 """What the checks cost: the compiled loops with them, and without, on a ring that is always full: `make bench-limits`.
 
 *Without* is a copy of the sources from which gate, bucket, counters and latency samples were taken out, compiled the
-same way; both are run alternately, each in a process of its own. There is no driver process and nobody sleeps, so the
-share of the checks is larger here than in any use.
+same way; all are run alternately, each in a process of its own, and counted in CPU time. There is no driver process,
+nobody sleeps, and the sink does nothing, so the share of the checks is larger here than in any use; the tap (as root)
+is the use. A frame's checks are those, and the firewall of 64 rules with the spoof guard, which knows its flow.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 #: (file, what is there, what stands there without checks)
 REMOVED = (
-    ("blk/ring.py", " or not self.gate.allows(operation)", ""),
+    ("blk/ring.py", "            or not self.gate.allows(operation)\n", ""),
     ("blk/ring.py", "            self.stats.count(operation, length)\n", ""),
     (
         "blk/ring.py",
@@ -39,25 +41,35 @@ REMOVED = (
     ),
     ("net/ring.py", "        self.stats.count(operation, size)\n", "        return\n"),
 )
+WORK = {
+    "blk": "blk 4 KiB read, page cache",
+    "net": "net TX 64 B into a sink",
+    "tap": "net TX 64 B into a tap",
+}
+TAP = "raybenchlimits"
+#: A UDP datagram from the guest that `benchmarks.guarded` knows.
+FRAME = bytes.fromhex(
+    "02000000000102000000000208004500003200000000401100000a0000020a00000303e807d0001e0000"
+) + bytes(22)
 SIZE = 256
 BLOCK = 4096
 IMAGE_BYTES = 4 << 20
 SECONDS = 0.4
-ROUNDS = 7
+ROUNDS = 5
 F_ADD_SEALS = 1033
 DESC, AVAIL, USED, HEADERS, STATUSES, DATA = 0x1000, 0x4000, 0x5000, 0x8000, 0xA000, 0x10000
 RAM_BYTES = DATA + SIZE * BLOCK
 
 
-def measure(what: str, *, shaped: bool) -> float:
-    """Nanoseconds of one request in the loop of this process's `devices`."""
+def measure(what: str, checks: str) -> float:
+    """CPU nanoseconds of one request in the loop of this process's `devices`; `checks`: none, limits or all."""
     import fcntl
 
     from devices.blk.backend import BlkBackend
     from devices.blk.store import RawStore
     from devices.loop import Loop
     from devices.net.backend import NetBackend
-    from devices.net.port import SinkPort
+    from devices.net.port import SinkPort, TapPort
     from devices.virtio.memory import GuestMemory, RegionSpec
 
     fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
@@ -84,9 +96,17 @@ def measure(what: str, *, shaped: bool) -> float:
         heads = [3 * (slot % (SIZE // 4)) for slot in range(SIZE)]
         batch = SIZE // 4
     else:
-        backend = NetBackend("net", loop, SinkPort(), rate_bytes_per_second=100e9 if shaped else None)
+        port = TapPort(open_bench_tap()) if what == "tap" else SinkPort()
+        limits: dict[str, Any] = {} if checks == "none" else {"rate_bytes_per_second": 100e9}
+        if checks == "all":
+            from benchmarks.guarded import ADDRESS, MAC, rules
+            from rayos_vmm.worker.firewall import PortFirewall, Settings
+
+            limits["judge"] = PortFirewall(MAC, fixed=[ADDRESS], settings=Settings(rules=rules()))
+        backend = NetBackend("net", loop, port, **limits)
         queue = 1
         for slot in range(SIZE):
+            ram[DATA + 2048 * slot + 12 : DATA + 2048 * slot + 12 + 64] = FRAME
             struct.pack_into("<QIHH", ram, DESC + 16 * slot, DATA + 2048 * slot, 12 + 64, 0, 0)
         heads = list(range(SIZE))
         batch = SIZE
@@ -109,13 +129,29 @@ def measure(what: str, *, shaped: bool) -> float:
     while time.monotonic() < end:
         index = (index + batch) & 0xFFFF
         struct.pack_into("<H", ram, AVAIL + 2, index)
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         while backend.process(queue):
             pass
-        spent += time.perf_counter_ns() - start
+        spent += time.thread_time_ns() - start
         done += batch
     assert vring.requests == done, "the loop left requests in the ring"
+    if what != "blk":
+        assert backend.snapshot()["denials"] == {}, "frames were refused"
+    backend.close()
     return spent / done
+
+
+def open_bench_tap() -> int:
+    """A tap that is up and in no bridge: the kernel takes each frame and drops it."""
+    import fcntl
+    import socket
+
+    from devices.net.port import open_tap
+
+    (fd,) = open_tap(TAP)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sH14x", TAP.encode(), 0x1))  # SIOCSIFFLAGS, IFF_UP
+    return fd
 
 
 def strip(folder: Path) -> None:
@@ -129,8 +165,8 @@ def strip(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "devices.build"], cwd=folder, check=True)
 
 
-def ask(tree: Path, what: str, *, shaped: bool) -> float:
-    command = [sys.executable, __file__, "--child", what, str(int(shaped))]
+def ask(tree: Path, what: str, checks: str) -> float:
+    command = [sys.executable, "-P", __file__, "--child", what, checks]
     clean = {key: value for key, value in os.environ.items() if key != "RAYOS_PURE"}
     done = subprocess.run(
         command, env=clean | {"PYTHONPATH": str(tree)}, stdout=subprocess.PIPE, text=True, check=True
@@ -147,7 +183,7 @@ def child() -> None:
     print(
         json.dumps(
             {
-                "ns": measure(sys.argv[2], shaped=bool(int(sys.argv[3]))),
+                "ns": measure(sys.argv[2], sys.argv[3]),
                 "from": devices.compiled.__file__,
                 "compiled": devices.compiled.is_compiled(),
             }
@@ -162,16 +198,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rayos-bench-") as name:
         bare = Path(name)
         strip(bare)
-        for what, title in (("blk", "blk 4 KiB read, page cache"), ("net", "net TX 64 B into a sink")):
-            with_checks, without = [], []
+        for what, title in WORK.items():
+            if what == "tap" and os.geteuid() != 0:
+                print(f"{title}: left out, a tap needs root")
+                continue
+            variants = [(bare, "none"), (ROOT, "limits"), *([(ROOT, "all")] if what != "blk" else [])]
+            series: dict[str, list[float]] = {checks: [] for _, checks in variants}
             for _ in range(ROUNDS):
-                with_checks.append(ask(ROOT, what, shaped=True))
-                without.append(ask(bare, what, shaped=False))
-            dear, cheap = statistics.median(with_checks), statistics.median(without)
-            rows.append([title, f"{dear:.0f}", f"{cheap:.0f}", f"{1 - cheap / dear:.0%}"])
+                for tree, checks in variants:
+                    series[checks].append(ask(tree, what, checks))
+            cheap, *dear = (statistics.median(one) for one in series.values())
+            lost = [f"{1 - cheap / one:.0%}" for one in dear]
+            figures = [f"{one:.0f}" for one in (cheap, *dear)]
+            rows.append([title, *figures, *[""] * (3 - len(figures)), *lost, *[""] * (2 - len(lost))])
             print(*rows[-1], flush=True)
-    head = ["loop", "ns with all checks", "ns without", "rate lost"]
-    publish("the cost of gate, bucket, quota, counters and latency samples", table(head, rows))
+    head = ["loop", "ns without", "with limits", "and firewall", "rate lost to limits", "to all"]
+    publish(
+        "the cost of gate, bucket, quota, counters, latency samples; firewall and guard", table(head, rows)
+    )
 
 
 if __name__ == "__main__":

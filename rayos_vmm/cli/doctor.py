@@ -159,6 +159,7 @@ def _sandbox() -> Iterator[Finding]:
 def _programs() -> Iterator[Finding]:
     for program, package, what in (
         ("swtpm", "swtpm", "guests need --no-tpm"),
+        ("nft", "nftables", "the kernel guards no tap against forged frames, the device workers alone do"),
         ("dpkg-deb", "dpkg", "the guest's kernel cannot be unpacked"),
     ):
         path = shutil.which(program)
