@@ -184,6 +184,8 @@ class Loop:
             self._slept(self.now() - start)
         else:
             ready = self._epoll.poll(timeout)
+            if ready and self._is_awake:
+                self._worked = self.now()
         for fd, events in ready:
             callback = self._callbacks.get(fd)
             if callback is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -39,6 +41,13 @@ def test_without_a_budget_nobody_looks() -> None:
     assert patience.window == 0.0
     with pytest.raises(ValueError, match=r"0 \(never\) or more"):
         Patience(-1.0)
+
+
+@pytest.fixture
+def event() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
 
 
 class Counter:
@@ -77,6 +86,24 @@ def test_a_loop_looks_after_a_short_sleep_and_rests_when_nothing_comes() -> None
     loop.step()  # does not sleep: there was something to do
     assert counter.work == 2
     loop.unwatch(counter)
+    loop.close()
+
+
+def test_a_ready_descriptor_is_work_too(event: int) -> None:
+    """A loop that has only descriptors goes on looking as long as they have something to say."""
+    loop = Loop()
+    seen: list[int] = []
+    loop.register(event, lambda _: seen.append(os.eventfd_read(event)))
+    loop.set_polling(1e6)
+    loop.step(0.0001)
+    loop._worked = -1e9  # the window of the last work has long passed
+    for _ in range(2):
+        os.eventfd_write(event, 1)
+        loop.step(0.0)
+    assert seen == [1, 1]
+    before = loop.polled_seconds
+    loop.step()  # neither sleeps nor rests
+    assert loop.polled_seconds > before
     loop.close()
 
 
