@@ -81,7 +81,12 @@ class Platform:
         """QEMU and the accelerator, as `info` shows them."""
         qemu, accelerator = await self.qemu(), await self.accelerator()
         return {
-            "qemu": {"version": qemu.version, "source": qemu.source, "has_console": qemu.has_console},
+            "qemu": {
+                "version": qemu.version,
+                "source": qemu.source,
+                "has_console": qemu.has_console,
+                "has_display_events": qemu.has_dbus_display,
+            },
             "accelerator": {"name": accelerator.name, "reason": accelerator.reason},
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,8 @@ from rayos_vmm.errors import Invalid
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.testing.picture import decode_png
+from rayos_vmm.vm.arguments import command_line
+from rayos_vmm.vm.doorbell import NoDoorbell
 from rayos_vmm.worker.client import KeeperClient
 from tests.integration.service_lab import home, lab, running
 
@@ -101,3 +104,21 @@ async def test_monitors_modes_and_cursor(tmp_path: Path) -> None:
             and drawn.pixel(789, 0) != colour
             and drawn.pixel(790, 56) != colour
         )
+
+
+async def test_a_qemu_without_that_display_says_so_and_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A running guest cannot be told then: the error says what to do instead, and the mode stays."""
+
+    def without(*arguments: Any, **options: Any) -> list[str]:
+        return command_line(*arguments, **{**options, "has_dbus_display": False})
+
+    monkeypatch.setattr("rayos_vmm.vm.build.command_line", without)
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        await service.define(SPEC)
+        await service.start("svc")
+        display = service.display("svc")
+        with pytest.raises(NoDoorbell, match="no D-Bus display"):
+            await display.resize(960, 540)
+        assert (await display.info())["scanouts"][0]["mode"] == {"width": 1024, "height": 768}
