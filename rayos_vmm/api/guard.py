@@ -49,7 +49,8 @@ RIGHTS: Final[Mapping[str, Capability]] = {
     **dict.fromkeys(("firewall.rules", "firewall.explain", "firewall.trace"), _C.CAP_NET),
     "events.events": _C.CAP_AUDIT,
     **dict.fromkeys(
-        (f"policy.{verb}" for verb in ("grants", "explain", "audit", "verify", "key", "export")), _C.CAP_AUDIT
+        (f"policy.{verb}" for verb in ("grants", "explain", "security", "audit", "verify", "key", "export")),
+        _C.CAP_AUDIT,
     ),
     **dict.fromkeys(
         (f"hierarchy.{verb}" for verb in ("show", "diff", "history", "zones", "scalability")), _C.CAP_AUDIT

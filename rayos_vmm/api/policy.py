@@ -57,6 +57,10 @@ async def _explain(call: Call) -> dict[str, Any]:
     return call.service.revisions.explain(call.name)
 
 
+async def _security(call: Call) -> dict[str, Any]:
+    return {**call.service.policy.status(), **call.service.gatekeeper.status()}
+
+
 async def _audit(call: Call) -> AuditRecords:
     policy = call.service.policy
     return AuditRecords(records=policy.records(call.query.limit), lost=policy.audit.lost)
@@ -120,6 +124,13 @@ ENDPOINTS: Final = (
         "/v1/vms/{name}/policy",
         _explain,
         "All that holds for a machine and where it comes from",
+        answers=dict[str, Any],
+    ),
+    Endpoint(
+        "GET",
+        "/v1/security",
+        _security,
+        "How much there is of everything that has a limit, and the limit",
         answers=dict[str, Any],
     ),
     Endpoint("GET", "/v1/audit", _audit, "The last audit records", query=AuditQuery, answers=AuditRecords),

@@ -65,6 +65,11 @@ def _row(grant: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def show(out: Output, grants: list[dict[str, Any]]) -> None:
+    """Grants as a table."""
+    out.table(grants, _HEADER, [_row(grant) for grant in grants])
+
+
 def _vm(name: str) -> str:
     return f"/vms/{quote(name, safe='')}"
 
@@ -106,8 +111,7 @@ async def run_revoke(args: argparse.Namespace, out: Output) -> None:
             f"{args.what!r} is not a grant's number, and no capability was named",
             hint=f"rayos revoke {args.what} CAP_NET, or rayos revoke ID with an ID of `rayos grants`",
         )
-    gone = msgspec.json.decode(answer)["grants"]
-    out.table(gone, _HEADER, [_row(grant) for grant in gone])
+    show(out, msgspec.json.decode(answer)["grants"])
 
 
 def add_grants(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +121,7 @@ def add_grants(parser: argparse.ArgumentParser) -> None:
 
 async def run_grants(args: argparse.Namespace, out: Output) -> None:
     query = {"vm": args.name} if args.name else None
-    grants = msgspec.json.decode(await the_daemon().request("GET", "/grants", query=query))["grants"]
-    out.table(grants, _HEADER, [_row(grant) for grant in grants])
+    show(out, msgspec.json.decode(await the_daemon().request("GET", "/grants", query=query))["grants"])
 
 
 def add_delegate(parser: argparse.ArgumentParser) -> None:

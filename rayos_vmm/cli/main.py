@@ -51,6 +51,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "scalability",
         "show how policy changes reach the workers, the tree of machines, the zones",
     ),
+    "security": ("security", "show grants, delegations, constraints and decisions beside their limits"),
     "token": ("token", "give others a narrow right to ask the daemon; narrow, look into, end it"),
     "audit": ("audit", "show, check or export the record of every decision"),
     "tpm": ("tpm", "show what a machine's TPM measured; write and check quotes"),

@@ -246,6 +246,20 @@ class Authority:
         now = self.now()
         return [grant.view(now) for grant in self._table.grants.values() if vm in (None, grant.holder)]
 
+    def status(self) -> dict[str, Any]:
+        """How much there is of everything that has a limit, and whether decisions can be recorded."""
+        return {
+            "revision": self.book.revision,
+            **self._table.usage(),
+            **self.book.usage(),
+            "audit": {
+                "records": self.audit.anchor.seq,
+                "in_memory": len(self.audit.ring),
+                "lost": self.audit.lost,
+                "trouble": self.audit.trouble,
+            },
+        }
+
     def explain(self, vm: str) -> list[dict[str, Any]]:
         """Each right of a machine and the chain of grants that it comes from.
 

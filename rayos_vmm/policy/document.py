@@ -179,12 +179,15 @@ def check(document: Document) -> None:
     ):
         if len(table) > limit:
             raise Invalid(f"{what}: {len(table)} tables; at most {limit} are allowed")
-    count = 0
-    levels: list[Level | Member] = [document.host, *document.zone.values(), *document.vm.values()]
-    for level in levels:
-        count += sum(isinstance(rule, FirewallRule) for rule in level.rules.values())
+    count = count_firewall_rules(document)
     if count > FIREWALL_RULES_MAXIMUM:
         raise Invalid(f"{count} firewall rules in all; at most {FIREWALL_RULES_MAXIMUM} are allowed")
+
+
+def count_firewall_rules(document: Document) -> int:
+    """In all of its levels."""
+    levels: list[Level | Member] = [document.host, *document.zone.values(), *document.vm.values()]
+    return sum(isinstance(rule, FirewallRule) for level in levels for rule in level.rules.values())
 
 
 def _only(table: Mapping[str, Any], path: str, keys: tuple[str, ...]) -> None:

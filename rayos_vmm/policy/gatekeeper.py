@@ -294,6 +294,13 @@ class Gatekeeper:
             await self._audit.append(Operation.REVOKE, token=identifier, label=gone.label)
         return gone
 
+    def status(self) -> dict[str, Any]:
+        """The tokens that hold, and what was decided since the service started."""
+        return {
+            "tokens": {"used": len(self.tokens()), "limit": TOKENS_MAXIMUM},
+            "decisions": {"allowed": self.allowed, "denied": self.denied},
+        }
+
     def tokens(self) -> list[Issued]:
         """Those that hold, oldest first."""
         now = self._now()

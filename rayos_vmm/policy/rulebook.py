@@ -13,7 +13,13 @@ from rayos_vmm.config.spec import Quota
 from rayos_vmm.config.units import parse_rate
 from rayos_vmm.errors import Conflict, Invalid
 from rayos_vmm.policy.capability import Capability
-from rayos_vmm.policy.document import MACHINES_MAXIMUM, Document
+from rayos_vmm.policy.document import (
+    FIREWALL_RULES_MAXIMUM,
+    MACHINES_MAXIMUM,
+    ZONES_MAXIMUM,
+    Document,
+    count_firewall_rules,
+)
 from rayos_vmm.policy.hierarchy import Effective, Place, compile_one, compile_policy, place
 
 
@@ -29,6 +35,15 @@ class RuleBook:
     def of(self, vm: str) -> Effective:
         """What holds for a machine; of one that nobody knows, what holds for every machine."""
         return self.effective.get(vm) or compile_one(self.document, {}, vm)
+
+    def usage(self) -> dict[str, dict[str, int]]:
+        """How many there are of what has a limit, and the limit."""
+        document = self.document
+        return {
+            "zones": {"used": len(document.zone), "limit": ZONES_MAXIMUM},
+            "machines": {"used": len(self.effective), "limit": MACHINES_MAXIMUM},
+            "firewall_rules": {"used": count_firewall_rules(document), "limit": FIREWALL_RULES_MAXIMUM},
+        }
 
     def zone_of(self, vm: str) -> str | None:
         """The zone that a machine is in; None for one that nobody knows, too."""

@@ -66,6 +66,16 @@ class Table:
             (grant.capabilities, grant.constraints) for grant in self.grants.values() if grant.holder == vm
         )
 
+    def usage(self) -> dict[str, dict[str, int]]:
+        """How many there are of what has a limit, and the limit."""
+        kinds = [grant.kind for grant in self.grants.values()]
+        constraints = sum(grant.constraints.count for grant in self.grants.values())
+        return {
+            "grants": {"used": kinds.count(Kind.GRANT), "limit": MAX_GRANTS},
+            "delegations": {"used": kinds.count(Kind.DELEGATION), "limit": MAX_DELEGATIONS},
+            "constraints": {"used": constraints, "limit": CONSTRAINTS_MAXIMUM},
+        }
+
     def is_known(self, vm: str) -> bool:
         return any(grant.kind is Kind.BASE and grant.holder == vm for grant in self.grants.values())
 

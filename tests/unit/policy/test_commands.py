@@ -103,3 +103,38 @@ async def test_constraints_by_commands(
         assert "constraints.ports[0] = 'http'" in await rayos(
             "grant", "a", "net", "--ports", "http", status=2
         )
+
+
+async def test_security_at_a_glance(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts beside their limits; grants, delegations and constraints apart; the last decisions."""
+    async with open_shell(tmp_path, capfd, monkeypatch) as shell:
+        rayos = shell.rayos
+        for vm in "ab":
+            await shell.service.policy.define(vm, [], Place())
+        await rayos("grant", "a", "net", "gpu", "--reason", "plain")
+        await rayos("grant", "a", "input", "--audit", "--reason", "watched")
+        await rayos("delegate", "a", "b", "gpu")
+        status = await shell.json("security", "status")
+        assert [
+            (status[what]["used"], status[what]["limit"]) for what in ("grants", "delegations", "constraints")
+        ] == [
+            (2, 256),
+            (1, 128),
+            (1, 512),
+        ]
+        assert (status["zones"]["limit"], status["machines"], status["tokens"]["limit"]) == (
+            16,
+            {"used": 2, "limit": 64},
+            256,
+        )
+        assert status["firewall_rules"]["limit"] == 2048 and status["audit"]["trouble"] == ""
+        assert status["decisions"]["allowed"] >= 4
+        said = await rayos("security", "grants")
+        assert "plain" in said and "watched" in said and "delegation" not in said
+        assert "from a" in await rayos("security", "delegations")
+        said = await rayos("security", "constraints")
+        assert "watched" in said and "plain" not in said
+        assert len(await shell.json("security", "audit", "-n", "3")) == 2  # records, and how many are lost
+        assert "policy.delegate" in await rayos("security", "audit")
