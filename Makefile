@@ -70,6 +70,7 @@ bench-scale: setup-dev build  ## 1, 8 and 64 workers: start, memory; eight disks
 
 bench-limits: setup-dev build  ## what gate, bucket, quota, counters and latency samples cost
 	$(PYTHON) -m benchmarks.limits
+	$(PYTHON) -m benchmarks.rates
 
 bench-tpm: setup-dev  ## start, measure, key and quote of 64 TPMs
 	$(PYTHON) -m benchmarks.tpm

@@ -26,19 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 REMOVED = (
     ("blk/ring.py", "            or not self.gate.allows(operation)\n", ""),
     ("blk/ring.py", "            self.stats.count(operation, length)\n", ""),
-    (
-        "blk/ring.py",
-        "            self._clock = now_ns()\n            self.stats.sample(operation, self._clock - started)\n",
-        "",
-    ),
+    ("blk/ring.py", "(self.served - 1) & self.stats.sample_mask == 0", "False"),
     ("net/ring.py", "        if not self._mask[0] >> TX_OP & 1:\n", "        if False:\n"),
-    (
-        "net/ring.py",
-        "        if self._turn & SAMPLE_MASK == 0:\n"
-        "            self._is_sampled = True\n"
-        "            self._clock = now_ns()\n",
-        "",
-    ),
+    ("net/ring.py", "        self._is_sampled = True\n", ""),
+    ("net/ring.py", "        if self._turn & self.stats.sample_mask == 0:\n", "        if False:\n"),
     ("net/ring.py", "        self.stats.count(operation, size)\n", "        return\n"),
 )
 WORK = {

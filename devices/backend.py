@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from devices.errors import QueueError
+from devices.errors import QueueError, RequestError
 from devices.gate import OPEN, Gate
+from devices.limits import MAXIMUM, Limit
 from devices.loop import Loop
-from devices.stats import Stats
+from devices.stats import SAMPLED, Stats
 from devices.vhost_user.message import ProtocolFeature
 from devices.virtio.features import TRANSPORT_FEATURES, Status
 from devices.virtio.vring import Vring
@@ -29,11 +30,16 @@ class Backend(ABC):
     device_id: ClassVar[int]
     #: Chains one call of `process` may take before the others get a turn.
     BUDGET: ClassVar[int] = 256
+    #: A power of two: one in so many operations in a row is timed.
+    SAMPLED: ClassVar[int] = SAMPLED
+    #: What may be changed while it runs.
+    LIMITS: ClassVar[tuple[Limit, ...]] = ()
 
     def __init__(self, name: str, queue_count: int, loop: Loop, stats: Stats, gate: Gate = OPEN) -> None:
         self.name = name
         self.loop = loop
         self.stats = stats
+        stats.sample_mask = self.SAMPLED - 1
         self.gate = gate
         self.queues = [Vring(index) for index in range(queue_count)]
         self.acked_features = 0
@@ -124,6 +130,44 @@ class Backend(ABC):
         if self.on_config_change is not None:
             self.on_config_change()
 
+    # -- accounting ----------------------------------------------------------------------------------------------
+
+    def use_account(self, page: memoryview) -> None:
+        """Count into shared memory of ACCOUNT_BYTES, go on from what a predecessor counted, with the limits it had."""
+        self.stats.move(page, self.name)
+        account = self.stats.account
+        for limit in self.LIMITS:
+            value = account.limit(limit.index)
+            if value is not None:
+                self.apply_limit(limit, value)
+
+    @property
+    def depth(self) -> int:
+        """Requests on their way, or events that wait for the guest."""
+        return 0
+
+    def limit(self, limit: Limit) -> int:
+        """One of LIMITS as it is now; 0 is unbounded."""
+        raise NotImplementedError
+
+    def apply_limit(self, limit: Limit, value: int) -> None:
+        """Change one of LIMITS. Errors: RequestError when this device cannot have that value."""
+        raise NotImplementedError
+
+    def change_limit(self, limit: Limit, value: int) -> None:
+        """Change a limit at once, and for successors. Errors: RequestError."""
+        if limit not in self.LIMITS:
+            known = ", ".join(one.value for one in self.LIMITS) or "none"
+            raise RequestError(f"{self.name} has no limit {limit.value}: it has {known}")
+        if not 0 <= value <= MAXIMUM:
+            raise RequestError(f"a limit of {value}: 0 to {MAXIMUM} are allowed")
+        self.apply_limit(limit, value)
+        self.stats.set_limit(limit.index, value)
+
+    def set_level(self, level: int) -> None:
+        """How much is done to be fast (`levels.py`)."""
+        self.stats.sample_mask = self.SAMPLED - 1 if level else 0
+
     def snapshot(self) -> dict[str, Any]:
         """Counters, JSON-ready."""
         return {
@@ -140,6 +184,8 @@ class Backend(ABC):
                 for queue in self.queues
             ],
             **self.stats.snapshot(),
+            "depth": self.depth,
+            "limits": {limit.value: self.limit(limit) for limit in self.LIMITS},
         }
 
     def close(self) -> None:

@@ -89,6 +89,11 @@ class Limiter:
             self._bytes.take(size)
 
 
+def lower(one: float, other: float) -> float:
+    """The lower of two rates; 0 is unbounded."""
+    return min(one or other, other or one)
+
+
 def _changed(bucket: TokenBucket, old: float, new: float, now: float) -> TokenBucket:
     burst = max(new * BURST_SECONDS, 1.0)
     if old > 0 and new > 0:

@@ -25,6 +25,7 @@ MODULES: Final = (
     "devices.native",
     "devices.gate",
     "devices.stats",
+    "devices.metrics",
     "devices.virtio.memory",
     "devices.virtio.vring",
     "devices.uring",

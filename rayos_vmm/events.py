@@ -7,7 +7,7 @@ the number that it missed, never a silent hole; a slow reader costs nobody else 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ class EventLog:
         self._next = 1
         self._clock = clock
         self._news = trio.Event()
+        #: How many there were ever, by type.
+        self.counts: Counter[str] = Counter()
 
     @property
     def last(self) -> int:
@@ -36,6 +38,7 @@ class EventLog:
         """Appends an event and wakes the readers; never waits."""
         event = Event(seq=self._next, time=self._clock(), type=type_, vm=vm, data=data)
         self._next += 1
+        self.counts[type_] += 1
         self._ring.append(event)
         news, self._news = self._news, trio.Event()
         news.set()

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 import msgspec
 import trio
 
+from rayos_vmm.accounting import Accounting
 from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
@@ -72,6 +73,8 @@ class Service:
         self.policy = parts.authority
         self.revisions = parts.revisions
         self.firewall = parts.firewall
+        self.event_counts = parts.events.counts
+        self.accounting = Accounting(self.machines, self._machine, self._save, self.policy.cap)
         self.firewall.save = self._save_firewall
         self.gatekeeper = parts.gatekeeper
 
@@ -505,6 +508,13 @@ class Service:
     def machines_by_mac(self) -> dict[str, str]:
         """The name of the machine that has a card, by its MAC."""
         return {one.record.mac: one.name for one in self._machines.values() if one.record.mac}
+
+    def machines(self) -> builtins.list[Machine]:
+        """All machines as they are, by name."""
+        return [self._machines[name] for name in sorted(self._machines)]
+
+    async def _save(self, machine: Machine) -> None:
+        await self._parts.store.save(machine.record)
 
     def _notice(self) -> None:
         activity, self._activity = self._activity, trio.Event()

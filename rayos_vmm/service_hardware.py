@@ -17,6 +17,7 @@ from rayos_vmm.firewall import Firewall
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.vm.identity import claim
 from rayos_vmm.vm.process import ProcessId, start_time
+from rayos_vmm.worker import accounts
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, Spawner, stop_keeper
 from rayos_vmm.worker.spec import Device
@@ -154,6 +155,8 @@ class WorkerHardware:
                 page = self._gates.open(spec.name, runtime, is_new=True)
                 gate_fd = os.open(page, os.O_RDONLY | os.O_CLOEXEC)
                 fds.append(gate_fd)
+            accounts_fd = accounts.create(runtime, len(devices))
+            fds.append(accounts_fd)
             with claim() as identity:
                 keeper = await self._spawner.start_keeper(
                     spec.name,
@@ -163,6 +166,7 @@ class WorkerHardware:
                     identity=identity,
                     memory_bytes=spec.memory_bytes,
                     gate_fd=gate_fd,
+                    accounts_fd=accounts_fd,
                 )
         except KeeperFailed as error:
             raise GuestGone(f"the devices did not start: {error}") from None

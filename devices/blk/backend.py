@@ -27,10 +27,12 @@ from devices.blk.wire import (
     RequestType,
     Status,
 )
-from devices.bucket import Limiter
+from devices.bucket import Limiter, lower
 from devices.errors import RequestError
 from devices.faults import Faults
 from devices.gate import OPEN, Denial, Gate, Op
+from devices.levels import Level
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.native import now_ns
 from devices.stats import Stats
@@ -49,6 +51,10 @@ MAX_SEGMENT_SECTORS: Final = (1 << 30) // SECTOR_BYTES
 BLOCK_BYTES: Final = 4096
 #: Requests handed to the kernel at a time; more may be on their way.
 URING_ENTRIES: Final = 128
+#: After how many requests the driver is told, if it wants: its ring's own, which is a C constant there.
+PUBLISH_EVERY: Final = 4
+#: How long level 3 looks at an empty queue.
+POLL_NS: Final = 50_000
 #: Headroom of a disk without a quota.
 UNBOUNDED: Final = 1 << 62
 #: The requests that can fail on purpose, and what `devices.faults` calls them.
@@ -66,6 +72,7 @@ class BlkBackend(Backend):
 
     device_id = DeviceId.BLOCK
     BUDGET: ClassVar[int] = 128
+    LIMITS = (Limit.RATE, Limit.OPERATIONS, Limit.STORAGE)
 
     def __init__(
         self,
@@ -86,6 +93,8 @@ class BlkBackend(Backend):
         self._serial = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
         self._no_uring = ""
         self._limiter = Limiter()
+        self._operations_per_second = self._bytes_per_second = self._ceiling = 0.0
+        self._poll_ns = poll_ns
         self._held_back: list[int] = []
         self.faults: Faults | None = None
         self._stalls: dict[int, int] = {}  # the timer of each queue whose next request is late on purpose
@@ -262,11 +271,53 @@ class BlkBackend(Backend):
 
         Errors: ValueError for a negative limit.
         """
+        if operations_per_second < 0 or bytes_per_second < 0:
+            raise ValueError(
+                f"limits of {operations_per_second} and {bytes_per_second}: at least 0 is allowed"
+            )
+        self._operations_per_second, self._bytes_per_second = operations_per_second, bytes_per_second
+        self._shape()
+
+    def limit_rate(self, bytes_per_second: float) -> None:
+        """Whatever the limits are, no faster than this; 0 is as fast as they allow."""
+        self._ceiling = bytes_per_second
+        self._shape()
+
+    def _shape(self) -> None:
         now = self.loop.now()
-        self._limiter.set(operations_per_second, bytes_per_second, now=now)
+        self._limiter.set(self._operations_per_second, lower(self._bytes_per_second, self._ceiling), now=now)
         if self._timer:
             self.loop.cancel(self._timer)
             self._timer = self.loop.call_at(now, self._go_on)
+
+    @property
+    def depth(self) -> int:
+        return sum(ring.flight.in_flight for ring in self._rings) + len(self._held_back)
+
+    def limit(self, limit: Limit) -> int:
+        match limit:
+            case Limit.RATE:
+                return round(self._bytes_per_second)
+            case Limit.OPERATIONS:
+                return round(self._operations_per_second)
+            case _:
+                return self.quota_bytes or 0
+
+    def apply_limit(self, limit: Limit, value: int) -> None:
+        match limit:
+            case Limit.RATE:
+                self.set_limits(operations_per_second=self._operations_per_second, bytes_per_second=value)
+            case Limit.OPERATIONS:
+                self.set_limits(operations_per_second=value, bytes_per_second=self._bytes_per_second)
+            case _:
+                self.quota_bytes = value or None
+                self._set_headroom(0 if value else UNBOUNDED)
+
+    def set_level(self, level: int) -> None:
+        super().set_level(level)
+        for ring in self._rings:
+            ring.publish_every = PUBLISH_EVERY if level >= Level.BATCHING else 1
+            ring.poll_ns = max(self._poll_ns, POLL_NS) if level >= Level.POLLING else self._poll_ns
 
     def _hold_back(self, queue: int) -> None:
         if queue not in self._held_back:
@@ -301,6 +352,7 @@ class BlkBackend(Backend):
                 length = chain.readable_bytes - HEADER.size
                 self._check(Op.DISK_WRITE, ring.sector, length)
                 self._check_quota(ring.sector * SECTOR_BYTES, length)
+                ring.pass_quota()
                 self._transfer(ring, chain, Op.DISK_WRITE)
             elif kind == RequestType.FLUSH:
                 self._flush(ring, head)
@@ -339,7 +391,7 @@ class BlkBackend(Backend):
                 if ring.is_durable:
                     self.store.sync()
         except (OSError, RequestError):
-            self.stats.deny(op, Denial.IO_ERROR)
+            self.stats.deny(op, Denial.IO_ERROR, length)
             raise
         self.stats.allow(op, length)
         self._answer(ring, chain, Status.OK)
@@ -358,7 +410,7 @@ class BlkBackend(Backend):
         else:
             denial = self.gate.check(op, length)
         if denial is not None:
-            self.stats.deny(op, denial)
+            self.stats.deny(op, denial, length)
             raise RequestError(
                 f"{op.value} of {length} bytes at sector {sector} ({denial.value}): "
                 f"the disk has {self.store.size_bytes // SECTOR_BYTES} sectors"
@@ -375,7 +427,7 @@ class BlkBackend(Backend):
             on_its_way = sum(ring.flight.growth for ring in self._rings)
             headroom = max(0, self.quota_bytes - self.store.allocated_bytes - on_its_way)
             if length > headroom:
-                self.stats.deny(Op.DISK_WRITE, Denial.QUOTA)
+                self.stats.deny(Op.DISK_WRITE, Denial.QUOTA, length)
                 raise RequestError(
                     f"a write of {length} bytes would exceed the quota of {self.quota_bytes} bytes"
                 )

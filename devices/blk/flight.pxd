@@ -13,7 +13,7 @@ cdef class Request:
     cdef readonly Buffers buffers
     cdef public int kind, error
     cdef public unsigned int head, written, waiting
-    cdef public unsigned long long offset, length, growth, started, status_at
+    cdef public unsigned long long offset, length, growth, started, gated, passed, status_at
     cdef public Region region
     cdef public object segments
     cdef public bint is_durable, is_syncing
@@ -52,5 +52,6 @@ cdef class Flight:
     @cython.locals(slot=cython.uint, request=Request)
     cdef _retire(self)
     @cython.locals(is_promise=cython.bint)
+    @cython.locals(now=cython.ulonglong, taken=cython.ulonglong, index=cython.int)
     cdef _end(self, Request request)
     cpdef drain(self)

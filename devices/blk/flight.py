@@ -47,6 +47,7 @@ class Request:
     """One of them. `waiting` counts completions that are still to come; `error` is an errno, 0 when all is well.
 
     `growth` is how many bytes of storage it may take. `is_durable`: it is over only when it survives a power cut.
+    `started` is 0 when it is not sampled; `gated` and `passed` are what gate and quota took then, in ns.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,8 @@ class Request:
         self.length = 0
         self.growth = 0
         self.started = 0
+        self.gated = 0
+        self.passed = 0
         self.waiting = 0
         self.error = 0
         self.status_at = 0
@@ -244,10 +247,16 @@ class Flight:
             operation = OPS[request.kind]
             if request.error:
                 is_full = request.kind == WRITE and request.error in _FULL
-                self.stats.deny(operation, Denial.QUOTA if is_full else Denial.IO_ERROR)
+                self.stats.deny(operation, Denial.QUOTA if is_full else Denial.IO_ERROR, request.length)
             else:
-                self.stats.count(operation.index, request.length)
-                self.stats.sample(operation.index, now_ns() - request.started)
+                index = operation.index
+                self.stats.count(index, request.length)
+                if request.started:
+                    now = now_ns()
+                    taken = now - request.started
+                    self.stats.sample(index, taken, request.length, now)
+                    taken = taken - request.gated - request.passed
+                    self.stats.profile(index, request.gated, request.passed, 0, taken)
         self.vring.push(request.head, request.written)
         self.release(request)
 

@@ -22,6 +22,7 @@ cdef class BlkRing:
     cdef public bint is_watched, read_only, is_direct, is_durable
     cdef public long long headroom
     cdef public unsigned long long poll_ns
+    cdef public int publish_every
     cdef readonly Stats stats
     cdef readonly Gate gate
     cdef readonly Buffers buffers
@@ -29,9 +30,9 @@ cdef class BlkRing:
     cdef readonly unsigned int kind
     cdef readonly unsigned long long sector, offset
     cdef unsigned char[::1] _header
-    cdef bint _can_peek
+    cdef bint _can_peek, _is_sampled
     cdef unsigned int _misses
-    cdef unsigned long long _slow_until, _poll_stamp, _clock
+    cdef unsigned long long _slow_until, _poll_stamp, _clock, _started, _gated, _passed
     cdef long long _poll_credit
 
     @cython.locals(vring=Vring, flight=Flight, head=cython.int, size=cython.ulonglong)
@@ -42,14 +43,16 @@ cdef class BlkRing:
     @cython.locals(vring=Vring, count=cython.uint, split=cython.uint, length=cython.ulonglong, is_whole=cython.bint,
                    operation=cython.int)
     cdef bint _serve(self, unsigned int head) except *
-    @cython.locals(vring=Vring, started=cython.ulonglong, length=cython.longlong, done=cython.longlong,
+    @cython.locals(vring=Vring, length=cython.longlong, done=cython.longlong,
                    last=cython.uint, region=Region, at=cython.ulonglong, operation=cython.int, request=Request,
                    spare=Buffers)
     cpdef perform(self, unsigned int head)
     @cython.locals(done=cython.longlong)
     cdef long long _read_now(self) noexcept
-    @cython.locals(done=cython.longlong, ended=cython.ulonglong)
-    cdef long long _write_now(self, unsigned long long started) noexcept
+    @cython.locals(done=cython.longlong, started=cython.ulonglong)
+    cdef long long _write_now(self) noexcept
+    cpdef void pass_quota(self) noexcept
+    cdef void _sample(self, int operation, unsigned long long length) noexcept
     @cython.locals(flight=Flight, request=Request)
     cpdef complete(self, unsigned int head, unsigned int written)
     @cython.locals(vring=Vring, last=cython.uint, request=Request)

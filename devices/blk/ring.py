@@ -55,7 +55,7 @@ class BlkRing:
 
     `kind` and `sector` are those of the request that `run` returned. `is_watched`: it returns every one, since
     it may have to fail on purpose. `poll_ns` is how long an empty queue is looked at before a kick is asked for; 0 is
-    never.
+    never. `publish_every` is after how many requests the driver is told.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class BlkRing:
         self.is_durable = False
         self.headroom = 0
         self.poll_ns = 0
+        self.publish_every = PUBLISH_EVERY
         self.stats = flight.stats
         self.gate = gate
         self.served = 0
@@ -87,8 +88,10 @@ class BlkRing:
         self._slow_until = 0
         self._poll_credit = 0
         self._poll_stamp = 0
-        # When the request before was over, and this one could begin.
+        # The last look at the clock; and of a sampled request, when its parsing, gate and quota were over.
         self._clock = 0
+        self._is_sampled = False
+        self._started = self._gated = self._passed = 0
 
     def run(self, budget: int) -> int:
         """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), or the head of a
@@ -99,7 +102,6 @@ class BlkRing:
         vring = self.vring
         flight = self.flight
         self.served = 0
-        self._clock = now_ns()
         if flight.in_flight:
             flight.reap()
         try:
@@ -126,7 +128,7 @@ class BlkRing:
                     self.limiter.take(size - FRAME_BYTES if size > FRAME_BYTES else 0)
                 if not self._serve(head):
                     return head
-                if self.served % PUBLISH_EVERY == 0:
+                if self.served % self.publish_every == 0:
                     vring.publish()
         finally:
             flight.submit()
@@ -161,6 +163,9 @@ class BlkRing:
     def _serve(self, head: int) -> bool:
         vring = self.vring
         count = vring.count
+        self._is_sampled = (self.served - 1) & self.stats.sample_mask == 0
+        if self._is_sampled:
+            self._started = self._gated = self._passed = now_ns()
         if vring.writable_bytes == 0 or vring.readable_bytes < HEADER_BYTES:
             vring.chain_errors += 1
             self.complete(head, 0)
@@ -188,10 +193,14 @@ class BlkRing:
             or not self.gate.allows(operation)
         ):
             return False
+        if self._is_sampled:
+            self._gated = self._passed = now_ns()
         if operation == WRITE_OP:
             if self.read_only or length > self.headroom:
                 return False
             self.headroom -= length
+            if self._is_sampled:
+                self._passed = now_ns()
         if self.is_direct and not self.buffers.is_aligned(SECTOR_MASK):
             return False
         self.perform(head)
@@ -200,14 +209,13 @@ class BlkRing:
     def perform(self, head: int) -> None:
         """Do the read or write that was parsed last, which may happen: at once when that is quick, else in flight."""
         vring = self.vring
-        started = self._clock
         length = self.buffers.total
         if length == 0:
             done = 0
         elif self.is_direct or not self.flight.is_async or (self.is_durable and self.kind == TYPE_OUT):
             done = LATER
         elif self.kind == TYPE_OUT:
-            done = self._write_now(started)
+            done = self._write_now()
         else:
             done = self._read_now()
         last = vring.count - 1
@@ -217,8 +225,8 @@ class BlkRing:
             operation = READ_OP if self.kind == TYPE_IN else WRITE_OP
             region.ram[at] = STATUS_OK
             self.stats.count(operation, length)
-            self._clock = now_ns()
-            self.stats.sample(operation, self._clock - started)
+            if self._is_sampled:
+                self._sample(operation, length)
             self.complete(head, vring.writable_bytes)
             return
         request = self.flight.claim()
@@ -231,7 +239,10 @@ class BlkRing:
         request.offset = self.offset
         request.length = length
         request.growth = length if request.kind == WRITE else 0
-        request.started = started
+        if self._is_sampled:
+            request.started = self._started
+            request.gated = self._gated - self._started
+            request.passed = self._passed - self._gated
         request.is_durable = self.is_durable
         request.region = region
         request.status_at = at
@@ -255,14 +266,27 @@ class BlkRing:
                 self._can_peek = False  # a file system that cannot tell
         return done
 
-    def _write_now(self, started: int) -> int:
+    def _write_now(self) -> int:
+        started = now_ns()
         if started < self._slow_until:
             return LATER
         done = self.buffers.write(self.fd, self.offset, 0)
-        ended = now_ns()
-        if ended - started > SLOW_NS:
-            self._slow_until = ended + SLOW_PAUSE_NS
+        self._clock = now_ns()
+        if self._clock - started > SLOW_NS:
+            self._slow_until = self._clock + SLOW_PAUSE_NS
         return done
+
+    def pass_quota(self) -> None:
+        """The general path found that the request is within the quota."""
+        if self._is_sampled:
+            self._passed = now_ns()
+
+    def _sample(self, operation: int, length: int) -> None:
+        self._clock = now_ns()
+        self.stats.sample(operation, self._clock - self._started, length, self._clock)
+        self.stats.profile(
+            operation, self._gated - self._started, self._passed - self._gated, 0, self._clock - self._passed
+        )
 
     def complete(self, head: int, written: int) -> None:
         """A request is over, its status written: tell it in its turn."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
+from devices.bucket import BURST_SECONDS, TokenBucket
 from devices.console.control import hear, next_message
 from devices.console.history import BATCH_BYTES
 from devices.console.marks import Mark
@@ -35,6 +36,7 @@ from devices.console.wire import (
 from devices.durable import DurableBackend
 from devices.errors import ConfigurationError, RequestError
 from devices.gate import OPEN, Denial, Gate, Op
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.repeat import Repeats
 from devices.state import StateStore
@@ -94,6 +96,8 @@ class ConsoleBackend(DurableBackend):
             self._by_queue[rx_queue(port.index)] = port, True
             self._by_queue[tx_queue(port.index)] = port, False
         self._repeats = Repeats()
+        self._bucket: TokenBucket | None = None
+        self._held_back: dict[int, int] = {}
         self._config_writes = 0
         self._room = 0
         self._got_output: set[int] = set()
@@ -135,6 +139,46 @@ class ConsoleBackend(DurableBackend):
     def forget_driver(self) -> None:
         for port in self._ports:
             port.restart(Todo.NOTHING)
+
+    # -- accounting ----------------------------------------------------------------------------------------------
+
+    LIMITS = (Limit.RATE,)
+
+    @property
+    def depth(self) -> int:
+        """Bytes that wait for the guest."""
+        return sum(port.waiting for port in self._ports)
+
+    def limit(self, limit: Limit) -> int:
+        return 0 if self._bucket is None else round(self._bucket.rate)
+
+    def apply_limit(self, limit: Limit, value: int) -> None:
+        """What the guest writes beyond the rate of all ports together waits in its queues."""
+        if self._sinks and value:
+            raise RequestError("a console rate needs a QEMU with vhost-user consoles (10.2)")
+        burst = max(value * BURST_SECONDS, 1.0)
+        if not value:
+            self._bucket = None
+        elif self._bucket is None:
+            self._bucket = TokenBucket(value, burst, now=self.loop.now())
+        else:
+            self._bucket.set_rate(value, burst, now=self.loop.now())
+        for queue, timer in tuple(self._held_back.items()):
+            self.loop.cancel(timer)
+            self._go_on(queue)
+
+    def _must_wait(self, queue: int) -> bool:
+        if queue in self._held_back:
+            return True
+        now = self.loop.now()
+        seconds = 0.0 if self._bucket is None else self._bucket.wait(now)
+        if seconds > 0.0:
+            self._held_back[queue] = self.loop.call_at(now + seconds, lambda: self._go_on(queue))
+        return seconds > 0.0
+
+    def _go_on(self, queue: int) -> None:
+        self._held_back.pop(queue, None)
+        self.run_soon(queue)
 
     # -- the host's side -----------------------------------------------------------------------------------------
 
@@ -257,6 +301,8 @@ class ConsoleBackend(DurableBackend):
         port, is_rx = self._by_queue[queue]
         if is_rx:
             return self.drain(queue, lambda chain: self._receive(port, chain), lambda: self._is_ready(port))
+        if self._must_wait(queue):
+            return False
         self._room = BATCH_BYTES
         return self.drain(queue, lambda chain: self._transmit(port, chain))
 
@@ -282,6 +328,8 @@ class ConsoleBackend(DurableBackend):
             self.stats.deny(Op.CONSOLE_WRITE, denial)
             return 0
         self.stats.allow(Op.CONSOLE_WRITE, size)
+        if self._bucket is not None:
+            self._bucket.take(size)
         if size:
             port.take_output(buffers, time.time_ns())
             self._got_output.add(port.index)

@@ -23,6 +23,7 @@ from devices.gpu.resource import ResourceTable
 from devices.gpu.scanout import Cursor, Frame
 from devices.gpu.screen import Screen
 from devices.gpu.wire import CONFIG, MAX_SCANOUTS, GpuFeature
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.state import StateStore
 from devices.stats import Stats
@@ -222,12 +223,25 @@ class GpuBackend(Backend):
         self._save_now()
         return True
 
+    LIMITS = (Limit.MEMORY,)
+
+    def limit(self, limit: Limit) -> int:
+        return self.heap.limit_bytes
+
+    def apply_limit(self, limit: Limit, value: int) -> None:
+        """What is in use already stays; nothing more is given out before enough was freed."""
+        if not PAGE_BYTES <= value <= self.heap.size_bytes:
+            raise RequestError(
+                f"GPU memory of {value} bytes: {PAGE_BYTES} to {self.heap.size_bytes} are allowed while the guest runs"
+            )
+        self.heap.limit_bytes = value // PAGE_BYTES * PAGE_BYTES
+
     def snapshot(self) -> dict[str, Any]:
         return {
             **super().snapshot(),
             "memory": {
                 "used_bytes": self.heap.used_bytes,
-                "quota_bytes": self.heap.size_bytes,
+                "quota_bytes": self.heap.limit_bytes,
                 "resources": len(self._table),
             },
             "damage_serial": self.damage_serial,

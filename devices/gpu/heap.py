@@ -39,13 +39,18 @@ class Heap:
             if fd is None:
                 os.close(own)
         self.size_bytes = size_bytes
+        #: The most that may be in use; at most `size_bytes`.
+        self.limit_bytes = size_bytes
         self.used_bytes = 0
         self.view = memoryview(self._map)
         self._free: list[tuple[int, int]] = [(0, size_bytes)]  # (offset, bytes)
 
     def allocate(self, size_bytes: int) -> int | None:
-        """The offset of a zeroed piece of at least `size_bytes` (above 0); None when no free range holds it."""
+        """The offset of a zeroed piece of at least `size_bytes` (above 0); None when no free range holds it, or
+        the limit does not."""
         size = pages_bytes(size_bytes)
+        if self.used_bytes + size > self.limit_bytes:
+            return None
         best = -1
         best_size = self.size_bytes + 1
         for index, (_, free) in enumerate(self._free):

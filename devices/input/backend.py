@@ -26,6 +26,7 @@ from devices.input.wire import (
     Led,
     Select,
 )
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.repeat import Repeats
 from devices.state import StateStore
@@ -103,6 +104,25 @@ class InputBackend(DurableBackend):
 
     def forget_driver(self) -> None:
         self.leds = 0
+
+    # -- accounting ----------------------------------------------------------------------------------------------
+
+    LIMITS = (Limit.QUEUE,)
+
+    @property
+    def depth(self) -> int:
+        return self._waiting.size
+
+    def limit(self, limit: Limit) -> int:
+        return self._waiting.limit
+
+    def apply_limit(self, limit: Limit, value: int) -> None:
+        """What waits already stays; nothing more is taken before there is room."""
+        if not MIN_QUEUE_LIMIT <= value <= MAX_QUEUE_LIMIT:
+            raise RequestError(
+                f"an input queue of {value} events: {MIN_QUEUE_LIMIT} to {MAX_QUEUE_LIMIT} are allowed"
+            )
+        self._waiting.limit = value
 
     # -- the host's side -----------------------------------------------------------------------------------------
 

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
-from devices.bucket import TokenBucket
+from devices.bucket import TokenBucket, lower
 from devices.errors import RequestError
 from devices.faults import Faults
 from devices.gate import OPEN, Denial, Gate, Op
+from devices.levels import Level
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.native import address_of
 from devices.net.capture import MAX_SNAP, Capture, CapturePath
@@ -47,6 +49,13 @@ _BURST_SECONDS: Final = 0.01
 #: Seconds until a port that failed to deliver (its link is down) is asked again.
 _RETRY_SECONDS: Final = 0.5
 
+#: Frames after which the driver is told, if it wants: its rings' own, which is a C constant there.
+PUBLISH_EVERY: Final = 16
+
+
+def _burst(rate_bytes_per_second: float) -> float:
+    return max(rate_bytes_per_second * _BURST_SECONDS, float(_MAX_BYTES))
+
 
 class NetBackend(Backend):
     """`ports` has one for each pair of queues. `rate_bytes_per_second` shapes each direction on its own; None is
@@ -54,6 +63,8 @@ class NetBackend(Backend):
 
     device_id = DeviceId.NET
     BUDGET: ClassVar[int] = 256
+    SAMPLED = 64
+    LIMITS = (Limit.RATE,)
 
     def __init__(
         self,
@@ -66,10 +77,11 @@ class NetBackend(Backend):
     ) -> None:
         super().__init__(name, 2 * len(ports), loop, Stats(Op.NET_TX, Op.NET_RX, Op.NET_CONFIG), gate)
         self.ports = ports
-        self.rate_bytes_per_second = self._rate_at_first = rate_bytes_per_second
+        self.rate_bytes_per_second = rate_bytes_per_second
+        self._ceiling = 0.0
         buckets: list[TokenBucket | None] = [None, None]
         if rate_bytes_per_second is not None:
-            burst = max(rate_bytes_per_second * _BURST_SECONDS, float(_MAX_BYTES))
+            burst = _burst(rate_bytes_per_second)
             now = loop.now()
             buckets = [TokenBucket(rate_bytes_per_second, burst, now=now) for _ in (RX, TX)]
         self.judge = judge
@@ -101,18 +113,9 @@ class NetBackend(Backend):
         self.capture: Capture | None = None
 
     def limit_rate(self, bytes_per_second: float) -> None:
-        """Shape each direction at this rate from now on, never faster than at construction; 0 is as at construction.
-
-        Nothing happens to a card that was made without a rate.
-        """
-        if self._rate_at_first is None:
-            return
-        rate = min(bytes_per_second or self._rate_at_first, self._rate_at_first)
-        self.rate_bytes_per_second = rate
-        burst = max(rate * _BURST_SECONDS, float(_MAX_BYTES))
-        now = self.loop.now()
-        for ring in self._rings[:2]:  # the pairs of queues share the buckets
-            ring.bucket.set_rate(rate, burst, now=now)
+        """Whatever the rate is, each direction is no faster than this; 0 is as fast as it allows."""
+        self._ceiling = bytes_per_second
+        self._shape()
 
     @property
     def features(self) -> int:
@@ -360,6 +363,48 @@ class NetBackend(Backend):
             self._rings[queue].path.set_awake(polled)
 
     # -- shaping -------------------------------------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """Queues that wait for their rate."""
+        return sum(map(bool, self._timers))
+
+    def limit(self, limit: Limit) -> int:
+        return round(self.rate_bytes_per_second or 0)
+
+    def apply_limit(self, limit: Limit, value: int) -> None:
+        self.set_rate(float(value) or None)
+
+    def set_rate(self, rate_bytes_per_second: float | None) -> None:
+        """Shape each direction at another rate from now on; None is unshaped."""
+        self.rate_bytes_per_second = rate_bytes_per_second
+        self._shape()
+
+    def _shape(self) -> None:
+        now = self.loop.now()
+        rate = lower(self.rate_bytes_per_second or 0.0, self._ceiling)
+        for direction in (RX, TX):
+            rings = self._rings[direction::2]
+            bucket: TokenBucket | None = None
+            if rate and rings[0].is_shaped:
+                bucket = rings[0].bucket
+                bucket.set_rate(rate, _burst(rate), now=now)
+            elif rate:
+                bucket = TokenBucket(rate, _burst(rate), now=now)
+            for ring in rings:
+                ring.shape(bucket)
+        for queue, timer in enumerate(self._timers):
+            if timer:  # it may go on sooner, or wait again
+                self.loop.cancel(timer)
+                self._timers[queue] = 0
+                self._call_later(queue, 0.0)
+
+    def set_level(self, level: int) -> None:
+        super().set_level(level)
+        for ring in self._rings:
+            ring.publish_every = PUBLISH_EVERY if level >= Level.BATCHING else 1
+        for one in self._filters:
+            one.is_remembering = level >= Level.REMEMBERING
 
     def _wait(self, queue: int) -> None:
         bucket = self._rings[queue].bucket

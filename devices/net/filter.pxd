@@ -11,6 +11,7 @@ cdef int _NEEDS_CSUM, _GSO_TCP4, _GSO_TCP6, _GSO_ECN
 cdef class Filter:
     cdef readonly object judge, room
     cdef readonly bint is_outgoing
+    cdef public bint is_remembering
     cdef readonly unsigned long long address
     cdef readonly unsigned long long remembered, asked, offload
     cdef unsigned char[::1] _bytes

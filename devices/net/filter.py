@@ -99,6 +99,8 @@ class Filter:
         self._mac0, self._mac1, self._mac2 = own[0], own[1], own[2]
         self._seed = secrets.randbits(64)
         self._last = 0
+        #: Off: the judge is asked about every frame.
+        self.is_remembering = True
         self._kind = 0
         self._from_low = self._from_high = self._to_low = self._to_high = 0
         #: Verdicts from memory and from the judge; frames whose offload was refused.
@@ -133,7 +135,7 @@ class Filter:
             self.offload += 1
             self._kind = 0
             return DENY
-        if self._kind == 0:
+        if self._kind == 0 or not self.is_remembering:
             return 0
         at = self._last
         if not self._is_at(at):  # the flow of the frame before, most often

@@ -9,7 +9,7 @@ from devices.stats cimport Stats
 from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
-cdef int ALLOW, PUBLISH_EVERY, SAMPLE_MASK, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
+cdef int ALLOW, PUBLISH_EVERY, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
 cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET
 
 @cython.final
@@ -26,10 +26,12 @@ cdef class NetRing:
     cdef readonly Buffers buffers
     cdef readonly int served
     cdef readonly unsigned long long size, inside
-    cdef unsigned long long _clock
+    cdef public int publish_every
+    cdef unsigned long long _clock, _shaped, _received, _gated, _filtered
     cdef unsigned int _turn
     cdef bint _is_sampled
 
+    cpdef shape(self, bucket)
     @cython.locals(vring=Vring, head=cython.int)
     cpdef int transmit(self, int budget) except? -9
     @cython.locals(vring=Vring, head=cython.int)
@@ -39,6 +41,8 @@ cdef class NetRing:
     cpdef bint forward(self, unsigned long long size) except -1
     cdef _refuse(self, int operation, unsigned long long size)
     cdef void _count(self, int operation, unsigned long long size) noexcept
+    @cython.locals(now=cython.ulonglong, received=cython.ulonglong)
+    cdef void _sample(self, int operation, unsigned long long size) noexcept
     @cython.locals(vring=Vring, head=cython.int, size=cython.longlong)
     cpdef int receive(self, int budget) except? -9
     @cython.locals(vring=Vring, index=cython.uint)

@@ -3,8 +3,8 @@
 Out: take -> length -> gate -> bucket -> filter -> one send of the guest's own pages -> count -> push. In: take ->
 bucket -> one receive into the guest's own pages -> length, gate -> number of buffers -> count -> push; with a filter
 into its room, and from there into the guest's pages. A chain that is odd (too many pieces, a header in two, a frame
-over several receive buffers) is left to the general path: the loop returns with it in hand. The clock is read once a
-call and a frame's time sampled every 64th time: between them the bucket sees no time pass.
+over several receive buffers) is left to the general path: the loop returns with it in hand. The clock is read, and
+a frame sampled, once a call and every 64th time behind: between them the bucket sees no time pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ MIN_BYTES: Final = HEADER_BYTES + ETHERNET_HEADER_BYTES
 MAX_BYTES: Final = HEADER_BYTES + MAX_FRAME_BYTES
 #: Frames after which the driver is told, if it wants.
 PUBLISH_EVERY: Final = 16
-SAMPLE_MASK: Final = 63
 
 TX_OP: Final = Op.NET_TX.index
 RX_OP: Final = Op.NET_RX.index
@@ -52,8 +51,7 @@ class NetRing:
         self.path = path
         self.stats = stats
         self._mask = gate.mask
-        self.bucket = cast("TokenBucket", bucket)
-        self.is_shaped = bucket is not None
+        self.shape(bucket)
         self.filter = cast("Filter", filter)
         self.is_filtered = filter is not None
         self.spill = spill
@@ -61,9 +59,17 @@ class NetRing:
         self.served = 0
         self.size = 0
         self.inside = 0
-        self._clock = 0
+        self.publish_every = PUBLISH_EVERY
         self._turn = 0
+        # The last look at the clock; and of a sampled frame, when its stages were over.
+        self._clock = 0
         self._is_sampled = False
+        self._shaped = self._received = self._gated = self._filtered = 0
+
+    def shape(self, bucket: TokenBucket | None) -> None:
+        """Shape by this bucket from now on; None lets everything pass."""
+        self.bucket = cast("TokenBucket", bucket)
+        self.is_shaped = bucket is not None
 
     def transmit(self, budget: int) -> int:
         """Send up to `budget` frames and publish; DRY, SPENT, WAIT, or the head of a chain for the general path.
@@ -73,6 +79,7 @@ class NetRing:
         vring = self.vring
         self.served = 0
         self._clock = now_ns()
+        self._is_sampled = True
         while self.served < budget:
             head = self._next()
             if head < 0:
@@ -81,7 +88,7 @@ class NetRing:
             if not self._send():
                 return head
             vring.push(head, 0)
-            if self.served % PUBLISH_EVERY == 0:
+            if self.served % self.publish_every == 0:
                 vring.publish()
         vring.publish()
         return SPENT
@@ -90,7 +97,7 @@ class NetRing:
         """The head of the next chain; or publishes and says why there is none: WAIT, DRY."""
         vring = self.vring
         self._turn += 1
-        if self._turn & SAMPLE_MASK == 0:
+        if self._turn & self.stats.sample_mask == 0:
             self._is_sampled = True
             self._clock = now_ns()
         if self.is_shaped and self.bucket.wait(self._clock * 1e-9) > 0.0:
@@ -99,6 +106,8 @@ class NetRing:
             if self.bucket.wait(self._clock * 1e-9) > 0.0:
                 vring.publish()
                 return WAIT
+        if self._is_sampled:
+            self._shaped = now_ns()
         while True:
             head = vring.take()
             if head >= 0:
@@ -111,11 +120,14 @@ class NetRing:
         vring = self.vring
         size = vring.readable_bytes
         if size < MIN_BYTES or size > MAX_BYTES:
-            self.stats.deny(Op.NET_TX, Denial.INVALID)
+            self.stats.deny(Op.NET_TX, Denial.INVALID, size)
             return True
         if not self._mask[0] >> TX_OP & 1:
-            self.stats.deny(Op.NET_TX, Denial.CAPABILITY)
+            self.stats.deny(Op.NET_TX, Denial.CAPABILITY, size)
             return True
+        if self._is_sampled:
+            self._received = self._shaped
+            self._gated = self._filtered = now_ns()
         self.buffers.clear()
         for index in range(vring.readable_count):
             if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
@@ -128,14 +140,16 @@ class NetRing:
         if self.is_filtered and self.filter.check(self.buffers, size, self._clock) != ALLOW:
             self._refuse(TX_OP, size)
             return False
+        if self.is_filtered and self._is_sampled:
+            self._filtered = now_ns()
         if self.path.send(self.buffers) < 0:
-            self.stats.deny(Op.NET_TX, Denial.IO_ERROR)
+            self.stats.deny(Op.NET_TX, Denial.IO_ERROR, size - HEADER_BYTES)
             return False
         self._count(TX_OP, size - HEADER_BYTES)
         return True
 
     def _refuse(self, operation: int, size: int) -> None:
-        self.stats.deny(Op.NET_TX if operation == TX_OP else Op.NET_RX, Denial.FIREWALL)
+        self.stats.deny(Op.NET_TX if operation == TX_OP else Op.NET_RX, Denial.FIREWALL, size - HEADER_BYTES)
         if self.is_shaped:  # it cost no less than one that passes
             self.bucket.take(size - HEADER_BYTES)
 
@@ -145,7 +159,20 @@ class NetRing:
             self.bucket.take(size)
         if self._is_sampled:
             self._is_sampled = False
-            self.stats.sample(operation, now_ns() - self._clock)
+            self._sample(operation, size)
+
+    def _sample(self, operation: int, size: int) -> None:
+        now = now_ns()
+        self.stats.sample(operation, now - self._clock, size, now)
+        received = self._received - self._shaped
+        self.stats.profile(
+            operation,
+            self._gated - self._received,
+            self._shaped - self._clock,
+            self._filtered - self._gated,
+            now - self._filtered + received,
+        )
+        self._clock = now
 
     def receive(self, budget: int) -> int:
         """Fill up to `budget` chains and publish; DRY without chains, QUIET without frames, WAIT, FAILED, SPENT, or the
@@ -156,6 +183,7 @@ class NetRing:
         vring = self.vring
         self.served = 0
         self._clock = now_ns()
+        self._is_sampled = True
         while self.served < budget:
             head = self._next()
             if head < 0:
@@ -167,12 +195,14 @@ class NetRing:
                 vring.publish()
                 return QUIET if size == EMPTY else FAILED
             self.served += 1
+            if self._is_sampled:
+                self._received = self._gated = self._filtered = now_ns()
             if self.is_filtered and not self._admit(size):
                 vring.unpop(head)
                 continue
             if not self._deliver(head, size):
                 return head
-            if self.served % PUBLISH_EVERY == 0:
+            if self.served % self.publish_every == 0:
                 vring.publish()
         vring.publish()
         return SPENT
@@ -197,9 +227,13 @@ class NetRing:
         self.inside = 0
         if size < MIN_BYTES or not self._mask[0] >> RX_OP & 1:
             return True  # the general path counts it
+        if self._is_sampled:
+            self._gated = now_ns()
         if self.filter.decide(size, self._clock) != ALLOW:
             self._refuse(RX_OP, size)
             return False
+        if self._is_sampled:
+            self._filtered = now_ns()
         self.buffers.clear()
         vring = self.vring
         for index in range(vring.readable_count, vring.count):
@@ -222,6 +256,8 @@ class NetRing:
             return False
         if not self._mask[0] >> RX_OP & 1:
             return False
+        if not self.is_filtered and self._is_sampled:
+            self._gated = self._filtered = now_ns()
         region = vring.regions[first]
         at = vring.starts[first] + NUM_BUFFERS_OFFSET
         region.ram[at] = 1

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayos_vmm.api import (
     console,
+    device,
     dhcp,
     disk,
     display,
@@ -56,6 +57,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *firewall.ENDPOINTS,
     *faults.ENDPOINTS,
     *net.ENDPOINTS,
+    *device.ENDPOINTS,
 )
 OPENAPI_PATH: Final = "/v1/openapi.json"
 

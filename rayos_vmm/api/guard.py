@@ -45,9 +45,11 @@ RIGHTS: Final[Mapping[str, Capability]] = {
     CONSOLE_COMMAND: _C.CAP_CONSOLE_R | _C.CAP_CONSOLE_W,
     **dict.fromkeys(("display.screenshot", "display.info", "display.damage"), _C.CAP_GPU),
     **dict.fromkeys(("firewall.rules", "firewall.explain"), _C.CAP_NET),
+    **dict.fromkeys((f"device.{what}" for what in ("overview", "list", "show", "limits", "metrics")), NONE),
     **dict.fromkeys(("dhcp.status", "dhcp.leases", "net.view"), _C.CAP_NET),
     **dict.fromkeys(("firewall.rules", "firewall.explain", "firewall.trace"), _C.CAP_NET),
     "events.events": _C.CAP_AUDIT,
+    "device.prometheus": _C.CAP_AUDIT,
     **dict.fromkeys(
         (f"policy.{verb}" for verb in ("grants", "explain", "security", "audit", "verify", "key", "export")),
         _C.CAP_AUDIT,

@@ -63,7 +63,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor", "check this machine and say what to do"),
     "smoke": ("smoke", "boot a guest, check every device, print one JSON object"),
     "serve": ("serve", "run the daemon in the foreground"),
-    "device": ("device", "serve one device backend for any vhost-user front end"),
+    "device": ("device", "show what devices did, change their limits live; serve one backend alone"),
+    "optimize": ("optimize", "show where a machine's time goes, measure the checks, switch its level live"),
+    "top": ("top", "watch the machines and their devices"),
     "shell": ("shell", "the same commands on a prompt, completed from what the daemon knows"),
     "completion": ("completion", "print the shell's completion script"),
 }
@@ -117,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     words = _translated(list(sys.argv[1:] if argv is None else argv))
-    if words[:1] == ["device"]:  # has its own parser: see `rayos device serve --help`
-        from rayos_vmm.cli.device import main as device
-
-        return device(words[1:])
     plain = [word for word in words if word != "--json"]
+    if plain[:2] == ["device", "serve"]:  # has its own parser: see `rayos device serve --help`
+        from devices.serve import main as serve_device
+
+        return serve_device(plain[2:])
     if plain[:2] == ["dhcp", "serve"]:  # likewise; its events are JSON lines in any case
         from rayos_vmm.cli.dhcp import serve
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from rayos_vmm.api.prometheus import parse_address, serve_prometheus
 from rayos_vmm.api.server import serve_api
 from rayos_vmm.cli.daemon import report_error, report_ready
 from rayos_vmm.cli.output import Output
@@ -25,6 +26,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with a [service] table")
     parser.add_argument(
         "--exit-when-idle", action="store_true", help="end when no machine runs and nobody asks"
+    )
+    parser.add_argument(
+        "--metrics-listen",
+        metavar="ADDRESS:PORT",
+        help="also serve /metrics (Prometheus) there, such as 127.0.0.1:9100; everybody on this host may read it",
     )
     parser.add_argument("--report-fd", type=int, default=-1, help=argparse.SUPPRESS)
 
@@ -47,6 +53,7 @@ async def _wait_for_the_end(service: Service, idle_s: float | None) -> None:
 async def _serve(args: argparse.Namespace, out: Output) -> None:
     config = load(args.config) if args.config is not None else Config()
     paths = default_paths()
+    metrics = parse_address(args.metrics_listen) if args.metrics_listen else None
     idle_s = config.service.idle_exit_s if args.exit_when_idle else None
     if args.report_fd >= 0:
         # Whoever waits for its end must not wait for the processes that we start.
@@ -55,9 +62,17 @@ async def _serve(args: argparse.Namespace, out: Output) -> None:
         async with open_service(config.service, paths) as service, trio.open_nursery() as nursery:
             shutdown = partial(_wait_for_the_end, service, idle_s)
             shared = Path(config.service.shared_socket) if config.service.shared_socket else None
-            await nursery.start(
-                partial(serve_api, service, paths.api_socket, shared=shared, shutdown=shutdown)
-            )
+
+            async def api(task_status: trio.TaskStatus[None]) -> None:
+                await serve_api(
+                    service, paths.api_socket, shared=shared, shutdown=shutdown, task_status=task_status
+                )
+                nursery.cancel_scope.cancel()
+
+            await nursery.start(api)
+            if metrics is not None:
+                port = await nursery.start(serve_prometheus, service, *metrics)
+                out.note(f"metrics on http://{args.metrics_listen.rpartition(':')[0]}:{port}/metrics")
             out.note(f"rayos serves on {paths.api_socket} (Ctrl-C ends it; guests go on)")
             if args.report_fd >= 0:
                 report_ready(args.report_fd)

@@ -18,6 +18,7 @@ import trio
 
 from rayos_vmm.errors import GuestGone, RayosError, one_error
 from rayos_vmm.qmp import Qmp, QmpEvent, open_qmp
+from rayos_vmm.vm import limits
 from rayos_vmm.vm.agent import Agent
 from rayos_vmm.vm.build import QMP_SOCKET, SERIAL_SOCKET, House
 from rayos_vmm.vm.faults import plan_again
@@ -81,6 +82,7 @@ class Attendant:
                     self._house.hardware.connect(machine.runtime) as worker,
                 ):
                     machine.qmp, machine.worker = qmp, worker
+                    await limits.restore(machine)
                     await self._attend(qmp, worker, process, is_new=is_new)
         except GuestGone:
             with trio.move_on_after(_DRAIN_TIMEOUT_S):

@@ -6,6 +6,7 @@ import time
 
 import msgspec
 
+from devices.levels import DEFAULT
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.vm.process import ProcessId
 from rayos_vmm.vm.view import ExitReason, VmState, VmView
@@ -36,6 +37,8 @@ class Record(msgspec.Struct, kw_only=True):
     address: str | None = None
     is_ready: bool = False
     boot: dict[str, float] = {}
+    limits: dict[str, dict[str, int]] = {}  # by device, what was changed of `spec.quota`; 0 is unbounded
+    level: int = DEFAULT  # of optimization
     live: Live = msgspec.field(default_factory=Live)
 
     def view(self) -> VmView:

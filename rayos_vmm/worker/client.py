@@ -10,7 +10,7 @@ import array
 import os
 import secrets
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,20 @@ class WorkerClient:
                 yield Caught(data, int(head["offset_ns"]), int(head["seen"]), int(head["dropped"]))
         finally:
             client.close()
+
+    async def limit(self, device: str, limits: Mapping[str, int]) -> dict[str, int]:
+        """Change limits of a running device (`devices.limits`); returns all that it has now, 0 is unbounded.
+
+        Errors: WorkerError "no_such_device", "refused", "bad_request"; those before the refused one hold.
+        """
+        head, _, _ = await self._client.call("limit", device=device, limits=dict(limits))
+        changed: dict[str, int] = head["limits"]
+        return changed
+
+    async def set_level(self, level: int) -> int:
+        """Switch all devices to a level of optimization (`devices.levels`); returns it. Errors: WorkerError."""
+        head, _, _ = await self._client.call("level", level=level)
+        return int(head["level"])
 
     async def inject(self, device: str, events: Sequence[tuple[int, int, int]]) -> None:
         """Queue evdev events (type, code, value) for "keyboard", "mouse" or "tablet"; waits while the queue is full."""

@@ -21,9 +21,11 @@ from devices.errors import RequestError
 from devices.faults import Fault, Faults
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.net.backend import NetBackend
 from rayos_vmm.worker import packet
+from rayos_vmm.worker.accounts import AccountWriter
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.firewall import PortFirewall
 from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
@@ -48,9 +50,11 @@ class Control:
         control: socket.socket,
         backends: Sequence[Backend],
         obey: Callable[[], int] = lambda: 0,
+        accounts: AccountWriter | None = None,
     ) -> None:
         self._loop = loop
         self._obey = obey
+        self._accounts = accounts or AccountWriter(-1, backends, loop)
         self._backends = {backend.name: backend for backend in backends}
         self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
         self._asking = -1  # the connection that is being answered
@@ -60,6 +64,8 @@ class Control:
             "stats": self._stats,
             "polling": self._polling,
             "net.capture": self._net_capture,
+            "limit": self._limit,
+            "level": self._level,
             "inject": self._inject,
             "console.write": self._console_write,
             "console.read": self._console_read,
@@ -191,6 +197,17 @@ class Control:
             capture.ask()
             return None
         return {**fields, "seen": capture.seen, "dropped": capture.dropped}, data, []
+
+    def _limit(self, head: dict[str, Any], _data: bytes) -> Answer:
+        """Change a device's limits, each at once; the answer has all that it has now."""
+        backend = self._find(head["device"], Backend)  # type: ignore[type-abstract]
+        for name, value in dict(head["limits"]).items():
+            backend.change_limit(Limit(name), int(value))
+        return {"limits": {limit.value: backend.limit(limit) for limit in backend.LIMITS}}, b"", []
+
+    def _level(self, head: dict[str, Any], _data: bytes) -> Answer:
+        self._accounts.set_level(int(head["level"]))
+        return {"level": self._accounts.level}, b"", []
 
     def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from devices.account import DENIAL_BASE
 from devices.backend import Backend
 from devices.gate import Denial, Op
 from devices.loop import Loop
-from devices.stats import PAGE_BYTES
 
 #: Seconds between two looks at the counters.
 PERIOD: Final = 1.0
-# The layout of a page of counters; its names are C constants once `devices.stats` is compiled.
-_DENIAL_BASE: Final = PAGE_BYTES // 8 - len(Denial)
-_OP_WORDS: Final = _DENIAL_BASE // len(Op)
-_COUNTER: Final = _DENIAL_BASE + Denial.CAPABILITY.index
+_COUNTER: Final = DENIAL_BASE + Denial.CAPABILITY.index
 
 
 class DenialWatch:
@@ -30,20 +27,25 @@ class DenialWatch:
         self._loop = loop
         self._backends = backends
         self._tell = tell
-        self._seen = [0] * len(backends)
-        self._refused = [dict.fromkeys(backend.stats.ops, 0) for backend in backends]
+        # Behind what a predecessor counted: it has told of that.
+        self._seen = [backend.stats.words[_COUNTER] for backend in backends]
+        self._refused = [_refused(backend) for backend in backends]
         loop.call_at(loop.now() + PERIOD, self._look)
 
     def _look(self) -> None:
         for index, backend in enumerate(self._backends):
-            words = backend.stats.words
-            count = words[_COUNTER]
+            count = backend.stats.words[_COUNTER]
             if count == self._seen[index]:
                 continue
-            refused = {op: words[op.index * _OP_WORDS + 1] for op in backend.stats.ops}
+            refused = _refused(backend)
             before, self._refused[index] = self._refused[index], refused
             operations = [op.value for op in refused if refused[op] > before[op]]
             news = {"device": backend.name, "count": count - self._seen[index], "operations": operations}
             self._seen[index] = count
             self._tell({"event": "denied", "reason": Denial.CAPABILITY.value, **news})
         self._loop.call_at(self._loop.now() + PERIOD, self._look)
+
+
+def _refused(backend: Backend) -> dict[Op, int]:
+    account = backend.stats.account
+    return {op: account.counted(op)[1] for op in backend.stats.ops}

@@ -136,7 +136,7 @@ class Keeper:
             kept = {0, 1, 2, link.fileno(), self._control.fileno()}
             kept.update(fd for device in self._spec.devices for fd in device.fds)
             kept.update(fd for memory in self._memory for fd in memory.fds)
-            kept.update({self._spec.gate_fd} - {-1})
+            kept.update({self._spec.gate_fd, self._spec.accounts_fd} - {-1})
             kept.update(sock.fileno() for socks in self._chardevs for sock in socks)
             _close_all_but(kept)
             run_worker(self._spec, link, self._control, self._memory, self._chardevs, self._inherited)

@@ -90,11 +90,13 @@ class Spawner:
         identity: Identity = NOBODY,
         memory_bytes: int = 0,
         gate_fd: int = -1,
+        accounts_fd: int = -1,
     ) -> Keeper:
         """Start a keeper that gets the devices' descriptors; the caller may close its own afterwards.
 
         The keeper holds the claim on `identity` and its workers take its user; `memory_bytes` is the guest's, which
-        bounds what they map. `gate_fd` is the gate page, open for reading (-1: everything may happen).
+        bounds what they map. `gate_fd` is the gate page, open for reading (-1: everything may happen),
+        `accounts_fd` the file of accounts, open for both (-1: nobody reads them).
         `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
         Errors: KeeperFailed. Cancellation ends it, and it removes its sockets.
         """
@@ -106,6 +108,7 @@ class Spawner:
             memory_bytes=memory_bytes,
             sandbox=_mode(),
             gate_fd=gate_fd,
+            accounts_fd=accounts_fd,
         )
         ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))

@@ -27,6 +27,7 @@ from devices.net.port import tap_ports
 from devices.state import StateStore
 from devices.vhost_user.connection import Connection
 from rayos_vmm.worker import packet
+from rayos_vmm.worker.accounts import AccountWriter
 from rayos_vmm.worker.addresses import AddressView
 from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.denials import DenialWatch
@@ -63,8 +64,9 @@ class Worker:
                     ChardevPort(backend, port, sock, self.loop)
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
+        accounts = AccountWriter(spec.accounts_fd, self.backends, self.loop)
         obedience = Obedience(self.loop, self.backends, gate, self._tell_event)
-        self._control = Control(self.loop, control, self.backends, obedience.apply)
+        self._control = Control(self.loop, control, self.backends, obedience.apply, accounts)
         DenialWatch(self.loop, self.backends, self._tell_event)
         VerdictWatch(self.loop, self.backends, self._tell_event)
 

@@ -50,7 +50,7 @@ class Obedience:
                 if isinstance(backend, NetBackend):
                     backend.limit_rate(float(rates[0]))
                 elif isinstance(backend, BlkBackend):
-                    backend.set_limits(bytes_per_second=float(rates[1]))
+                    backend.limit_rate(float(rates[1]))
         if audited and not self._is_watching:
             self._is_watching = True
             self._seen = dict(self._used())

@@ -101,14 +101,16 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory_bytes: int = 0
     #: The gate page, open for reading; -1: everything may happen.
     gate_fd: int = -1
+    #: The file of accounts, open for reading and writing; -1: nobody reads them.
+    accounts_fd: int = -1
     #: See `rayos_vmm.worker.sandbox.Mode`.
     sandbox: Literal["on", "trap", "off"] = "on"
 
     @property
     def fds(self) -> list[int]:
         """All descriptors that it names."""
-        gate = [self.gate_fd] if self.gate_fd >= 0 else []
-        return [*(fd for device in self.devices for fd in device.fds), *gate]
+        own = [fd for fd in (self.gate_fd, self.accounts_fd) if fd >= 0]
+        return [*(fd for device in self.devices for fd in device.fds), *own]
 
     def with_fds(self, numbers: Mapping[int, int]) -> Self:
         """The same in a process where the descriptors have other numbers."""
@@ -116,6 +118,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             self,
             devices=tuple(device.with_fds(numbers) for device in self.devices),
             gate_fd=numbers.get(self.gate_fd, -1),
+            accounts_fd=numbers.get(self.accounts_fd, -1),
         )
 
 

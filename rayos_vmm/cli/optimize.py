@@ -1,0 +1,110 @@
+"""Where a machine's time goes, what the checks cost, and how much its devices do to be fast."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from devices.levels import Level
+from rayos_vmm.cli.completion import add_name
+from rayos_vmm.cli.daemon import the_daemon
+from rayos_vmm.cli.output import Output
+
+_LEVELS: Final = {
+    Level.CHECKED: "every operation timed, every frame judged by the rules, every completion told at once",
+    Level.REMEMBERING: "operations sampled, verdicts on flows remembered",
+    Level.BATCHING: "completions told in batches",
+    Level.POLLING: "work looked for before sleeping",
+}
+_STAGES: Final = ("capability", "quota", "firewall", "perform")
+
+
+def add_optimize(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="status|level|profile|stats|bench", required=True)
+    summaries = {
+        "status": "a machine's level, and what each level does",
+        "level": "switch a running machine's devices",
+        "profile": "what each stage of sampled operations took",
+        "stats": "what the level changes: completions told, kicks, verdicts remembered",
+        "bench": "measure the checks here, beside the source report's targets",
+    }
+    for verb, summary in summaries.items():
+        sub = verbs.add_parser(verb, help=summary)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+        if verb != "bench":
+            add_name(sub)
+        if verb == "level":
+            sub.add_argument("level", type=int, choices=tuple(map(int, Level)))
+
+
+async def _get(path: str, **query: int) -> Any:
+    return msgspec.json.decode(await the_daemon().request("GET", path, query=query or None))
+
+
+async def run_optimize(args: argparse.Namespace, out: Output) -> None:
+    if args.verb == "bench":
+        _bench(out)
+        return
+    path = f"/vms/{quote(args.name, safe='')}"
+    match args.verb:
+        case "level":
+            answer = await the_daemon().request("PUT", f"{path}/level", body={"level": args.level})
+            level = msgspec.json.decode(answer)["level"]
+            out.result({"vm": args.name, "level": level}, f"{args.name}: level {level}, {_LEVELS[level]}")
+        case "status":
+            level = (await _get(f"{path}/metrics", last=1))["level"]
+            levels = {int(one): text for one, text in _LEVELS.items()}
+            rows = [("*" if one == level else "", str(one), text) for one, text in levels.items()]
+            out.table({"vm": args.name, "level": level, "levels": levels}, ("", "LEVEL", "ADDS"), rows)
+        case "profile":
+            await _profile(args.name, path, out)
+        case _:
+            await _stats(path, out)
+
+
+async def _profile(name: str, path: str, out: Output) -> None:
+    devices = (await _get(f"{path}/devices"))["devices"]
+    found: dict[str, Any] = {}
+    rows = []
+    for device in (one["device"] for one in devices):
+        profile = (await _get(f"{path}/devices/{quote(device, safe='')}"))["profile"]
+        found[device] = {op: stages for op, stages in profile.items() if stages}
+        for op, stages in found[device].items():
+            took = [f"{stages[stage]['p50']}/{stages[stage]['p99']}" for stage in _STAGES]
+            rows.append((device, op, str(stages["samples"]["kept"]), *took))
+    header = ("DEVICE", "OPERATION", "SAMPLES", *(f"{stage.upper()} p50/p99 ns" for stage in _STAGES))
+    out.table({"vm": name, "devices": found}, header, rows)
+
+
+def effects(stats: dict[str, Any]) -> list[dict[str, Any]]:
+    """By device, what a level changes: requests, kicks and calls of its queues, verdicts remembered and asked for."""
+    found = []
+    for device, one in stats.items():
+        totals = {key: sum(queue[key] for queue in one["queues"]) for key in ("requests", "kicks", "calls")}
+        cache = one.get("firewall", {}).get("cache", {})
+        found.append(
+            {"device": device, **totals, **{key: cache[key] for key in ("remembered", "asked") if cache}}
+        )
+    return found
+
+
+async def _stats(path: str, out: Output) -> None:
+    found = effects(await _get(f"{path}/stats"))
+    keys = ("requests", "kicks", "calls", "remembered", "asked")
+    rows = [(one["device"], *(str(one.get(key, "-")) for key in keys)) for one in found]
+    out.table(found, ("DEVICE", *(key.upper() for key in keys)), rows)
+
+
+def _bench(out: Output) -> None:
+    from rayos_vmm.bench import how, measure
+
+    found = list(measure())
+    rows = [
+        (one.what, f"{one.ns:.0f}", "-" if one.target_ns is None else f"< {one.target_ns}") for one in found
+    ]
+    value = {"code": how(), "measured": [one.view() for one in found]}
+    out.table(value, ("MEASURED (from Python, call included)", "NS", "TARGET NS"), rows)
+    out.note(how())

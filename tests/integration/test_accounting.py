@@ -1,0 +1,146 @@
+"""A guest's accounts, limits and levels: figures move, a limit acts at once and outlives worker and service."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from rayos_vmm.api.prometheus import serve_prometheus
+from rayos_vmm.config.spec import Disk, Quota, VmSpec
+from rayos_vmm.errors import Conflict, Invalid, NotFound
+from rayos_vmm.metrics import render
+from rayos_vmm.service import Service
+from rayos_vmm.worker.client import KeeperClient
+from tests.integration.service_lab import home, lab, running
+
+pytestmark = [pytest.mark.guest, pytest.mark.root]
+
+SPEC = VmSpec(name="svc", disks=[Disk(size="16MiB")], quota=Quota(disk_operations=100_000))
+#: Write so many blocks, each on its own and past the guest's cache.
+WRITE = "dd if=/dev/zero of=/dev/vda bs=4096 count={} oflag=direct 2>/dev/null"
+
+
+async def succeed(service: Service, command: str) -> str:
+    result = await service.exec("svc", command, 60)
+    assert result.exit_status == 0, result
+    return result.stdout.decode()
+
+
+def written(service: Service) -> int:
+    (disk,) = [one for one in service.accounting.devices("svc") if one["device"] == "disk0"]
+    count: int = disk["operations"]["disk.write"]["allowed"]
+    return count
+
+
+async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
+    """Counters and kept operations follow the guest; a limit shapes it while it runs; a worker that is killed leaves
+    its counts and its limits to the next, a service too."""
+    async with home() as paths:
+        async with lab(paths, real=True, network=True, keep=True) as service:
+            await running(service, SPEC)
+            before = written(service)
+            await succeed(service, WRITE.format(64))
+            assert written(service) >= before + 64
+            disk = service.accounting.device("svc", "disk0", 256)
+            done = [one for one in disk["last"] if one["operation"] == "disk.write"]
+            assert done and all(
+                one["bytes"] and one["duration_ns"] and one["outcome"] == "done" for one in done
+            )
+            assert disk["profile"]["disk.write"]["perform"]["p50"] > 0
+            assert {one["device"] for one in service.accounting.devices("svc")} == {
+                *("disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console")
+            }
+
+            # A denial is counted by its reason, and kept: the rights are taken from the running guest.
+            await service.policy.revoke_rights("svc", ["CAP_DISK_W"])
+            assert (await service.exec("svc", WRITE.format(1), 60)).exit_status
+            await service.policy.grant("svc", ["CAP_DISK_W"], None, "test")
+            denied = service.accounting.device("svc", "disk0", 256)
+            assert denied["denials"]["capability"] >= 1
+            assert any(one["outcome"] == "capability" and one["bytes"] for one in denied["last"])
+
+            # 20 requests a second: 40 take two seconds less what was saved up. The guest's clock is the judge.
+            assert await service.accounting.set_limits("svc", "disk0", {"iops": 20}) == {
+                "rate": 0,
+                "iops": 20,
+                "storage": 10 << 30,
+            }
+            timed = f"read a _ < /proc/uptime; {WRITE.format(40)}; read b _ < /proc/uptime; echo $a $b"
+            first, last = map(float, (await succeed(service, timed)).split())
+            assert last - first > 1.7
+            with pytest.raises(NotFound):
+                await service.accounting.set_limits("svc", "disk7", {"iops": 20})
+            with pytest.raises(Invalid, match="disk0 has no limit queue"):
+                await service.accounting.set_limits("svc", "disk0", {"queue": 64})
+            with pytest.raises(Invalid, match="are allowed while the guest runs"):
+                await service.accounting.set_limits("svc", "gpu", {"memory": 1 << 40})
+            assert "memory" not in service.machines()[0].record.limits.get("gpu", {})
+            await service.accounting.set_limits("svc", "net", {"rate": 1_250_000})
+            await service.accounting.set_limits("svc", "console", {"rate": 1 << 20})
+            await service.accounting.set_level("svc", 3)
+
+            count = written(service)
+            keeper = KeeperClient(paths.vm_runtime("svc"))
+            async with trio.open_nursery() as nursery:
+                restarted = trio.Event()
+
+                async def watch() -> None:
+                    async for event in service.events(service_events_before):
+                        if event.type == "devices.worker_started" and event.data["restarts"] == 1:
+                            restarted.set()
+
+                service_events_before = 0
+                nursery.start_soon(watch)
+                await keeper.kill_worker()
+                await restarted.wait()
+                nursery.cancel_scope.cancel()
+            keeper.close()
+            stats = await service.stats("svc")
+            assert stats["disk0"]["limits"] == {"rate": 0, "iops": 20, "storage": 10 << 30}
+            assert stats["net"]["limits"] == {"rate": 1_250_000}
+            assert stats["console"]["limits"] == {"rate": 1 << 20}
+            assert written(service) >= count  # nothing was forgotten
+            assert service.accounting.metrics("svc", 512)["level"] == 3
+            first, last = map(float, (await succeed(service, timed)).split())
+            assert last - first > 1.7
+
+        async with lab(paths, real=True, network=True) as service:
+            assert service.accounting.limits("svc", "disk0")["iops"] == 20
+            assert written(service) >= count + 40
+            assert (await service.stats("svc"))["disk0"]["limits"]["iops"] == 20
+            await service.accounting.set_limits("svc", "disk0", {"iops": 0})
+            for level in range(4):
+                assert await service.accounting.set_level("svc", level) == level
+                await succeed(service, WRITE.format(32))
+            samples = service.accounting.metrics("svc", 512)["samples"]
+            assert [one["number"] for one in samples] == sorted(one["number"] for one in samples)
+            assert samples[-1]["operations"] > samples[0]["operations"] and samples[-1]["cpu_ns"] > 0
+
+            text = (await render(service)).decode()
+            for line in (
+                'rayos_device_operations_total{device="disk0",operation="disk.write",vm="svc"}',
+                'rayos_device_latency_seconds_bucket{device="disk0",le="+Inf",operation="disk.write",vm="svc"}',
+                'rayos_device_denials_total{device="disk0",reason="capability",vm="svc"}',
+                'rayos_machines{state="running"} 1.0',
+                'rayos_dhcp_leases{state="bound"}',
+                "rayos_worker_deaths_total",
+                "rayos_audit_lost_total 0.0",
+            ):
+                assert line in text
+            async with trio.open_nursery() as nursery:
+                port = await nursery.start(serve_prometheus, service, "127.0.0.1", 0)
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+                await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = b"".join([chunk async for chunk in stream])
+                await stream.aclose()
+                nursery.cancel_scope.cancel()
+            assert answer.startswith(b"HTTP/1.1 200")
+            families = {family.name for family in text_string_to_metric_families(text)}
+            assert {"rayos_device_operations", "rayos_worker_cpu_seconds", "rayos_events"} <= families
+            assert msgspec.json.encode(service.accounting.overview())
+            await service.kill("svc")
+            with pytest.raises(Conflict):
+                service.accounting.devices("svc")
+            assert service.accounting.limits("svc", "net") == {"rate": 1_250_000}
