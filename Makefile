@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test soak check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
+.PHONY: help run smoke build test soak soak-64 check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -23,6 +23,9 @@ soak: build  ## kill the worker 1,000 times under verified writes; 10^6 steps of
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"
 	@RAYOS_SOAK_EXAMPLES=10000 RAYOS_SOAK_STEPS=100 $(PYTHON) -m pytest -q tests/property/policy/test_rights.py
 	RAYOS_FUZZ_PACKETS=1000000 $(PYTHON) -m pytest -q tests/property/net/test_dhcp_fuzz.py tests/unit/net/test_dns_zone.py -k "raise"
+
+soak-64: setup-dev build  ## 64 real guests in 16 zones, a policy change, a killed daemon (10 GiB); the figures go into docs/performance.md
+	$(PYTHON) -m benchmarks.soak
 
 check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff check .

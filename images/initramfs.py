@@ -21,7 +21,7 @@ from images.modules import trim
 RECIPE: Final = 1  # raise it when this file changes what it makes of the same inputs
 GUEST: Final = Path(__file__).parent / "guest"
 
-_SCRIPTS: Final = {  # path in the guest -> file in images/guest
+SCRIPTS: Final = {  # path in the guest -> file in images/guest
     "init": "init",
     "etc/rayos/agent": "agent",
     "etc/rayos/late": "late",
@@ -43,7 +43,7 @@ def build(cache: Cache, kernel: Kernel) -> Path:
     Raises `ImageError` when there is no static busybox and the archive cannot be reached.
     """
     busybox = find_busybox(cache)
-    scripts = {path: (GUEST / name).read_bytes() for path, name in _SCRIPTS.items()}
+    scripts = {path: (GUEST / name).read_bytes() for path, name in SCRIPTS.items()}
     modules = {
         str(p.relative_to(kernel.modules)): p for p in sorted(kernel.modules.rglob("*")) if p.is_file()
     }
