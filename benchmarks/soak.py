@@ -176,6 +176,10 @@ class Soak:
             f"one policy change, all {len(found['vms'])} workers in {len(found['zones'])} zones applied it",
             f"{(time.monotonic() - started) * 1000:.0f} ms as the API's caller sees it",
         )
+        self.note(
+            "the same, from the service's word to the workers'",
+            f"median {found['status']['broadcast_median_ms']} ms",
+        )
         if len(found["vms"]) != self.count or len(found["zones"]) != ZONES:
             raise Lost(f"{len(found['vms'])} machines in {len(found['zones'])} zones are known to the policy")
 
@@ -206,6 +210,7 @@ class Soak:
         self.daemon.send_signal(signal.SIGKILL)
         await trio.to_thread.run_sync(self.daemon.wait)
         seconds = await self.start_daemon()
+        print(f"the next daemon answers after {seconds:.1f} s", flush=True)
         after = await self.state()
         different = [key for key in before if before[key] != after[key]]
         if different:

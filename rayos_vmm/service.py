@@ -634,6 +634,10 @@ class Service:
             bridge, record = machine.record.spec.net.bridge, machine.record
             if bridge is not None and machine.is_live and record.live.tap and record.mac:
                 await self._parts.network.adopt(machine.name, record.live.tap, record.mac, bridge)
+        # An address may have been given after the record was saved; the leases were written before the guest knew.
+        for lease in await self._parts.leases():
+            if lease["state"] == "bound":
+                self.note_lease(lease["mac"], lease["address"], True)
 
 
 def is_compiled() -> bool:
