@@ -188,5 +188,8 @@ class Backend(ABC):
             "limits": {limit.value: self.limit(limit) for limit in self.LIMITS},
         }
 
+    def finish(self) -> None:
+        """Return when all that was taken from the rings is over and told: another process goes on with the queues."""
+
     def close(self) -> None:
         """Let go of descriptors; the backend is not used again."""

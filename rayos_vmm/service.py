@@ -19,6 +19,7 @@ from contextlib import (
     suppress,
 )
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -35,6 +36,7 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service_attestation import MachineTpm
+from rayos_vmm.service_load import Workers
 from rayos_vmm.service_open import Parts, open_parts
 from rayos_vmm.vm import card, faults, seat, volume
 from rayos_vmm.vm.agent import Agent
@@ -49,6 +51,7 @@ from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.run import adopt_machine, run_machine
 from rayos_vmm.vm.timed import Piece
 from rayos_vmm.vm.view import DiskView, Event, ExecResult, ExitReason, NetView, VmState, VmView
+from rayos_vmm.worker.client import WorkerError, WorkerGone
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
@@ -70,6 +73,7 @@ class Service:
         self._clients = 0
         self._activity = trio.Event()
         self._started = time.monotonic()
+        self._workers = Workers()
         self.policy = parts.authority
         self.revisions = parts.revisions
         self.firewall = parts.firewall
@@ -349,6 +353,36 @@ class Service:
     async def stats(self, name: str) -> dict[str, Any]:
         """What the machine's devices counted."""
         return await self._machine(name).need_worker().stats()
+
+    # Where the devices are served
+
+    def _runtimes(self) -> dict[str, Path]:
+        return {
+            name: machine.runtime for name, machine in self._machines.items() if machine.worker is not None
+        }
+
+    async def worker_load(self) -> dict[str, Any]:
+        """How busy each machine's device worker and each processor is; takes a second."""
+        return await self._workers.load(self._runtimes())
+
+    async def rebalance(self) -> dict[str, Any]:
+        """Measures, and moves device workers to idler processors where it is worth it."""
+        return await self._workers.rebalance(self._runtimes())
+
+    async def move_worker(self, name: str, core: int) -> dict[str, Any]:
+        """Hands a machine's devices over to a new worker on another processor; the guest does not notice.
+
+        Raises:
+            Conflict: it is not running.
+            Invalid: there is no such processor.
+        """
+        self._machine(name).need_worker()
+        try:
+            return await self._workers.move(name, self._runtimes(), core)
+        except WorkerError as error:
+            raise Invalid(str(error)) from None
+        except WorkerGone as error:
+            raise GuestGone(str(error)) from None
 
     # Disks
 

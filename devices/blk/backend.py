@@ -520,6 +520,13 @@ class BlkBackend(Backend):
             },
         }
 
+    def finish(self) -> None:
+        for ring in self._rings:
+            ring.flight.drain()
+        for vring in self.queues:
+            if vring.attached:
+                vring.publish()
+
     def close(self) -> None:
         if self._timer:
             self.loop.cancel(self._timer)

@@ -30,6 +30,7 @@ from rayos_vmm.api import (
     machines,
     net,
     policy,
+    scalability,
     token,
     tpm,
 )
@@ -50,6 +51,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *events.ENDPOINTS,
     *policy.ENDPOINTS,
     *hierarchy.ENDPOINTS,
+    *scalability.ENDPOINTS,
     *token.ENDPOINTS,
     *tpm.ENDPOINTS,
     *dhcp.ENDPOINTS,

@@ -49,7 +49,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "zone": ("zone", "list, create, remove zones; put machines into them"),
     "scalability": (
         "scalability",
-        "show how policy changes reach the workers, the tree of machines, the zones",
+        "show how policy changes reach the workers, the machines, the zones; load, and moving workers",
     ),
     "security": ("security", "show grants, delegations, constraints and decisions beside their limits"),
     "token": ("token", "give others a narrow right to ask the daemon; narrow, look into, end it"),

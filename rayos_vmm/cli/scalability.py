@@ -1,4 +1,4 @@
-"""The whole of the machines: how far a policy change has come, the tree that rules are inherited by, the zones."""
+"""The whole of the machines: how far a policy change has come, the tree of rules, the zones; who serves them where."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from typing import Any
 
 import msgspec
 
+from rayos_vmm.cli.completion import machine_names
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.observe import flatten
 from rayos_vmm.cli.output import Output
 
 
 def add_scalability(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="status|vms|zones", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="status|vms|zones|load|rebalance|move", required=True)
     status = verbs.add_parser("status", help="how the policy's revisions reach the workers")
     vms = verbs.add_parser("vms", help="the machines as a tree, and which revision each has applied")
     zones = verbs.add_parser("zones", help="the zones, their rules, who lags in them")
-    for sub in (status, vms, zones):
+    load = verbs.add_parser("load", help="how busy each device worker is, and each processor with them")
+    rebalance = verbs.add_parser("rebalance", help="move workers to idler processors, where it is worth it")
+    move = verbs.add_parser("move", help="hand a machine's devices over to a new worker on another processor")
+    action = move.add_argument("name", metavar="NAME", help="the machine")
+    action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
+    move.add_argument("core", metavar="CORE", type=int, help="the processor, from 0")
+    for sub in (status, vms, zones, load, rebalance, move):
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
@@ -46,7 +53,39 @@ def _tree(vms: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return rows
 
 
+async def _run_load(args: argparse.Namespace, out: Output) -> None:
+    client = the_daemon()
+    if args.verb == "move":
+        body = {"core": args.core}
+        made = msgspec.json.decode(await client.request("POST", f"/vms/{args.name}/worker", body=body))
+        out.result(made, _moved(made))
+        return
+    if args.verb == "load":
+        found = msgspec.json.decode(await client.request("GET", "/scalability/load"))
+    else:
+        found = msgspec.json.decode(await client.request("POST", "/scalability/rebalance"))
+    workers = [
+        (entry["vm"], str(entry["pid"]), str(entry["core"]), f"{entry['share']:.1%}")
+        for entry in found["workers"]
+    ]
+    out.table(found, ("MACHINE", "WORKER", "CORE", "BUSY"), workers)
+    for entry in found["cores"]:
+        out.note(f"core {entry['core']}: {entry['share']:.1%} busy with {entry['workers']} workers")
+    out.note(
+        f"imbalance {found['imbalance']:.1%}, variance {found['variance']:.4f}, {found['moves']} moves so far"
+    )
+    for made in found.get("made", []):
+        out.note(_moved(made))
+
+
+def _moved(made: dict[str, Any]) -> str:
+    return f"{made['vm']} is served on core {made['core']}, after a pause of {made['pause_ms']:.1f} ms"
+
+
 async def run_scalability(args: argparse.Namespace, out: Output) -> None:
+    if args.verb in ("load", "rebalance", "move"):
+        await _run_load(args, out)
+        return
     found = msgspec.json.decode(await the_daemon().request("GET", "/scalability"))
     if args.verb == "vms":
         vms = found["vms"]

@@ -21,7 +21,7 @@ def _checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def _request(identifier: int, sequence: int) -> bytes:
+def request(identifier: int, sequence: int) -> bytes:
     head = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, identifier, sequence)
     body = head + b"RayOS VMM echo.."
     return body[:2] + struct.pack("!H", _checksum(body)) + body[4:]
@@ -38,7 +38,7 @@ async def ping(address: str, *, timeout: float) -> float:
         with trio.socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
             for sequence in range(int(timeout / RETRY_S) + 1):
                 sent = trio.current_time()
-                await sock.sendto(_request(identifier, sequence), (address, 0))
+                await sock.sendto(request(identifier, sequence), (address, 0))
                 with trio.move_on_after(RETRY_S):
                     while True:
                         packet, (sender, _) = await sock.recvfrom(2048)

@@ -410,6 +410,14 @@ class KeeperClient:
         head, _, _ = await self._client.call("kill_worker")
         return int(head["worker_pid"])
 
+    async def move_worker(self, cores: Sequence[int]) -> float:
+        """Hand the devices over to a new worker on `cores`; the milliseconds in which nobody served them.
+
+        Errors: WorkerError (bad_request) for processors that are not there.
+        """
+        head, _, _ = await self._client.call("move", cores=list(cores))
+        return float(head["pause_ms"])
+
     async def follow(self, on_event: Callable[[dict[str, Any]], None]) -> None:
         """Calls `on_event` with each event ({"event": "worker_started" | "worker_exited", …}) until the keeper ends."""
         client = PacketClient(self._client.path)

@@ -6,6 +6,8 @@ are there, so a successor serves within milliseconds. A worker that dies again a
 restarted with growing pauses; more than DEGRADED_DEATHS in DEGRADED_SECONDS and the VM is reported degraded.
 A death that was asked for counts as neither.
 
+A worker can be moved: it ends what it began, and its successor goes on where it stood, on other processors.
+
 When QEMU has left and no service is connected for LINGER seconds, the keeper ends: nobody will come back.
 """
 
@@ -41,6 +43,8 @@ LONGEST_PAUSE: Final = 2.0
 DEGRADED_DEATHS: Final = 5
 DEGRADED_SECONDS: Final = 60.0
 LINGER: Final = 15.0
+#: Seconds that a worker has to hand over; then it is killed, which loses nothing either.
+HAND_OVER_LIMIT: Final = 2.0
 #: Connections of services at a time.
 MAX_CLIENTS: Final = 8
 
@@ -71,6 +75,10 @@ class Keeper:
         self._deaths: deque[float] = deque(maxlen=DEGRADED_DEATHS + 1)
         self._is_asked_for = False
         self.restarts = -1
+        self.moves = 0
+        self._cores: set[int] = set()  # none: any
+        self._movers: list[tuple[int, Any]] = []  # who waits for a move: connection, request
+        self._move_began = 0.0
         self._linger = 0
         self._was_connected = False
 
@@ -123,10 +131,14 @@ class Keeper:
         self._pidfd = os.pidfd_open(pid)
         self._loop.register(self._pidfd, self._worker_died)
         self._started_at = self._loop.now()
-        self.restarts += 1
+        if self._movers:
+            self.moves += 1
+        else:
+            self.restarts += 1
         for relay in self._relays.values():
             relay.attach()
         self._tell({"event": "worker_started", "pid": pid, "restarts": self.restarts})
+        self._answer_movers()
 
     def _become_worker(self, link: socket.socket) -> None:
         """In the child: keep only what a worker needs, serve, never return."""
@@ -139,6 +151,8 @@ class Keeper:
             kept.update({self._spec.gate_fd, self._spec.accounts_fd} - {-1})
             kept.update(sock.fileno() for socks in self._chardevs for sock in socks)
             _close_all_but(kept)
+            if self._cores:
+                os.sched_setaffinity(0, self._cores)
             run_worker(self._spec, link, self._control, self._memory, self._chardevs, self._inherited)
             code = 0
         except BaseException:
@@ -217,7 +231,10 @@ class Keeper:
                 "RAYOS_SANDBOX=trap names it",
                 self._worker_pid,
             )
-        log.warning("worker %d ended with %d; the next starts in %.3f s", self._worker_pid, code, pause)
+        if self._movers:
+            log.info("worker %d handed over", self._worker_pid)
+        else:
+            log.warning("worker %d ended with %d; the next starts in %.3f s", self._worker_pid, code, pause)
         self._tell(
             {"event": "worker_exited", "pid": self._worker_pid, "code": code, "degraded": self.is_degraded}
         )
@@ -249,6 +266,9 @@ class Keeper:
             "kill_worker": self._kill_worker,
             "quit": self._quit,
         }
+        if head.get("op") == "move":
+            self._move(fd, head)
+            return True
         answer = answers.get(head.get("op", ""))
         reply = answer() if answer else {"error": f"unknown operation; known: {', '.join(answers)}"}
         self._send(self._clients.sockets[fd], {"id": head.get("id"), **reply})
@@ -259,6 +279,8 @@ class Keeper:
             "pid": os.getpid(),
             "worker_pid": self._worker_pid,
             "restarts": self.restarts,
+            "moves": self.moves,
+            "cores": sorted(self._cores),
             "degraded": self.is_degraded,
             "sandbox": self._layers,
             "connected": [relay.name for relay in self._relays.values() if relay.is_connected],
@@ -269,6 +291,37 @@ class Keeper:
             self._is_asked_for = True
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         return {"worker_pid": self._worker_pid}
+
+    def _move(self, fd: int, head: dict[str, Any]) -> None:
+        """Have the worker end what it began, and the next one go on upon `cores`; the answer comes when it does."""
+        cores, here = head.get("cores"), os.sched_getaffinity(0)
+        if not isinstance(cores, list) or not cores or not all(core in here for core in cores):
+            error = {"error": "bad_request", "message": f"cores {cores!r}; there are {sorted(here)}"}
+            self._send(self._clients.sockets[fd], {"id": head.get("id"), **error})
+            return
+        self._cores = set(cores)
+        self._movers.append((fd, head.get("id")))
+        if len(self._movers) > 1 or self._link is None:
+            return  # the successor is on its way
+        self._move_began = self._loop.now()
+        self._is_asked_for = True
+        pidfd = self._pidfd
+        with suppress(OSError):
+            self._link.send(packet.encode({"op": "hand_over"}), socket.MSG_NOSIGNAL)
+
+        def insist() -> None:
+            if self._movers and self._pidfd == pidfd:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+        self._loop.call_at(self._move_began + HAND_OVER_LIMIT, insist)
+
+    def _answer_movers(self) -> None:
+        movers, self._movers = self._movers, []
+        pause_ms = round((self._loop.now() - self._move_began) * 1000, 3)
+        for fd, request in movers:
+            sock = self._clients.sockets.get(fd)
+            if sock is not None:
+                self._send(sock, {"id": request, "worker_pid": self._worker_pid, "pause_ms": pause_ms})
 
     def _quit(self) -> dict[str, Any]:
         self._loop.call_soon(self._loop.stop)

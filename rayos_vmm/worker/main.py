@@ -84,6 +84,9 @@ class Worker:
         for _, _, content in ancillary:
             fds.frombytes(content[:4])
         head, _ = packet.decode(data)
+        if head["op"] == "hand_over":
+            self.loop.stop()  # after this round: no request is half done then
+            return
         sock = socket.socket(fileno=fds[0])
         self._connect(
             int(head["device"]),
@@ -196,8 +199,13 @@ def run_worker(
     chardevs: list[list[socket.socket]],
     inherited: Report,
 ) -> None:
-    """Serve until the keeper closes the link. `inherited` is what the keeper gave up already."""
+    """Serve until the keeper closes the link, or wants to hand over to a successor.
+
+    `inherited` is what the keeper gave up already.
+    """
     worker = Worker(spec, link, control, memory, chardevs)
     bounds = Bounds(spec.uid, len(spec.devices), spec.memory_bytes, shared_bytes(spec.devices))
     worker.confine(bounds, inherited, spec.sandbox)
     worker.loop.run()
+    for backend in worker.backends:
+        backend.finish()

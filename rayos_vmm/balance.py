@@ -1,0 +1,130 @@
+"""Spreads the machines' device workers over the processors by measured load. Sans-IO.
+
+A worker is one thread, so what counts is how busy the busiest core is with workers. A plan takes the move that evens
+the busiest and the idlest core out most, again and again, as long as it is worth it: by GAIN of a core at least, and
+not for a worker that was moved less than REST seconds ago, so that a load that swings does not send workers to and fro.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+#: What a move must take off the difference between two cores, as a part of one core.
+GAIN: Final = 0.1
+#: Seconds.
+REST: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a worker has used so far: CPU seconds; the core it is bound to or ran on last."""
+
+    pid: int
+    cpu_seconds: float
+    core: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A worker's share of one core since the sample before."""
+
+    vm: str
+    pid: int
+    core: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A worker that is better off on another core."""
+
+    vm: str
+    source: int
+    target: int
+
+
+class Balancer:
+    """`cores` are those the workers may run on. `moves` counts what `moved` was told."""
+
+    def __init__(self, cores: Sequence[int]) -> None:
+        self.cores = sorted(cores)
+        self.moves = 0
+        self.loads: dict[str, Load] = {}
+        self._before: dict[str, tuple[float, Sample]] = {}
+        self._moved: dict[str, float] = {}
+
+    def observe(self, samples: Mapping[str, Sample], *, now: float) -> None:
+        """Take the workers' counters; a load is known from the second sample of the same process on."""
+        loads = {}
+        for vm, sample in samples.items():
+            when, before = self._before.get(vm, (now, sample))
+            elapsed = now - when
+            is_known = before.pid == sample.pid and elapsed > 0
+            share = (sample.cpu_seconds - before.cpu_seconds) / elapsed if is_known else 0.0
+            loads[vm] = Load(vm, sample.pid, sample.core, max(0.0, share))
+        self.loads = loads
+        self._before = {vm: (now, sample) for vm, sample in samples.items()}
+        self._moved = {vm: when for vm, when in self._moved.items() if vm in samples}
+
+    def shares(self) -> dict[int, float]:
+        """How much of each core the workers use."""
+        shares = dict.fromkeys(self.cores, 0.0)
+        for load in self.loads.values():
+            if load.core in shares:
+                shares[load.core] += load.share
+        return shares
+
+    def plan(self, *, now: float) -> list[Move]:
+        """The moves that are worth their while."""
+        shares = self.shares()
+        places = {vm: load.core for vm, load in self.loads.items() if load.core in shares}
+        rested = {vm for vm in places if now - self._moved.get(vm, -REST) >= REST}
+        moves: list[Move] = []
+        while True:
+            busiest, idlest = (
+                max(shares, key=lambda c: (shares[c], -c)),
+                min(shares, key=lambda c: (shares[c], c)),
+            )
+            gap = shares[busiest] - shares[idlest]
+            # Moving `share` changes the difference to |gap - 2 share|.
+            best = max(
+                (vm for vm in sorted(rested) if places[vm] == busiest),
+                key=lambda vm: gap - abs(gap - 2 * self.loads[vm].share),
+                default=None,
+            )
+            if best is None or gap - abs(gap - 2 * self.loads[best].share) < GAIN:
+                return moves
+            share = self.loads[best].share
+            shares[busiest] -= share
+            shares[idlest] += share
+            rested.discard(best)
+            moves.append(Move(best, busiest, idlest))
+
+    def moved(self, move: Move, *, now: float) -> None:
+        """A move was made."""
+        self.moves += 1
+        self._moved[move.vm] = now
+
+    def snapshot(self) -> dict[str, Any]:
+        """By worker and by core; `imbalance` is the busiest less the idlest core, `variance` that of the cores."""
+        shares = self.shares()
+        return {
+            "workers": [
+                {"vm": load.vm, "pid": load.pid, "core": load.core, "share": round(load.share, 4)}
+                for load in sorted(self.loads.values(), key=lambda load: (-load.share, load.vm))
+            ],
+            "cores": [
+                {
+                    "core": core,
+                    "share": round(share, 4),
+                    "workers": sum(load.core == core for load in self.loads.values()),
+                }
+                for core, share in shares.items()
+            ],
+            "imbalance": round(max(shares.values()) - min(shares.values()), 4),
+            "variance": round(statistics.pvariance(shares.values()), 6),
+            "moves": self.moves,
+        }
