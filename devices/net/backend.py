@@ -380,9 +380,12 @@ class NetBackend(Backend):
         self.rate_bytes_per_second = rate_bytes_per_second
         self._shape()
 
+    def _rate(self) -> float:
+        return lower(self.rate_bytes_per_second or 0.0, self._ceiling)
+
     def _shape(self) -> None:
         now = self.loop.now()
-        rate = lower(self.rate_bytes_per_second or 0.0, self._ceiling)
+        rate = self._rate()
         for direction in (RX, TX):
             rings = self._rings[direction::2]
             bucket: TokenBucket | None = None
@@ -433,7 +436,7 @@ class NetBackend(Backend):
         self._route()
 
     def snapshot(self) -> dict[str, Any]:
-        found = {**super().snapshot(), "quota": {"rate_bytes_per_second": self.rate_bytes_per_second}}
+        found = {**super().snapshot(), "quota": {"rate_bytes_per_second": self._rate() or None}}
         if self.judge is not None:
             cache = [one.snapshot() for one in self._filters]
             found["firewall"] = {
