@@ -3,6 +3,7 @@
 import os
 import random
 import select
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, ip_address
@@ -223,8 +224,11 @@ def test_a_storm_of_dhcp_is_cut_in_the_kernel(lab: Lab) -> None:
     """Before the server spends time on it; a client's own few messages pass."""
     with Links() as links, two_taps(links) as (guest, other):
         nft.guard_tap("ray-a-0", Guard(MAC))
+        began = time.monotonic()
         through = sum(passes(guest, other, dhcp("discover")) for _ in range(500))
-    assert 5 <= through < 150
+        seconds = time.monotonic() - began
+    # 50 a second, and a burst of 5: however slowly a crowded machine sends them.
+    assert 5 <= through <= 5 + 50 * (seconds + 1)
 
 
 def test_the_kernels_guard_follows_the_lease_and_goes_with_the_tap(lab: Lab) -> None:
