@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build  ## boot a Linux guest on our devices and take its console (Ctrl-] detaches)
 	@.venv/bin/rayos run --rm --disk 64MiB
