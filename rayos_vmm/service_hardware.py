@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from rayos_vmm.config.spec import Quota, VmSpec
-from rayos_vmm.errors import Busy, GuestGone
+from rayos_vmm.errors import Busy, GuestGone, Invalid
 from rayos_vmm.firewall import Firewall
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.vm.identity import claim
 from rayos_vmm.vm.process import ProcessId, start_time
+from rayos_vmm.vm.raw_view import ViewFailed, open_raw_view
 from rayos_vmm.worker import accounts
 from rayos_vmm.worker.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.worker.launch import Keeper, KeeperFailed, Spawner, stop_keeper
@@ -136,13 +137,20 @@ class WorkerHardware:
 
         Raises:
             Busy: a disk image cannot be opened.
+            Invalid: a disk image is not of its format.
             GuestGone: the keeper did not start.
         """
         fds = list(tap_fds)
         disk_fds: list[int] = []
+        held: list[int] = []
         try:
-            for disk in disks:
-                disk_fds.append(_open_disk(disk))
+            for index, disk in enumerate(disks):
+                if disk.format == "raw":
+                    disk_fds.append(_open_disk(disk))
+                    continue
+                view, life = await open_raw_view(disk, runtime / f"disk{index}.raw", logs / WORKER_LOG)
+                disk_fds.append(view)
+                held.append(life)
             if self._gates is not None:
                 spec = msgspec.structs.replace(spec, quota=self._gates.cap(spec.name, spec.quota))
             devices = _devices(spec, disks, disk_fds, tap_fds, has_console=has_console)
@@ -167,12 +175,16 @@ class WorkerHardware:
                     memory_bytes=spec.memory_bytes,
                     gate_fd=gate_fd,
                     accounts_fd=accounts_fd,
+                    held=held,
                 )
         except KeeperFailed as error:
             raise GuestGone(f"the devices did not start: {error}") from None
+        except ViewFailed as error:
+            raise Invalid(str(error)) from None
         finally:
-            for fd in fds + disk_fds:
-                os.close(fd)
+            for fd in fds + disk_fds + held:
+                with suppress(OSError):  # a file of FUSE whose daemon has died says so once more
+                    os.close(fd)
         has_display = spec.gpu.enabled
         inputs = spec.input.devices if has_display else ()
         ports = len(spec.console_ports)

@@ -38,9 +38,10 @@ async def run_disk(args: argparse.Namespace, out: Output) -> None:
             view["index"],
             format_size(view["size_bytes"]),
             format_size(view["allocated_bytes"]),
+            view["format"],
             view["queues"],
             view["path"],
         )
         for view in views
     ]
-    out.table(views, ("DISK", "SIZE", "TAKES", "QUEUES", "IMAGE"), rows)
+    out.table(views, ("DISK", "SIZE", "TAKES", "FORMAT", "QUEUES", "IMAGE"), rows)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 import trio
@@ -22,7 +22,7 @@ from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.cli.terminal import Ending, attach
 from rayos_vmm.config.load import load, resolve_paths, to_spec
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import DiskFormat, VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
 from rayos_vmm.vm.view import Event, ExitReason, VmView
@@ -47,7 +47,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--memory", type=size, metavar="SIZE", help="such as 256MiB")
     machine.add_argument("--cpus", type=int, metavar="N", help="virtual processors")
     machine.add_argument(
-        "--disk", action="append", metavar="SIZE|FILE", help="an empty disk, or a raw image; again for more"
+        "--disk",
+        action="append",
+        metavar="SIZE|FILE",
+        help="an empty disk, or an image: raw, or by its name .qcow2, .vmdk, .vdi, .vhdx; again for more",
     )
     machine.add_argument("--cdrom", metavar="FILE", help="an ISO image to boot from")
     machine.add_argument("--firmware", metavar="FILE", help="firmware, such as OVMF.fd")
@@ -71,8 +74,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _disk(text: str) -> dict[str, Any]:
+    """A size, or a file whose name says its format: what is in it may be a guest's."""
     if "/" in text or Path(text).exists():
-        return {"path": text}
+        suffix = Path(text).suffix.lstrip(".")
+        return {"path": text, "format": suffix} if suffix in get_args(DiskFormat) else {"path": text}
     try:
         parse_size(text)
     except ValueError as error:

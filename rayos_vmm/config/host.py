@@ -7,6 +7,7 @@ there is.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from rayos_vmm.errors import Invalid
 
 SECTOR_BYTES: Final = 512
 _MIB: Final = 1 << 20
+STORAGE_DAEMON: Final = "qemu-storage-daemon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ def _disk_problems(index: int, disk: Disk, quota_bytes: int) -> Iterator[str]:
         seen = "neither" if disk.path is None else "both"
         yield f"{key} has {seen} of path and size; exactly one is needed"
         return
+    if disk.format != "raw":
+        if disk.size is not None:
+            yield f"{key} is a new empty disk of format {disk.format}; a new disk is raw"
+        if shutil.which(STORAGE_DAEMON) is None:
+            yield f"{key}.format = {disk.format!r} needs {STORAGE_DAEMON} (Debian: qemu-system-common)"
     if disk.size is not None:
         size_bytes = parse_size(disk.size)
         if disk.read_only:
@@ -60,6 +67,8 @@ def _disk_problems(index: int, disk: Disk, quota_bytes: int) -> Iterator[str]:
         yield f"{key}.path {path} does not exist"
     elif not os.access(path, os.R_OK if disk.read_only else os.R_OK | os.W_OK):
         yield f"{key}.path {path} cannot be {'read' if disk.read_only else 'written'}"
+    elif disk.format != "raw":
+        return  # its size is its reader's to know
     elif path.is_file() and path.stat().st_size % SECTOR_BYTES:
         yield f"{key}.path {path} has {path.stat().st_size} bytes; a disk is a multiple of {SECTOR_BYTES}"
     elif path.is_file() and path.stat().st_size > quota_bytes:

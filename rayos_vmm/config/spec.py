@@ -65,11 +65,19 @@ CapabilityName = Literal[
 CAPABILITIES: Final[tuple[CapabilityName, ...]] = get_args(CapabilityName)
 
 
+#: Those beside raw are read by a qemu-storage-daemon.
+DiskFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
+
+
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A raw disk image, or a size for an empty one that lives and dies with the machine."""
+    """A disk image, or a size for an empty one that lives and dies with the machine.
+
+    `format` is never guessed: what a guest wrote to a raw disk must not decide how it is read.
+    """
 
     path: str | None = None
     size: Size | None = None
+    format: DiskFormat = "raw"
     read_only: bool = False
     serial: Annotated[str, Meta(max_length=20)] = ""  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_ID_BYTES is 20
     queues: Annotated[int, Meta(ge=1, le=QUEUES_MAXIMUM)] | None = None  # None: one a CPU, at most 4

@@ -76,7 +76,9 @@ def _prepare_disks(spec: VmSpec, directory: Path) -> list[DiskImage]:
                 file.truncate(parse_size(disk.size))
             temporary.rename(path)
         images.append(
-            DiskImage(path, disk.read_only, disk.serial or f"rayos-{index}", spec.disk_queues(disk))
+            DiskImage(
+                path, disk.read_only, disk.serial or f"rayos-{index}", spec.disk_queues(disk), disk.format
+            )
         )
     return images
 

@@ -128,7 +128,8 @@ def _private_copy(path: Path) -> bytes | None:
     return path.read_bytes()
 
 
-def _build_root(reach: Reach, uid: int) -> None:
+def build_root(reach: Reach, uid: int) -> None:
+    """Be in a root that holds what may be reached and nothing else. Errors: OSError."""
     privilege.private_mounts()
     trees: list[tuple[Path, bool, int]] = []
     copies: list[tuple[Path, bytes]] = []
@@ -169,7 +170,7 @@ def _as_root(reach: Reach, uid: int) -> list[tuple[int, int]]:
     """Everything that needs root, and giving it up; returns the Landlock rules."""
     groups = [path.stat().st_gid for path in reach.devices]
     privilege.unshare(privilege.CLONE_NEWNET | privilege.CLONE_NEWIPC | privilege.CLONE_NEWUTS)
-    _build_root(reach, uid)
+    build_root(reach, uid)
     rules = [landlock.rights_on("/", _READ), *_rules(reach.write, _WRITE), *_rules(reach.devices, _DEVICE)]
     privilege.drop_bounding_set()
     if uid:

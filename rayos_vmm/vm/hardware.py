@@ -29,6 +29,7 @@ class DiskImage:
     is_read_only: bool
     serial: str
     queues: int = 1
+    format: str = "raw"
 
 
 @dataclass(frozen=True, slots=True)

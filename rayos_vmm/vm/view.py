@@ -60,7 +60,10 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk: `allocated_bytes` is what its image takes of the host's storage, which `quota_bytes` bounds."""
+    """A disk: `allocated_bytes` is what its image takes of the host's storage, which `quota_bytes` bounds.
+
+    `size_bytes` is its file's, which is the disk's where `format` is raw.
+    """
 
     index: int
     path: str
@@ -68,6 +71,7 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     allocated_bytes: int
     quota_bytes: int
     is_read_only: bool
+    format: str
     queues: int
 
 

@@ -55,6 +55,7 @@ def view(machine: Machine, index: int) -> DiskView:
         allocated_bytes=allocated_bytes,
         quota_bytes=spec.quota.disk_bytes,
         is_read_only=disk.read_only,
+        format=disk.format,
         queues=spec.disk_queues(disk),
     )
 
@@ -69,6 +70,10 @@ async def resize(machine: Machine, index: int, size_bytes: int) -> None:
     disk, path = _find(machine, index)
     now_bytes = view(machine, index).size_bytes
     quota_bytes = machine.record.spec.quota.disk_bytes
+    if disk.format != "raw":
+        raise Invalid(
+            f"{machine.name}: disk {index} is {disk.format}: stop the machine and use qemu-img resize"
+        )
     if disk.read_only:
         raise Invalid(f"{machine.name}: disk {index} is read-only")
     if size_bytes % _SECTOR_BYTES or not now_bytes <= size_bytes <= quota_bytes:

@@ -91,13 +91,15 @@ class Spawner:
         memory_bytes: int = 0,
         gate_fd: int = -1,
         accounts_fd: int = -1,
+        held: Sequence[int] = (),
     ) -> Keeper:
         """Start a keeper that gets the devices' descriptors; the caller may close its own afterwards.
 
         The keeper holds the claim on `identity` and its workers take its user; `memory_bytes` is the guest's, which
         bounds what they map. `gate_fd` is the gate page, open for reading (-1: everything may happen),
-        `accounts_fd` the file of accounts, open for both (-1: nobody reads them).
-        `run_dir` exists and is private. The keeper is in a session of its own and outlives the service.
+        `accounts_fd` the file of accounts, open for both (-1: nobody reads them). It also keeps `held` open, which
+        tells their other ends that it lives. `run_dir` exists and is private. The keeper is in a session of its own
+        and outlives the service.
         Errors: KeeperFailed. Cancellation ends it, and it removes its sockets.
         """
         spec = WorkerSpec(
@@ -115,7 +117,9 @@ class Spawner:
         async with stream:
             with theirs, log.open("ab") as log_file:
                 try:
-                    with open_request(spec, log_file.fileno(), theirs.fileno(), identity.fds) as request:
+                    with open_request(
+                        spec, log_file.fileno(), theirs.fileno(), [*identity.fds, *held]
+                    ) as request:
                         await self._send(*request)
                 except ValueError as error:
                     raise KeeperFailed(f"{vm}: {error}") from None

@@ -17,9 +17,11 @@ CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
 CLONE_NEWNET: Final = 0x40000000
 
+CAP_DAC_OVERRIDE: Final = 1
 CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
+CAP_SYS_ADMIN: Final = 21
 _LAST_CAPABILITY: Final = 63  # prctl answers EINVAL from the kernel's own last one on
 
 MS_RDONLY: Final = 1
@@ -132,9 +134,9 @@ def empty_root() -> None:
     enter_root()
 
 
-def drop_bounding_set() -> None:
-    """No program executed from here on gains a capability. Errors: OSError (EPERM without CAP_SETPCAP)."""
-    for capability in range(_LAST_CAPABILITY + 1):
+def drop_bounding_set(*kept: int) -> None:
+    """No program executed from here on gains a capability but these. Errors: OSError (EPERM without CAP_SETPCAP)."""
+    for capability in set(range(_LAST_CAPABILITY + 1)) - set(kept):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) != 0:
             if capability == 0:
                 _check(-1, "the capability bounding set")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
+import trio
 
 from devices.blk.wire import BlkFeature
 from devices.virtio.features import TRANSPORT_FEATURES, Feature
-from rayos_vmm.errors import Invalid, NotFound
+from rayos_vmm.errors import Invalid, NotFound, RayosError
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
@@ -18,6 +23,7 @@ OFFERED = {*BlkFeature, *TRANSPORT_FEATURES} - {
     BlkFeature.RO,
     BlkFeature.MQ,
     Feature.PROTOCOL_FEATURES,  # between QEMU and us
+    Feature.LOG_ALL,  # as well
 }
 
 
@@ -136,3 +142,71 @@ async def test_a_driver_sees_and_uses_what_is_offered(
         await guest.kill_worker()
         await guest.succeed(write)
         assert "I/O error" not in await guest.succeed("dmesg")
+
+
+def qemu_img(*arguments: str) -> None:
+    subprocess.run(["qemu-img", *arguments], check=True)
+
+
+def leftovers(what: str) -> list[str]:
+    """Command lines of processes that have something to do with a file."""
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if what in line:
+                lines.append(line)
+    return lines
+
+
+async def test_an_image_of_another_format_is_a_disk_like_any(
+    guest_factory: GuestFactory, tmp_path: Path
+) -> None:
+    """qcow2: by qemu-img's word the guest's data is in it, with quota, discard and kills; its reader ends with it."""
+    image, raw = tmp_path / "image.qcow2", tmp_path / "image.raw"
+    qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
+    disk = {"path": str(image), "format": "qcow2"}
+    options = {"gpu": {"enabled": False}, "net": {"enabled": False}, "tpm": False, "quota": {"disk": "16MiB"}}
+    async with guest_factory(disks=[disk], **options) as guest:
+        assert (await guest.succeed("blockdev --getsize64 /dev/vda")).strip() == str(64 << 20)
+        await guest.succeed("dd if=/dev/urandom of=/tmp/data bs=64k count=16 2>/dev/null")
+        await guest.succeed("dd if=/tmp/data of=/dev/vda bs=64k seek=512 conv=fsync 2>/dev/null")
+        await guest.kill_worker()
+        await guest.succeed(
+            "dd if=/dev/vda bs=64k skip=512 count=16 iflag=direct 2>/dev/null | cmp - /tmp/data"
+        )
+        (view,) = await guest.client.disks(guest.name)
+        assert (view.format, view.path) == ("qcow2", str(image))
+        assert image.stat().st_blocks * 512 >= 1 << 20
+
+        quota = (await guest.stats())["disk0"]["quota"]
+        assert quota["storage_bytes"] == image.stat().st_blocks * 512
+        await guest.fail("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct 2>/dev/null")
+        stats = (await guest.stats())["disk0"]
+        assert stats["denials"]["quota"] > 0 and stats["quota"]["storage_bytes"] <= 16 << 20
+        await guest.succeed("blkdiscard -o 0 -l $((32 << 20)) /dev/vda; sync")
+        after = (await guest.stats())["disk0"]["quota"]["storage_bytes"]
+        assert after < stats["quota"]["storage_bytes"] - (8 << 20)
+        with pytest.raises(Invalid, match="qemu-img resize"):
+            await guest.client.resize_disk(guest.name, "80MiB")
+        data = await guest.read_file("/tmp/data")
+    with trio.fail_after(20):
+        while True:
+            if not leftovers(str(image)):
+                break
+            await trio.sleep(0.05)
+    qemu_img("check", "-q", str(image))
+    qemu_img("convert", "-O", "raw", str(image), str(raw))
+    with raw.open("rb") as file:
+        file.seek(32 << 20)
+        assert file.read(1 << 20) == data
+
+    # Nothing beside the image is reached, and nothing is taken for what it is not.
+    secret, thief = tmp_path / "secret", tmp_path / "thief.qcow2"
+    secret.write_bytes(b"secret" * 1000)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", str(secret), "-F", "raw", str(thief))
+    for path in (thief, secret):
+        with pytest.raises(RayosError, match="cannot be read as qcow2"):
+            async with guest_factory(disks=[{"path": str(path), "format": "qcow2"}], **options):
+                pass
+    assert not leftovers(str(tmp_path))
