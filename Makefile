@@ -71,9 +71,10 @@ bench-latency: setup-dev build  ## one request alone, kick to call
 bench-scale: setup-dev build  ## 1, 8 and 64 workers: start, memory; eight disks at once
 	$(PYTHON) -m benchmarks.scale
 
-bench-limits: setup-dev build  ## what gate, bucket, quota, counters and latency samples cost
+bench-limits: setup-dev build  ## what the checks cost, one by one and together; how exactly rates are kept
 	$(PYTHON) -m benchmarks.limits
 	$(PYTHON) -m benchmarks.rates
+	.venv/bin/rayos optimize bench
 
 bench-tpm: setup-dev  ## start, measure, key and quote of 64 TPMs
 	$(PYTHON) -m benchmarks.tpm

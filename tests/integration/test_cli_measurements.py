@@ -1,4 +1,4 @@
-"""`rayos tpm` and `rayos dhcp` on a real guest, judged by tpm2-tools."""
+"""`rayos tpm`, `dhcp`, `device`, `optimize` and `top` on a real guest; tpm2-tools judge the quotes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,24 @@ def test_a_guest_is_quoted_explained_and_verified_and_its_lease_taken_back(tmp_p
         assert lab.json("tpm", "device", "one")["family"] == "2.0"
         refused = lab.finish("tpm", "unseal", "one", "--out", str(secret))
         assert (refused.returncode, "one has no secret" in refused.stderr) == (4, True)
+
+        (card,) = [one for one in lab.json("device", "list") if one["device"] == "net"]
+        assert card["vm"] == "one" and card["operations"]["net.tx"]["allowed"] > 0
+        assert "net.tx" in lab.rayos("device", "status", "one", "net")
+        assert lab.json("device", "quota", "one", "net", "--rate", "10Mbit/s") == {"rate": 1_250_000}
+        assert "10Mbit/s" in lab.rayos("device", "quota", "one", "net")
+        lab.rayos("device", "quota", "one", "disk9", "--iops", "5", status=3)
+        (kept,) = lab.json("device", "stats", "one", "net", "--last", "1")[0]["last"]
+        assert kept["operation"].startswith("net.")
+        assert lab.json("optimize", "level", "one", "0") == {"vm": "one", "level": 0}
+        assert lab.json("optimize", "status", "one")["level"] == 0
+        assert lab.json("optimize", "profile", "one")["devices"]["net"]["net.tx"]["firewall"]["p50"] > 0
+        assert {one["device"] for one in lab.json("optimize", "stats", "one")} >= {"net", "gpu"}
+        measured = lab.json("optimize", "bench")["measured"]
+        assert {one["target_ns"] for one in measured} >= {100, 1000} and all(
+            one["ns"] > 0 for one in measured
+        )
+        assert {one["vm"] for one in lab.json("top", "--once", "--interval", "0.2")} == {"one"}
 
         status = lab.json("dhcp", "status")
         assert (status["serving"], status["leases"]["bound"]) == (True, 1)
