@@ -126,9 +126,13 @@ async def test_a_worker_dies_under_a_test(guest_factory: GuestFactory) -> None:
         await guest.succeed("dd if=/dev/urandom of=/dev/vda bs=1M count=4 conv=fsync", timeout=30)
 
 
-async def test_two_guests_reach_each_other(guest_factory: GuestFactory) -> None:
-    async with guest_factory() as one, guest_factory() as two:
+async def test_two_guests_reach_each_other_when_a_rule_says_so(guest_factory: GuestFactory) -> None:
+    """By default guests are strangers: each needs a rule for the other."""
+    rule = {"name": "friends", "action": "allow", "protocol": "icmp", "priority": 1}
+    async with guest_factory() as one, guest_factory(firewall={"rules": [rule]}) as two:
         address = (await two.view()).address
+        await one.fail(f"ping -c 1 -W 2 {address}")
+        await one.client.request("PUT", f"/vms/{one.name}/firewall", body={"rules": [rule]})
         await one.succeed(f"ping -c 1 -W 5 {address}")
 
 
