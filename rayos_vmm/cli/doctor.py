@@ -28,6 +28,7 @@ from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths, default_paths
+from rayos_vmm.vm import cgroup
 from rayos_vmm.worker import landlock, seccomp
 
 PYTHON_MINIMUM: Final = (3, 11)
@@ -156,6 +157,18 @@ def _sandbox() -> Iterator[Finding]:
         yield Finding(name="sandbox: system calls", state="limited", found=f"not filtered: {error.strerror}")
 
 
+def _groups() -> Iterator[Finding]:
+    trouble = cgroup.missing()
+    yield Finding(
+        name="control groups",
+        state="limited" if trouble else "ok",
+        found=trouble or "weight, processors, memory and tasks of each machine",
+        advice="machines share processors by the scheduler alone; quota.cpus and quota.host_memory are refused"
+        if trouble
+        else "",
+    )
+
+
 def _programs() -> Iterator[Finding]:
     for program, package, what in (
         ("swtpm", "swtpm", "guests need --no-tpm"),
@@ -204,6 +217,7 @@ async def run_doctor(args: argparse.Namespace, out: Output) -> int:
         lambda: _qemu(cache),
         _privileges,
         _sandbox,
+        _groups,
         _programs,
         lambda: _space(paths),
     ]

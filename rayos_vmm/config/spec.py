@@ -185,6 +185,17 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     disk_rate: Throughput | None = None  # each disk; None is unbounded
     disk_operations: Annotated[int, Meta(ge=1, le=10**9)] | None = None  # a second, each disk
     input_queue: Annotated[int, Meta(ge=1, le=65536)] = 64
+    # Of the host's, by QEMU and all processes around it together (vm/cgroup.py):
+    cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None = None  # processors; None is unbounded
+    cpu_weight: Annotated[int, Meta(ge=1, le=10000)] = (
+        100  # against other machines, when there is not enough for all
+    )
+    host_memory: Size | None = None  # the guest's own included; None is unbounded
+    tasks: Annotated[int, Meta(ge=64, le=65536)] = 1024
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        return None if self.host_memory is None else parse_size(self.host_memory)
 
     @property
     def gpu_memory_bytes(self) -> int:

@@ -21,7 +21,7 @@ from rayos_vmm.config.host import check_host, read_host
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
-from rayos_vmm.vm import volume
+from rayos_vmm.vm import cgroup, volume
 from rayos_vmm.vm.arguments import Sockets, command_line
 from rayos_vmm.vm.boot import Boot, FirmwareKind
 from rayos_vmm.vm.confine import Reach, confined, program_directories
@@ -248,6 +248,11 @@ async def build(machine: Machine, house: House) -> None:
         if tpm:
             tpm.close()
     await house.save(machine)
+    live = machine.record.live
+    pids = [one.pid for one in (live.keeper, live.swtpm, live.qemu) if one is not None]
+    why_not = await trio.to_thread.run_sync(cgroup.enclose, machine.record, pids)
+    if why_not:
+        machine.events.publish("vm.unbounded", machine.name, reason=why_not)
 
 
 async def end_orphans(machine: Machine) -> None:
@@ -279,6 +284,7 @@ async def dismantle(machine: Machine, house: House) -> None:
             await house.hardware.unplug(live.keeper, machine.runtime)
         if live.swtpm is not None:
             await house.tpms.stop(live.swtpm, machine.runtime)
+        await trio.to_thread.run_sync(cgroup.remove, machine.record)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
     machine.process = None
     machine.close_log()
