@@ -269,6 +269,14 @@ class Client:
     async def console_log(self, name: str, port: int) -> bytes:
         return await self.request("GET", f"{_vm(name)}/console/log", query={"port": port})
 
+    async def console_write(self, name: str, port: int, data: bytes) -> None:
+        """Type into a console; returns once the device has taken it.
+
+        Raises:
+            Conflict: somebody else writes there.
+        """
+        await self.request("PUT", f"{_vm(name)}/console/input", query={"port": port}, content=data)
+
     async def console_ports(self, name: str) -> list[dict[str, Any]]:
         """The ports: number, name, guest_open, columns, rows, writer, watchers."""
         body = await self.request("GET", f"{_vm(name)}/console/ports")

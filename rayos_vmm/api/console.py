@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 from starlette.responses import StreamingResponse
+from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from rayos_vmm.api.body import decode
+from rayos_vmm.api.body import decode, read_limited
 from rayos_vmm.api.endpoint import (
     BYTES,
     NDJSON,
@@ -30,6 +31,7 @@ from rayos_vmm.api.endpoint import (
 )
 from rayos_vmm.api.guard import PEER
 from rayos_vmm.api.types import ConsolePorts, ConsoleSize, PortQuery, StreamQuery, TimedQuery
+from rayos_vmm.errors import Conflict
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.vm.console import Seat
 from rayos_vmm.vm.timed import Piece
@@ -41,6 +43,7 @@ NORMAL: Final = 1000  # RFC 6455, 7.4.1
 POLICY_VIOLATION: Final = 1008
 LOG_QUIET_S: Final = 0.1  # a replay comes without pauses: after one of this length we are at the present
 LOG_MAXIMUM_BYTES: Final = 16 << 20
+INPUT_MAXIMUM_BYTES: Final = 1 << 20
 
 
 class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,13 +52,18 @@ class _Said(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     take: bool = False
 
 
-async def _send(socket: WebSocket, chunks: AsyncIterator[tuple[int, bytes]]) -> None:
+async def _send(socket: WebSocket, chunks: AsyncIterator[tuple[int, bytes]]) -> bool:
+    """All that the console says; False when the client left before its end."""
     position = -1
     async for offset, data in chunks:
-        if offset != position:
-            await socket.send_text(f'{{"offset": {offset}}}')
-        await socket.send_bytes(data)
+        try:
+            if offset != position:
+                await socket.send_text(f'{{"offset": {offset}}}')
+            await socket.send_bytes(data)
+        except (WebSocketDisconnect, OSError):
+            return False
         position = offset + len(data)
+    return True
 
 
 async def _tell(socket: WebSocket, seat: Seat) -> None:
@@ -66,7 +74,10 @@ async def _tell(socket: WebSocket, seat: Seat) -> None:
         now = (seat.is_writer, seat.writer)
         if now != told:
             told = now
-            await socket.send_text(_writer(seat))
+            try:
+                await socket.send_text(_writer(seat))
+            except (WebSocketDisconnect, OSError):
+                return
 
 
 def _writer(seat: Seat) -> str:
@@ -118,13 +129,14 @@ async def _attend(
 
         nursery.start_soon(from_client)
         nursery.start_soon(_tell, socket, seat)
-        await _send(socket, chunks)
-        nursery.cancel_scope.cancel()
+        if await _send(socket, chunks):
+            nursery.cancel_scope.cancel()
+        # Else the client has left: what it typed before is still written, up to its disconnection.
 
 
-def _who(socket: WebSocket) -> str:
+def _who(scope: Scope) -> str:
     """The client, as the others are told of it."""
-    peer = socket.scope.get(PEER)
+    peer = scope.get(PEER)
     return f"process {peer.pid} of user {peer.uid}" if isinstance(peer, Peer) else "somebody"
 
 
@@ -133,7 +145,7 @@ async def serve_console(socket: WebSocket, service: Service) -> None:
     name = socket.path_params["name"]
     try:
         query = decode_query(socket, StreamQuery)
-        with service.console_seat(name, query.port, _who(socket), query.mode) as seat:
+        with service.console_seat(name, query.port, _who(socket.scope), query.mode) as seat:
             async with service.console_stream(name, query.port, query.since) as chunks:
                 await socket.accept()
                 await socket.send_text(_writer(seat))
@@ -195,7 +207,27 @@ async def _timed(call: Call) -> StreamingResponse | bytes:
     return StreamingResponse(live(), media_type=NDJSON)
 
 
+async def _write(call: Call) -> None:
+    """Input, taken by the device when this answers; a client that leaves meanwhile cannot know."""
+    data = await read_limited(call.request, INPUT_MAXIMUM_BYTES)
+    with call.service.console_seat(call.name, call.query.port, _who(call.request.scope), "write") as seat:
+        if not seat.is_writer:
+            raise Conflict(
+                f"{seat.writer} writes on console {call.query.port} of {call.name}",
+                hint="`rayos console --take` takes over",
+            )
+        await call.service.console_write(call.name, call.query.port, data)
+
+
 ENDPOINTS: Final = (
+    Endpoint(
+        "PUT",
+        "/v1/vms/{name}/console/input",
+        _write,
+        "Type into a console that nobody else writes on; answers once the device has taken it",
+        query=PortQuery,
+        body_media=BYTES,
+    ),
     Endpoint(
         "GET",
         "/v1/vms/{name}/console/ports",

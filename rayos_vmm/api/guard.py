@@ -42,6 +42,7 @@ RIGHTS: Final[Mapping[str, Capability]] = {
     ),
     "guest.size": _C.CAP_CONSOLE_W,
     "console.log": _C.CAP_CONSOLE_R,
+    "console.write": _C.CAP_CONSOLE_W,
     CONSOLE_COMMAND: _C.CAP_CONSOLE_R | _C.CAP_CONSOLE_W,
     **dict.fromkeys(("display.screenshot", "display.info", "display.damage"), _C.CAP_GPU),
     **dict.fromkeys(("firewall.rules", "firewall.explain"), _C.CAP_NET),
@@ -121,6 +122,6 @@ class Guard:
                     vm,
                     is_within_vm=bool(vm) and command not in BEYOND_VM,
                     is_for_owner=command in OWNER_ALONE,
-                    is_frequent=command.startswith("input."),
+                    is_frequent=command.startswith("input.") or command == "console.write",
                 )
         return Ask("unknown", Capability.CAP_ADMIN)

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from rayos_vmm.api.client import Client
-from rayos_vmm.errors import Conflict, GuestGone, RayosError
+from rayos_vmm.errors import GuestGone, RayosError
 
 TIMEOUT_S: Final = 60.0
 SHOWN_CHARACTERS: Final = 2000
@@ -79,10 +79,7 @@ class GuestConsole:
             Conflict: somebody else writes there.
         """
         data = text.encode() if isinstance(text, str) else text
-        async with self._client.console(self._name, self._port) as console:
-            if not console.is_writer:
-                raise Conflict(f"{console.writer} writes on console {self._port} of {self._name}")
-            await console.write(data)
+        await self._client.console_write(self._name, self._port, data)
 
     async def text(self) -> str:
         """All that is kept of what it said; empty when the console cannot be read any more."""

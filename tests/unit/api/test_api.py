@@ -188,3 +188,17 @@ async def test_every_route_is_in_the_openapi_document(tmp_path: Path) -> None:
         if method != "parameters"
     ]
     assert len(names) == len(set(names))
+
+
+async def test_typing_without_a_seat_is_refused_while_somebody_else_writes(tmp_path: Path) -> None:
+    """What was answered is written, though the caller leaves at once; the writer's place is respected."""
+    async with open_api(tmp_path) as (client, service):
+        await client.create(VmSpec(name="dev"))
+        for word in (b"one ", b"two "):
+            await client.console_write("dev", 0, word)
+        assert await client.console_log("dev", 0) == b"one two "
+        async with client.console("dev", 0) as console:
+            assert console.is_writer
+            with pytest.raises(Conflict, match="writes on console 0 of dev"):
+                await client.console_write("dev", 0, b"three")
+        assert service.seats.describe(0)["watchers"] == 0
