@@ -47,6 +47,7 @@ class Backend(ABC):
         self.status = 0
         #: Tells the frontend to read the configuration again, where it listens to that.
         self.on_config_change: Callable[[], None] | None = None
+        self._owes_config_change = False
 
     @property
     def features(self) -> int:
@@ -129,6 +130,15 @@ class Backend(ABC):
         """The configuration space has changed: the frontend reads it again and tells the driver."""
         if self.on_config_change is not None:
             self.on_config_change()
+        else:
+            self._owes_config_change = True
+
+    def set_config_listener(self, listener: Callable[[], None] | None) -> None:
+        """Whom `tell_config_change` calls from now on; at once, when something has changed while nobody listened."""
+        self.on_config_change = listener
+        if listener is not None and self._owes_config_change:
+            self._owes_config_change = False
+            listener()
 
     # -- accounting ----------------------------------------------------------------------------------------------
 

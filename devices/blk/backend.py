@@ -144,14 +144,15 @@ class BlkBackend(Backend):
             ring.is_durable = is_durable
 
     def resize(self) -> int:
-        """The image has grown: the guest gets to know. Returns the size in bytes.
+        """The image has grown: the guest gets to know, again if it did before: a worker that was started meanwhile has
+        the new size from its beginning, and its predecessor may not have told it. Returns the size in bytes.
 
         Errors: RequestError when the image is smaller than it was.
         """
-        if self.store.grow():
-            for ring in self._rings:
-                ring.size_bytes = self.store.size_bytes
-            self.tell_config_change()
+        self.store.grow()
+        for ring in self._rings:
+            ring.size_bytes = self.store.size_bytes
+        self.tell_config_change()
         return self.store.size_bytes
 
     @property

@@ -96,8 +96,8 @@ class RawStore:
         """Storage the image really takes (st_blocks), which is what a quota counts."""
         return os.fstat(self.fd).st_blocks * 512
 
-    def grow(self) -> bool:
-        """Take up the size that the image has now; whether it is another.
+    def grow(self) -> None:
+        """Take up the size that the image has now.
 
         Errors: RequestError when it is smaller (the guest may have read beyond it) or no multiple of 512 bytes.
         """
@@ -106,8 +106,7 @@ class RawStore:
             raise RequestError(
                 f"the image has {size_bytes} bytes: a multiple of {SECTOR_BYTES} from {self.size_bytes} is allowed"
             )
-        before, self.size_bytes = self.size_bytes, size_bytes
-        return size_bytes != before
+        self.size_bytes = size_bytes
 
     def is_allocated(self, offset: int, length: int) -> bool:
         """Whether the range holds no hole: writing there takes no more storage."""

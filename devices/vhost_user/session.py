@@ -204,7 +204,7 @@ class Session:
         self._drop_backend_channel()
         self._backend_channel = socket.socket(fileno=message.fds.pop())
         self._backend_channel.setblocking(False)
-        self._backend.on_config_change = self._tell_config_change
+        self._backend.set_config_listener(self._tell_config_change)
 
     def _tell_config_change(self) -> None:
         """A frontend that does not read has earlier ones to read, which say the same."""
@@ -218,7 +218,7 @@ class Session:
         if self._backend_channel is not None:
             self._backend_channel.close()
             self._backend_channel = None
-            self._backend.on_config_change = None
+            self._backend.set_config_listener(None)
 
     # -- features and memory -------------------------------------------------------------------------------------
 

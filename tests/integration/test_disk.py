@@ -64,7 +64,7 @@ async def test_each_cpu_has_a_queue(guest_factory: GuestFactory, rayos_daemon: P
 async def test_a_driver_sees_and_uses_what_is_offered(
     guest_factory: GuestFactory, rayos_daemon: PrivateDaemon
 ) -> None:
-    """Geometry, cache mode, discard, a new size, a killed worker: one guest sees it all, without an error."""
+    """Geometry, cache mode, discard, a new size, a reset, a killed worker: one guest sees it all, without an error."""
     async with guest_factory(
         disk="64MiB", gpu={"enabled": False}, net={"enabled": False}, tpm=False, quota={"disk": "96MiB"}
     ) as guest:
@@ -135,6 +135,12 @@ async def test_a_driver_sees_and_uses_what_is_offered(
         (view,) = await guest.client.disks(guest.name)
         assert (view.size_bytes, view.queues) == (96 << 20, 1)
 
+        # The driver resets the device and begins again (RESET_DEVICE), also with a worker that knows it by hearsay.
+        await guest.kill_worker()
+        await guest.reset()
+        await guest.client.wait(guest.name, "ready", timeout_s=90)
+        await guest.kill_worker()
+        await guest.succeed(write)
         assert "I/O error" not in await guest.succeed("dmesg")
 
 

@@ -581,12 +581,15 @@ def test_the_status_is_kept_and_shown(echo: Stepped[EchoBackend], rig: Rig) -> N
 def test_a_changed_configuration_is_told_on_the_backends_channel(
     echo: Stepped[EchoBackend], rig: Rig
 ) -> None:
-    """One message each, none without a channel, and none that waits for a frontend that does not read."""
-    echo.backend.tell_config_change()
+    """One message each; what changed before there was a channel is told on it, once; and none waits for a frontend
+    that does not read."""
+    for _ in range(3):
+        echo.backend.tell_config_change()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
             rig.frontend.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+        assert ours.recv(100) == HEADER.pack(2, 1, 0)
         echo.backend.tell_config_change()
         assert ours.recv(100) == HEADER.pack(2, 1, 0)
         for _ in range(10_000):
