@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test soak soak-64 check format images setup setup-dev lock clean bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
+.PHONY: help run smoke build test soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -32,6 +32,8 @@ check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit/test_imports.py
+
+bench: bench-blk bench-net bench-latency bench-limits bench-gpu bench-scale bench-firewall bench-policy bench-tpm bench-dhcp bench-boot  ## all below but the slow bench-guest
 
 bench-boot: setup-dev build  ## boot time beside QEMU's own virtio devices
 	RAYOS_BENCH_REPORT=1 $(PYTHON) -m benchmarks.boot
