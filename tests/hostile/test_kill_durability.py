@@ -166,7 +166,7 @@ def test_X_write_through_answers_what_is_durable(tmp_path: Path, mode: str) -> N
     if mode == "no flush":
         features &= ~int(BlkFeature.FLUSH)
     with (
-        disk(tmp_path, image, command=command, pure=True, sandbox="off") as kept,
+        disk(tmp_path, image, command=command, sandbox="off") as kept,
         Rig(Link(kept, "disk"), features=features) as rig,
     ):
         if mode == "write through":
