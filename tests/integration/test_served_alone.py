@@ -161,6 +161,15 @@ def test_a_console_is_standard_input_and_output(guest: Guest) -> None:
     guest.shell.expect(wanted)
 
 
+def test_a_display_is_seen_by_qemu(guest: Guest) -> None:
+    """In the chosen mode, with the guest's console on it."""
+    guest.type("cat /sys/class/graphics/fb0/virtual_size; echo dark > /dev/tty0; echo on-$((1+1))\n")
+    guest.shell.expect(f"{WIDTH},{HEIGHT}\r\n")
+    guest.shell.expect("on-2")
+    picture = decode_ppm(guest.screendump().read_bytes())
+    assert (picture.width, picture.height) == (WIDTH, HEIGHT)
+
+
 def test_an_input_device_takes_events_and_tells_lights(guest: Guest) -> None:
     find = "E=/dev/input/$(grep -l 'RayOS keyboard' /sys/class/input/event*/device/name | cut -d/ -f5)"
     guest.type(find + '; head -c 24 $E | hexdump -v -e \'24/1 "%02x" "\\n"\' &\n')
@@ -170,12 +179,3 @@ def test_an_input_device_takes_events_and_tells_lights(guest: Guest) -> None:
     guest.inject((1, capslock, 1), (0, 0, 0), (1, capslock, 0))
     guest.shell.expect(r"01003a0001000000\r\n")
     assert json.loads(guest.events.expect(r"\[\[.*\]\]\n")[0]) == [[17, 1, 1]]
-
-
-def test_a_display_is_seen_by_qemu(guest: Guest) -> None:
-    """In the chosen mode, with the guest's console on it."""
-    guest.type("cat /sys/class/graphics/fb0/virtual_size; echo dark > /dev/tty0; echo on-$((1+1))\n")
-    guest.shell.expect(f"{WIDTH},{HEIGHT}\r\n")
-    guest.shell.expect("on-2")
-    picture = decode_ppm(guest.screendump().read_bytes())
-    assert (picture.width, picture.height) == (WIDTH, HEIGHT)

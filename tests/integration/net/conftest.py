@@ -2,6 +2,8 @@
 was told.
 """
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +34,15 @@ def hook(tmp_path: Path) -> Path:
     )
     script.chmod(0o755)
     return script
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_stays_in_a_lab() -> Iterator[None]:
+    """trio keeps idle threads for ten seconds, each in the namespace where it was started: the tests behind these must
+    not get one of them.
+    """
+    yield
+    deadline = time.monotonic() + 30
+    while any(thread.name.startswith("Trio thread") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "trio's idle threads do not end"
+        time.sleep(0.1)
