@@ -34,7 +34,16 @@ HELLO_TIMEOUT_S: Final = 20.0  # a guest that is still booting gets this long
 FILE_TIMEOUT_S: Final = 120.0
 _HELLO_RETRY_S: Final = 2.0
 _KILL_TIMEOUT_S: Final = 3.0
+_READ_TRIES: Final = 3
 _POWER_OFF_TIMEOUT_S: Final = 5.0
+
+
+class _Overrun(ProtocolError):
+    """The guest wrote faster than this service could read."""
+
+
+class _Overran(GuestGone):
+    """An answer was lost to that: it can be asked for again."""
 
 
 class Agent:
@@ -60,7 +69,7 @@ class Agent:
                     if expected is not None and offset != expected:
                         lost = offset - expected
                         self._protocol = AgentProtocol()
-                        self._take(ProtocolError(f"{lost} bytes of the port were lost"))
+                        self._take(_Overrun(f"{lost} bytes of the port were lost"))
                     expected = offset + len(data)
                     try:
                         for reply in self._protocol.receive(data):
@@ -103,10 +112,16 @@ class Agent:
         Raises:
             NotFound: the guest cannot read it; the message is the guest's.
         """
-        async with self._conversation(timeout_s):
-            with _refusals():
-                _, request = self._protocol.get(path)
-            reply = await self._ask([request])
+        for tries_left in reversed(range(_READ_TRIES)):
+            try:
+                async with self._conversation(timeout_s):
+                    with _refusals():
+                        _, request = self._protocol.get(path)
+                    reply = await self._ask([request])
+                break
+            except _Overran:
+                if not tries_left:
+                    raise
         if isinstance(reply, FileData):
             return reply.data
         raise _unexpected(reply)
@@ -189,7 +204,8 @@ class Agent:
         await self._replied.wait()
         reply = self._reply
         if isinstance(reply, ProtocolError):
-            raise GuestGone(f"the guest's agent broke off: {reply}") from None
+            broken = _Overran if isinstance(reply, _Overrun) else GuestGone
+            raise broken(f"the guest's agent broke off: {reply}") from None
         return reply or Ready()
 
     async def _kill(self) -> None:
