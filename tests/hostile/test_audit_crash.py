@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,9 @@ async def test_a_full_disk_lets_no_right_rise_and_is_told_once_there_is_room(
                 await policy.grant("a", ["gpu"], 60, "x" * 190)
                 granted += 1
         assert 10 < granted < 200
+        for size in reversed(range(190)):  # what is left of the last page takes shorter records
+            with suppress(AuditFailed):
+                await policy.grant("a", ["gpu"], 60, "x" * size)
         with pytest.raises(AuditFailed):
             await policy.grant("a", ["input"], 60, "")
         assert "CAP_INPUT" not in str(policy.grants())
@@ -136,7 +140,7 @@ async def test_a_full_disk_lets_no_right_rise_and_is_told_once_there_is_room(
         assert lost >= 3
         (small_disk / "ballast").unlink()
         await policy.grant("a", ["net"], None, "again")
-        assert policy.records(1)[0].lost == lost
+        assert policy.records(1)[0].lost and sum(one.lost for one in policy.records(1024)) == lost
         assert (await policy.verify())["ok"]
         with pytest.raises(Conflict):
             await policy.delegate("a", "a", ["net"], None)
