@@ -202,18 +202,23 @@ def measure(
     shell: Shell, servers: list[Server], disks: dict[str, str], seconds: float, rounds: int
 ) -> list[list[str]]:
     """A row for each work; `disks` are the guest's names by side."""
-    works: list[tuple[str, float, str, Callable[[str], float]]] = [
-        (job.name, 1e3, "k/s", lambda side, job=job: fio(shell, job, disks[side], seconds))
-        for job in JOBS  # type: ignore[misc]
-    ]
+
+    def files(job: Job) -> Callable[[str], float]:
+        return lambda side: fio(shell, job, disks[side], seconds)
+
+    works = [(job.name, 1e3, "k/s", files(job)) for job in JOBS]
     networks = {"ours": 1, "qemu": 2}
+
+    def stream(is_out: bool) -> Callable[[str], float]:
+        return lambda side: transfer(shell, networks[side], is_out=is_out)
+
     for is_out in (True, False):
         works.append(
             (
                 "TCP guest to host" if is_out else "TCP host to guest",
                 1e6,
                 "MB/s",
-                lambda side, is_out=is_out: transfer(shell, networks[side], is_out=is_out),  # type: ignore[misc]
+                stream(is_out),
             )
         )
     rows = []

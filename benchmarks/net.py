@@ -13,6 +13,7 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,8 @@ def measure(server: Server, case: Case, seconds: float) -> tuple[float, float]:
             kick, call = session.start(index, QUEUE_SIZE, *layout)
             fds += [kick, call]
             queues.append(Queue(session.ram, kick, QUEUE_SIZE, *layout, bool(session.features & EVENT_IDX)))
-        load = NetLoad(*queues, DATA, case.length)
+        rx, tx = queues
+        load = NetLoad(rx, tx, DATA, case.length)
         load.run(0.05, case.is_echo, WINDOW)
         before = server.cpu_seconds
         sent, back, elapsed = load.run(seconds, case.is_echo, WINDOW)
@@ -118,7 +120,7 @@ def guarded(path: Path, *words: str) -> list[str]:
 
 def start(folder: Path, stack: ExitStack, *, is_echo: bool) -> list[Server]:
     port = "--echo" if is_echo else "--sink"
-    commands = {
+    commands: dict[str, Callable[[Path], list[str]]] = {
         "dpdk": lambda path: testpmd(path, is_echo=is_echo),
         "ours": lambda path: ours("net", "--socket", str(path), port, "--rate", str(RATE)),
         "polling": lambda path: ours(

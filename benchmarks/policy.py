@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -22,13 +23,15 @@ from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.revisions import Revisions, load_book
 from rayos_vmm.store import open_store
 from rayos_vmm.vm.identity import claim
-from rayos_vmm.worker.launch import Keeper, start_keeper, stop_keeper
+from rayos_vmm.worker.launch import Keeper, Spawner, stop_keeper
 from rayos_vmm.worker.spec import Device
 
 TARGET_MS = 10.0
 
 
-async def start(revisions: Revisions, folder: Path, number: int, stack: AsyncExitStack) -> None:
+async def start(
+    revisions: Revisions, spawner: Spawner, folder: Path, number: int, stack: AsyncExitStack
+) -> None:
     """A machine of the policy and its worker, which ends with the stack."""
     vm, authority = f"vm{number}", revisions.authority
     run_dir = folder / vm
@@ -37,7 +40,7 @@ async def start(revisions: Revisions, folder: Path, number: int, stack: AsyncExi
     page = os.open(authority.open(vm, run_dir, is_new=True), os.O_RDONLY)
     with claim() as identity:
         devices = [Device(kind="console", name="console")]
-        keeper = await start_keeper(
+        keeper = await spawner.start_keeper(
             vm, run_dir, devices, folder / f"{vm}.log", identity=identity, gate_fd=page
         )
     os.close(page)
@@ -62,10 +65,14 @@ async def measure(count: int, changes: int) -> tuple[list[float], list[float], f
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(revisions.broadcaster.run)
         stack.callback(nursery.cancel_scope.cancel)
-        document = {"zone": {f"zone{number}": {} for number in range(16)}, "host": {"rules": {}}}
+        document: dict[str, Any] = {
+            "zone": {f"zone{number}": {} for number in range(16)},
+            "host": {"rules": {}},
+        }
         await revisions.apply(document)
+        spawner = await stack.enter_async_context(Spawner())
         for number in range(count):
-            await start(revisions, folder, number, stack)
+            await start(revisions, spawner, folder, number, stack)
         state = revisions.broadcaster.distribution
         while any(target.lag or target.applied < 0 for target in state.targets.values()):
             await revisions.broadcaster.changed()

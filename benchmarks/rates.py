@@ -55,6 +55,10 @@ def shaped(rate: float) -> float:
     """The bytes a second that pass at a `rate` of so many."""
     loop = Loop()
     backend, ram = guest(loop)
+
+    def go_on() -> None:
+        backend.run_queue(TX)
+
     backend.change_limit(Limit.RATE, round(rate))
     vring = backend.queues[TX]
     given = before = 0
@@ -64,7 +68,7 @@ def shaped(rate: float) -> float:
             given += SIZE
             struct.pack_into("<H", ram, AVAIL + 2, given & 0xFFFF)
             if backend.run_queue(TX):
-                loop.call_soon(lambda: backend.run_queue(TX))
+                loop.call_soon(go_on)
         loop.step(0.0 if vring.requests == given else 0.05)
         passed = backend.stats.account.counted(Op.NET_TX)[2]
         if not first and passed > max(BURST_SECONDS * rate, LARGEST):
