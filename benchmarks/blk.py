@@ -19,6 +19,7 @@ from benchmarks.frontend.session import Session
 from benchmarks.report import Series, publish, table
 from benchmarks.servers import (
     Server,
+    alone,
     fill_cache,
     forget_cache,
     make_image,
@@ -34,6 +35,8 @@ QUEUE_SIZE = 1024
 #: Guest addresses of table, avail, used, headers, data, statuses, indirect tables.
 LAYOUT = (0x10000, 0x20000, 0x30000, 0x40000, 0x100000, 0x50000, 0x60000)
 RAM_BYTES = 16 << 20
+#: VIRTIO_BLK_F_FLUSH: without it a device writes through, and so does ours.
+F_FLUSH = 1 << 9
 #: Fruitless looks at the used ring before the driver sleeps.
 SPIN_IDLE, SPIN_PINNED = 200, 1 << 30
 
@@ -75,7 +78,7 @@ def measure(server: Server, case: Case, seconds: float) -> tuple[float, float]:
     if case.pinned:
         server.pin({0})
         os.sched_setaffinity(0, {1})
-    session = Session(server.path, RAM_BYTES, 0)
+    session = Session(server.path, RAM_BYTES, F_FLUSH)
     kick, call = session.start(0, QUEUE_SIZE, *LAYOUT[:3])
     try:
         load = BlkLoad(session.ram, kick, call, QUEUE_SIZE, LAYOUT)
@@ -144,7 +147,8 @@ def main() -> None:
                 series = {server.name: Series() for server in servers}
                 for _ in range(arguments.rounds):
                     for server in servers:
-                        rate, cpu = measure(server, case, arguments.seconds)
+                        with alone(server, servers):
+                            rate, cpu = measure(server, case, arguments.seconds)
                         series[server.name].rates.append(rate)
                         series[server.name].cpus.append(cpu)
                 peer = series["qsd"]

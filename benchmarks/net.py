@@ -3,7 +3,8 @@
 The same compiled driver sends as fast as the ring takes frames. *TX*: the server throws them away. *echo*: it swaps the
 Ethernet addresses and sends them back. Our side has gate, bucket, counters and latency samples in place; `no bucket`
 beside it is the same without a bucket; `firewall` has 64 rules and the spoof guard as well; `polling` looks for work up
-to 50 µs before it sleeps, where DPDK looks without end. Driver and server have a core each.
+to 50 µs before it sleeps, where DPDK looks without end. Driver and server have a core each; the other servers stand
+still meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.frontend import build_loads
 from benchmarks.frontend.session import EVENT_IDX, Session
 from benchmarks.guarded import ADDRESS, MAC
 from benchmarks.report import Series, publish, table
-from benchmarks.servers import Server, ours, serve, workspace
+from benchmarks.servers import Server, alone, ours, serve, workspace
 
 QUEUE_SIZE = 256
 RAM_BYTES = 8 << 20
@@ -158,7 +159,8 @@ def main() -> None:
                 series = {server.name: Series() for server in servers}
                 for _ in range(arguments.rounds):
                     for server in servers:
-                        rate, cpu = measure(server, case, arguments.seconds)
+                        with alone(server, servers):
+                            rate, cpu = measure(server, case, arguments.seconds)
                         series[server.name].rates.append(rate)
                         series[server.name].cpus.append(cpu)
                 peer = series.pop("dpdk")
