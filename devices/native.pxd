@@ -3,7 +3,7 @@ cimport cython
 from posix.types cimport off_t
 from posix.time cimport clock_gettime, timespec, CLOCK_MONOTONIC
 from libc.errno cimport errno as c_errno
-from libc.string cimport memcpy
+from libc.string cimport memmove
 
 cdef extern from *:
     void __sync_synchronize() noexcept nogil
@@ -34,6 +34,8 @@ cpdef void signal(int fd) noexcept
 cpdef bint take_signal(int fd) noexcept
 @cython.locals(result=long)
 cpdef int enter(int fd, unsigned int to_submit, unsigned int min_complete, unsigned int flags) noexcept
+@cython.locals(words=cython.p_ushort, first=cython.ushort, second=cython.ushort, third=cython.ushort)
+cpdef void swap(unsigned long long address) noexcept
 cpdef void copy(unsigned long long target, unsigned long long source, unsigned long long size) noexcept
 
 @cython.final
@@ -44,6 +46,7 @@ cdef class Buffers:
     cdef unsigned long long[::1] _words
     cpdef void clear(self) noexcept
     cpdef bint add(self, unsigned long long address, unsigned long long length) noexcept
+    cpdef void set(self, unsigned long long address, unsigned long long length) noexcept
     cpdef tuple at(self, unsigned int index)
     cpdef bint is_full(self) noexcept
     cpdef void drop_last(self) noexcept
@@ -62,6 +65,9 @@ cdef class Buffers:
     cpdef ssize_t receive(self, int fd) noexcept
     @cython.locals(done=ssize_t)
     cpdef ssize_t send(self, int fd) noexcept
+    @cython.locals(at=cython.ulonglong, index=cython.uint, length=cython.ulonglong, start=cython.ulonglong,
+                   part=cython.ulonglong)
+    cpdef void transfer(self, unsigned long long skip, unsigned long long size, Buffers target) noexcept
     cpdef unsigned long long gather(self, unsigned long long skip, unsigned long long size,
                                     unsigned long long target) noexcept
     cpdef unsigned long long scatter(self, unsigned long long skip, unsigned long long size,

@@ -110,6 +110,13 @@ class Buffers:
         self.total += length
         return True
 
+    def set(self, address: int, length: int) -> None:
+        """Hold these `length` bytes alone."""
+        self._words[0] = address
+        self._words[1] = length
+        self.count = 1
+        self.total = length
+
     def at(self, index: int) -> tuple[int, int]:
         """Address and length of one of them."""
         return self._words[2 * index], self._words[2 * index + 1]
@@ -193,6 +200,22 @@ class Buffers:
             return -c_errno if done < 0 else done
         return _result(_libc.writev(fd, self.address, self.count))
 
+    def transfer(self, skip: int, size: int, target: Buffers) -> None:
+        """Copy up to `size` bytes behind the first `skip` to the same place in `target`."""
+        at = 0
+        for index in range(self.count):
+            length = self._words[2 * index + 1]
+            if skip < at + length:
+                start = skip - at if skip > at else 0
+                part = length - start
+                if part > size:
+                    part = size
+                target.scatter(at + start, part, self._words[2 * index] + start)
+                size -= part
+                if size == 0:
+                    break
+            at += length
+
     def gather(self, skip: int, size: int, target: int) -> int:
         """Copy up to `size` bytes out of the buffers, behind the first `skip`, to address `target`; how many."""
         return self._copy(skip, size, target, False)
@@ -223,9 +246,21 @@ class Buffers:
         return done
 
 
-def copy(target: int, source: int, size: int) -> None:
-    """memcpy between addresses that the caller has checked."""
+def swap(address: int) -> None:
+    """Exchange the six bytes at `address`, which the caller has checked, with the six behind them."""
     if cython.compiled:
-        memcpy(cython.cast(cython.p_void, target), cython.cast(cython.p_void, source), size)
+        words = cython.cast(cython.p_ushort, address)
+        first, second, third = words[0], words[1], words[2]
+        words[0], words[1], words[2] = words[3], words[4], words[5]
+        words[3], words[4], words[5] = first, second, third
+    else:
+        pair = ctypes.string_at(address, 12)
+        ctypes.memmove(address, pair[6:] + pair[:6], 12)
+
+
+def copy(target: int, source: int, size: int) -> None:
+    """memmove between addresses that the caller has checked."""
+    if cython.compiled:
+        memmove(cython.cast(cython.p_void, target), cython.cast(cython.p_void, source), size)
     else:
         ctypes.memmove(target, source, size)

@@ -26,7 +26,7 @@ from devices.net.faulty import FaultyPath
 from devices.net.filter import Filter, Judge
 from devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
 from devices.net.port import Port, path_of
-from devices.net.ring import NetRing
+from devices.net.ring import NetRing, RingInlet
 from devices.net.wire import (
     ETHERNET_HEADER_BYTES,
     HEADER_BYTES,
@@ -106,11 +106,12 @@ class NetBackend(Backend):
             for queue, vring in enumerate(self.queues)
         ]
         self.faults: Faults | None = None
+        #: What somebody sees of the frames now.
+        self.capture: Capture | None = None
+        self._route()
         self._timers = [0] * len(self.queues)
         self._listening: set[int] = set()
         self._live: list[int] = []
-        #: What somebody sees of the frames now.
-        self.capture: Capture | None = None
 
     def limit_rate(self, bytes_per_second: float) -> None:
         """Whatever the rate is, each direction is no faster than this; 0 is as fast as it allows."""
@@ -152,7 +153,13 @@ class NetBackend(Backend):
 
     def process(self, queue: int) -> bool:
         # For the receive queue: fresh buffers, so that the port is worth listening to again.
-        has_more = self._transmit(queue) if queue % 2 == TX else self._receive(queue)
+        if queue % 2 == TX:
+            try:
+                has_more = self._transmit(queue)
+            finally:
+                self._rings[queue].path.flush()
+        else:
+            has_more = self._receive(queue)
         if self.judge is not None and self.judge.answers:
             self._answer(self.judge)
         return has_more
@@ -299,6 +306,7 @@ class NetBackend(Backend):
                 ring.buffers.clear()
                 ring.buffers.add(address_of(data), len(data))
                 ring.path.send(ring.buffers)
+                ring.path.flush()
             elif self.queues[RX].attached and (chain := self.queues[RX].pop()) is not None:
                 self._spills[RX][: len(data)] = data
                 self._deliver(RX, chain, len(data), 0)
@@ -333,6 +341,9 @@ class NetBackend(Backend):
             if self.faults is not None:
                 path = FaultyPath(path, self.faults, self.loop, self.stats)
             ring.path = path if self.capture is None else CapturePath(path, self.capture)
+            if queue % 2 == RX:  # whoever stands before the path sees what is received from it
+                own = self._paths[queue // 2]
+                own.set_inlet(RingInlet(ring) if ring.path is own else None)
 
     # -- looked at instead of woken (devices.loop.Watched) -------------------------------------------------------
 

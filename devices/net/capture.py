@@ -105,6 +105,9 @@ class CapturePath(Path):
             self.capture.take(buffers, size, INBOUND)
         return size
 
+    def flush(self) -> None:
+        self.inner.flush()
+
     def has_frame(self) -> bool:
         return self.inner.has_frame()
 

@@ -45,6 +45,10 @@ class FaultyPath(Path):
         buffers = Buffers()
         buffers.add(address_of(frame), len(frame))
         self.path.send(buffers)  # what became of it was told when it was taken
+        self.path.flush()
+
+    def flush(self) -> None:
+        self.path.flush()
 
     def receive(self, buffers: Buffers) -> int:
         for _ in range(MAX_LOST):

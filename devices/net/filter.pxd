@@ -29,12 +29,12 @@ cdef class Filter:
     @cython.locals(verdict=cython.int)
     cpdef int decide(self, unsigned long long size, unsigned long long now_ns) except -1
     @cython.locals(transport=cython.int, at=cython.ulonglong, _=cython.int, verdict=cython.ulonglong)
-    cdef int _recall(self, unsigned long long size, unsigned long long now_ns) noexcept
+    cdef int recall(self, unsigned long long size, unsigned long long now_ns) noexcept
     cdef bint _is_at(self, unsigned long long at) noexcept
     @cython.locals(mixed=cython.ulonglong)
     cdef unsigned long long _find(self) noexcept
     @cython.locals(stamp=cython.ulonglong, verdict=cython.ulonglong)
-    cdef int _ask(self, unsigned long long size, unsigned long long now_ns) except -1
+    cdef int ask(self, unsigned long long size, unsigned long long now_ns) except -1
     @cython.locals(first=cython.ulonglong, place=cython.ulonglong, oldest=cython.ulonglong, at=cython.ulonglong,
                    age=cython.ulonglong, way=cython.ulonglong)
     cdef void _keep(self, unsigned long long stamp, unsigned long long now_ns, unsigned long long verdict) noexcept

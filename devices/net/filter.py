@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 from devices.native import Buffers, address_of
 from devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, SLOT_SHIFT, SLOTS
-from devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES
+from devices.net.wire import HEAD_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, WHOLE_BYTES
 
 SLOT_MASK: Final = SLOTS - 1
 
@@ -34,9 +34,6 @@ WAYS: Final = 4
 WORDS: Final = 8
 HOLD_NS: Final = 1_000_000_000
 
-#: Up to this size a frame is copied whole; of a longer one the headers.
-WHOLE_BYTES: Final = 256
-HEAD_BYTES: Final = 128
 #: In the room the frame begins here, so that the fields of an IPv4 header lie as their sizes ask.
 MARGIN: Final = 2
 
@@ -115,20 +112,19 @@ class Filter:
             return self.decide(size, now_ns)
         head = HEAD_BYTES
         buffers.gather(0, head, self.address)
-        verdict = self._recall(size, now_ns)
+        verdict = self.recall(size, now_ns)
         if verdict and (verdict != ALLOW or buffers.shadow(head, self.address)):
             return verdict
         buffers.gather(head, size - head, self.address + head)
-        buffers.clear()
-        buffers.add(self.address, size)
-        return verdict if verdict else self._ask(size, now_ns)
+        buffers.set(self.address, size)
+        return verdict if verdict else self.ask(size, now_ns)
 
     def decide(self, size: int, now_ns: int) -> int:
         """ALLOW, DENY or REJECT for the frame in the room, of `size` bytes with its header."""
-        verdict = self._recall(size, now_ns)
-        return verdict if verdict else self._ask(size, now_ns)
+        verdict = self.recall(size, now_ns)
+        return verdict if verdict else self.ask(size, now_ns)
 
-    def _recall(self, size: int, now_ns: int) -> int:
+    def recall(self, size: int, now_ns: int) -> int:
         """The action for the frame in the room; 0: ask."""
         transport = self._plain(size)
         if self.is_outgoing and self._bytes[2] | self._bytes[3] and not self._is_sound_offload(transport):
@@ -176,7 +172,7 @@ class Filter:
         mixed = (mixed ^ (mixed >> 32)) & SET_MASK
         return mixed * (_WAYS * WORDS)
 
-    def _ask(self, size: int, now_ns: int) -> int:
+    def ask(self, size: int, now_ns: int) -> int:
         self.asked += 1
         # Before the judge: what changes while it thinks must not be covered by its answer.
         stamp = self._epoch[0] + self._page[0]

@@ -3,11 +3,12 @@ cimport cython
 from devices.native cimport Buffers
 from devices.net.queue cimport FrameQueue
 
-cdef int EMPTY, HEADER_BYTES, ETHERNET_HEADER_BYTES
+cdef int EMPTY
 
 cdef class Path:
     cpdef long long send(self, Buffers buffers) except? -9999
     cpdef long long receive(self, Buffers buffers) except? -9999
+    cpdef void flush(self) noexcept
     cpdef bint has_frame(self) noexcept
     cpdef void set_awake(self, bint awake) noexcept
 
@@ -16,7 +17,6 @@ cdef class FilePath(Path):
 
 cdef class QueuePath(Path):
     cdef readonly FrameQueue outgoing, incoming
-    cdef bint is_echo
 
 cdef class ViewPath(Path):
     cdef readonly object port

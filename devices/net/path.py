@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from devices.native import Buffers
 from devices.net.outcome import EMPTY
-from devices.net.queue import FrameQueue
-from devices.net.wire import ETHERNET_HEADER_BYTES, HEADER_BYTES
+from devices.net.queue import FrameQueue, Inlet
 
 if TYPE_CHECKING:
     from devices.net.port import FramePort
@@ -28,6 +27,12 @@ class Path:
     def receive(self, buffers: Buffers) -> int:
         """One frame with its header into the buffers; its bytes, EMPTY when none waits, or minus errno."""
         return EMPTY
+
+    def flush(self) -> None:
+        """No more frames are sent for now."""
+
+    def set_inlet(self, inlet: Inlet | None) -> None:
+        """Who takes frames that would be received, as they come, where that is possible."""
 
     def has_frame(self) -> bool:
         """A frame waits, as far as can be seen without a system call."""
@@ -51,18 +56,20 @@ class FilePath(Path):
 
 
 class QueuePath(Path):
-    """Sends into one queue and receives from another; an echo when they are the same, the addresses exchanged."""
+    """Sends into one queue and receives from another, or from the same: an echo."""
 
     def __init__(self, outgoing: FrameQueue, incoming: FrameQueue) -> None:
         self.outgoing = outgoing
         self.incoming = incoming
-        self.is_echo = outgoing is incoming
 
     def send(self, buffers: Buffers) -> int:
-        size = self.outgoing.push(buffers)
-        if self.is_echo and size >= HEADER_BYTES + ETHERNET_HEADER_BYTES:
-            self.outgoing.swap_addresses()
-        return size
+        return self.outgoing.push(buffers)
+
+    def flush(self) -> None:
+        self.outgoing.flush()
+
+    def set_inlet(self, inlet: Inlet | None) -> None:
+        self.incoming.set_inlet(inlet)
 
     def receive(self, buffers: Buffers) -> int:
         size = self.incoming.pop(buffers)

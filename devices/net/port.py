@@ -198,7 +198,7 @@ class EchoPort(QueuePort):
     """Sends every frame back with its Ethernet addresses swapped."""
 
     def __init__(self) -> None:
-        both = FrameQueue()
+        both = FrameQueue(is_echo=True)
         super().__init__(both, both)
 
 

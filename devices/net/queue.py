@@ -1,14 +1,15 @@
-"""Frames that wait inside a process: behind the echo, and between two ports that are joined without a tap.
+"""Frames inside a process, from one ring to another: behind the echo, and between two ports joined without a tap.
 
-One block of memory, frames one behind the other, the oldest given up when there is no room: as a switch does it.
+A frame for which the receiving ring has a chain goes right there, copied once. Others wait: one block of memory, frames
+one behind the other, the oldest given up when there is no room, as a switch does it.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Final, cast
 
-from devices.native import Buffers, address_of, copy, signal, take_signal
+from devices.native import Buffers, address_of, signal, swap, take_signal
 from devices.net.wire import HEADER_BYTES
 
 #: Frames that wait at most, and their bytes.
@@ -18,12 +19,27 @@ LIMIT_MASK: Final = LIMIT - 1
 ADDRESS_BYTES: Final = 6
 
 
-class FrameQueue:
-    """`fd` is readable while frames wait (once `pop` found none it has to be told again)."""
+class Inlet:
+    """Who takes frames as they come."""
 
-    def __init__(self) -> None:
+    def accept(self, buffers: Buffers, is_echo: bool) -> bool:
+        """Take a frame with its header, with its Ethernet addresses exchanged if `is_echo`; False: not now."""
+        return False
+
+    def flush(self) -> None:
+        """No more frames for now: tell the driver of those that were accepted."""
+
+
+class FrameQueue:
+    """`fd` is readable while frames wait (once `pop` found none it has to be told again). An echo exchanges the
+    Ethernet addresses of each."""
+
+    def __init__(self, *, is_echo: bool = False) -> None:
+        self._is_echo = is_echo
+        self._inlet = cast("Inlet", None)
+        self._has_inlet = False
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        room = bytearray(ROOM_BYTES + ADDRESS_BYTES)
+        room = bytearray(ROOM_BYTES)
         self._address = address_of(room)
         self._room = memoryview(room)
         self._starts = memoryview(bytearray(8 * LIMIT)).cast("Q")
@@ -36,10 +52,17 @@ class FrameQueue:
         #: Frames given up for newer ones.
         self.lost = 0
 
+    def set_inlet(self, inlet: Inlet | None) -> None:
+        """Who takes a frame at once when none waits before it; None: they all wait."""
+        self._inlet = cast("Inlet", inlet)
+        self._has_inlet = inlet is not None
+
     def push(self, buffers: Buffers) -> int:
-        """Keep a copy of a frame with its header; its bytes."""
+        """Pass on or keep a copy of a frame with its header; its bytes."""
         size = buffers.total
         if self._count == 0:
+            if self._has_inlet and self._inlet.accept(buffers, self._is_echo):
+                return size
             self._end = 0  # memory that was just read from is still in the cache
         start = self._end
         if start + size > ROOM_BYTES:
@@ -49,6 +72,8 @@ class FrameQueue:
         while self._count == LIMIT or (self._count and self._is_in_the_way(start, size)):
             self._drop()
         buffers.gather(0, size, self._address + start)
+        if self._is_echo and size >= HEADER_BYTES + 2 * ADDRESS_BYTES:
+            swap(self._address + start + HEADER_BYTES)
         slot = (self._first + self._count) & LIMIT_MASK
         self._starts[slot] = start
         self._sizes[slot] = size
@@ -68,14 +93,10 @@ class FrameQueue:
         self._count -= 1
         self.lost += 1
 
-    def swap_addresses(self) -> None:
-        """Exchange the Ethernet addresses of the frame pushed last, which has both."""
-        slot = (self._first + self._count - 1) & LIMIT_MASK
-        at = self._address + self._starts[slot] + HEADER_BYTES
-        spare = self._address + ROOM_BYTES
-        copy(spare, at, ADDRESS_BYTES)
-        copy(at, at + ADDRESS_BYTES, ADDRESS_BYTES)
-        copy(at + ADDRESS_BYTES, spare, ADDRESS_BYTES)
+    def flush(self) -> None:
+        """Nothing more is pushed for now."""
+        if self._has_inlet:
+            self._inlet.flush()
 
     def pop(self, buffers: Buffers) -> int:
         """Move the oldest frame into the buffers; its bytes, 0 when there is none."""

@@ -2,15 +2,16 @@
 cimport cython
 from devices.bucket cimport TokenBucket
 from devices.gate cimport Gate
-from devices.native cimport Buffers, now_ns
+from devices.native cimport Buffers, now_ns, swap
 from devices.net.filter cimport Filter
 from devices.net.path cimport Path
+from devices.net.queue cimport Inlet
 from devices.stats cimport Stats
 from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
 cdef int ALLOW, PUBLISH_EVERY, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
-cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET
+cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET, WHOLE_BYTES, HEAD_BYTES
 
 @cython.final
 cdef class NetRing:
@@ -28,7 +29,7 @@ cdef class NetRing:
     cdef readonly unsigned long long size, inside
     cdef public int publish_every
     cdef unsigned long long _clock, _shaped, _received, _gated, _filtered
-    cdef unsigned int _turn
+    cdef unsigned int _turn, _accepted
     cdef bint _is_sampled
 
     cpdef shape(self, bucket)
@@ -36,6 +37,7 @@ cdef class NetRing:
     cpdef int transmit(self, int budget) except? -9
     @cython.locals(vring=Vring, head=cython.int)
     cdef int _next(self) except? -9
+    cdef bint _must_wait(self) noexcept
     @cython.locals(vring=Vring, size=cython.ulonglong, index=cython.uint)
     cdef bint _send(self) except -1
     cpdef bint forward(self, unsigned long long size) except -1
@@ -45,10 +47,20 @@ cdef class NetRing:
     cdef void _sample(self, int operation, unsigned long long size) noexcept
     @cython.locals(vring=Vring, head=cython.int, size=cython.longlong)
     cpdef int receive(self, int budget) except? -9
-    @cython.locals(vring=Vring, index=cython.uint)
     cdef void _collect(self) noexcept
-    @cython.locals(vring=Vring, index=cython.uint)
+    @cython.locals(vring=Vring, first=cython.uint, index=cython.uint)
+    cdef void _open(self) noexcept
     cdef bint _admit(self, unsigned long long size) except -1
-    @cython.locals(vring=Vring, first=cython.uint, region=Region, at=cython.ulonglong)
+    @cython.locals(vring=Vring, first=cython.uint)
     cdef bint _deliver(self, unsigned int head, unsigned long long size) except -1
+    @cython.locals(vring=Vring, first=cython.uint, region=Region, at=cython.ulonglong)
+    cdef void _complete(self, unsigned int head, unsigned long long size) noexcept
+    @cython.locals(vring=Vring, size=cython.ulonglong, head=cython.int, first=cython.uint)
+    cpdef bint accept(self, Buffers buffers, bint is_echo) except -1
+    @cython.locals(inside=cython.ulonglong, verdict=cython.int)
+    cdef bint _pour(self, Buffers buffers, unsigned long long size, bint is_echo) except -1
+    cpdef void flush(self) noexcept
     cpdef received(self, unsigned long long size)
+
+cdef class RingInlet(Inlet):
+    cdef NetRing ring

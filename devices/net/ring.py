@@ -2,9 +2,11 @@
 
 Out: take -> length -> gate -> bucket -> filter -> one send of the guest's own pages -> count -> push. In: take ->
 bucket -> one receive into the guest's own pages -> length, gate -> number of buffers -> count -> push; with a filter
-into its room, and from there into the guest's pages. A chain that is odd (too many pieces, a header in two, a frame
-over several receive buffers) is left to the general path: the loop returns with it in hand. The clock is read, and
-a frame sampled, once a call and every 64th time behind: between them the bucket sees no time pass.
+into its room, and from there into the guest's pages. In from another ring of this process: length, gate -> bucket ->
+take -> headers into the room -> filter -> those and the sender's pages into the guest's -> count -> push. A chain that
+is odd (too many pieces, a header in two, a frame over several receive buffers) is left to the general path: the loop
+returns with it in hand. The clock is read, and a frame sampled, once a call and every 64th time behind: between them
+the bucket sees no time pass.
 """
 
 from __future__ import annotations
@@ -12,12 +14,21 @@ from __future__ import annotations
 from typing import Final, cast
 
 from devices.bucket import TokenBucket
+from devices.errors import QueueError
 from devices.gate import Denial, Gate, Op
-from devices.native import Buffers, now_ns
+from devices.native import Buffers, now_ns, swap
 from devices.net.filter import Filter
 from devices.net.outcome import ALLOW, DRY, EMPTY, FAILED, QUIET, SPENT, WAIT
 from devices.net.path import Path
-from devices.net.wire import ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, NUM_BUFFERS_OFFSET
+from devices.net.queue import Inlet
+from devices.net.wire import (
+    ETHERNET_HEADER_BYTES,
+    HEAD_BYTES,
+    HEADER_BYTES,
+    MAX_FRAME_BYTES,
+    NUM_BUFFERS_OFFSET,
+    WHOLE_BYTES,
+)
 from devices.stats import Stats
 from devices.virtio.vring import Vring
 
@@ -61,6 +72,7 @@ class NetRing:
         self.inside = 0
         self.publish_every = PUBLISH_EVERY
         self._turn = 0
+        self._accepted = 0
         # The last look at the clock; and of a sampled frame, when its stages were over.
         self._clock = 0
         self._is_sampled = False
@@ -96,6 +108,18 @@ class NetRing:
     def _next(self) -> int:
         """The head of the next chain; or publishes and says why there is none: WAIT, DRY."""
         vring = self.vring
+        if self._must_wait():
+            vring.publish()
+            return WAIT
+        while True:
+            head = vring.take()
+            if head >= 0:
+                return head
+            vring.publish()
+            if not vring.arm():
+                return DRY
+
+    def _must_wait(self) -> bool:
         self._turn += 1
         if self._turn & self.stats.sample_mask == 0:
             self._is_sampled = True
@@ -104,17 +128,10 @@ class NetRing:
             # Only now it is worth a look at the clock.
             self._clock = now_ns()
             if self.bucket.wait(self._clock * 1e-9) > 0.0:
-                vring.publish()
-                return WAIT
+                return True
         if self._is_sampled:
             self._shaped = now_ns()
-        while True:
-            head = vring.take()
-            if head >= 0:
-                return head
-            vring.publish()
-            if not vring.arm():
-                return DRY
+        return False
 
     def _send(self) -> bool:
         vring = self.vring
@@ -128,6 +145,10 @@ class NetRing:
         if self._is_sampled:
             self._received = self._shaped
             self._gated = self._filtered = now_ns()
+        if vring.readable_count == 1:
+            self.buffers.set(vring.addresses[0], vring.lengths[0])
+            self.forward(size)
+            return True
         self.buffers.clear()
         for index in range(vring.readable_count):
             if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
@@ -209,18 +230,26 @@ class NetRing:
 
     def _collect(self) -> None:
         """The chain's writable buffers, as many as there is room for, and behind them the spill; or only a room."""
-        vring = self.vring
-        self.buffers.clear()
         if self.is_filtered:
-            self.buffers.add(self.spill, MAX_BYTES)
+            self.buffers.set(self.spill, MAX_BYTES)
             return
-        for index in range(vring.readable_count, vring.count):
-            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
-                break
+        self._open()
         if self.buffers.is_full():
             self.buffers.drop_last()
         self.inside = self.buffers.total
         self.buffers.add(self.spill, MAX_BYTES)
+
+    def _open(self) -> None:
+        """The chain's writable buffers, as many as there is room for."""
+        vring = self.vring
+        first = vring.readable_count
+        if vring.count == first + 1:
+            self.buffers.set(vring.addresses[first], vring.lengths[first])
+            return
+        self.buffers.clear()
+        for index in range(first, vring.count):
+            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
+                break
 
     def _admit(self, size: int) -> bool:
         """Whether the frame in the room may go on, to the guest's pages if they take it whole."""
@@ -234,11 +263,7 @@ class NetRing:
             return False
         if self._is_sampled:
             self._filtered = now_ns()
-        self.buffers.clear()
-        vring = self.vring
-        for index in range(vring.readable_count, vring.count):
-            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
-                break
+        self._open()
         if size <= self.buffers.total:
             self.inside = self.buffers.scatter(0, size, self.spill)
         return True
@@ -258,14 +283,94 @@ class NetRing:
             return False
         if not self.is_filtered and self._is_sampled:
             self._gated = self._filtered = now_ns()
+        self._complete(head, size)
+        return True
+
+    def _complete(self, head: int, size: int) -> None:
+        """The frame lies in one chain, whose first buffer has its header."""
+        vring = self.vring
+        first = vring.readable_count
         region = vring.regions[first]
         at = vring.starts[first] + NUM_BUFFERS_OFFSET
         region.ram[at] = 1
         region.ram[at + 1] = 0
         vring.push(head, size)
         self._count(RX_OP, size - HEADER_BYTES)
+
+    def accept(self, buffers: Buffers, is_echo: bool) -> bool:
+        """Take a frame from another ring's chain into the next chain here; what is not plain is left to `receive`."""
+        vring = self.vring
+        size = buffers.total
+        if size < MIN_BYTES or size > MAX_BYTES or not self._mask[0] >> RX_OP & 1:
+            return False
+        if self._accepted == 0:
+            self._clock = now_ns()
+            self._is_sampled = True
+        if self._must_wait():
+            return False
+        try:
+            head = vring.take()
+        except QueueError:
+            return False  # the vring latched itself, counted and signalled
+        if head < 0:
+            return False
+        self._open()
+        first = vring.readable_count
+        if self.buffers.total < size or vring.lengths[first] < HEADER_BYTES:
+            vring.unpop(head)
+            return False
+        if self._is_sampled:
+            self._received = self._gated = self._filtered = now_ns()
+        self._accepted += 1
+        if self._pour(buffers, size, is_echo):
+            self._complete(head, size)
+            if self._accepted % self.publish_every == 0:
+                vring.publish()
+        else:
+            vring.unpop(head)
         return True
+
+    def _pour(self, buffers: Buffers, size: int, is_echo: bool) -> bool:
+        """Fill the chain in `self.buffers`, headers by way of the room; False: the filter refused the frame."""
+        inside = size if size <= WHOLE_BYTES else HEAD_BYTES
+        buffers.gather(0, inside, self.spill)
+        if is_echo:
+            swap(self.spill + HEADER_BYTES)
+        if self.is_filtered:
+            verdict = self.filter.recall(size, self._clock)
+            if verdict == 0:
+                buffers.gather(inside, size - inside, self.spill + inside)
+                inside = size
+                verdict = self.filter.ask(size, self._clock)
+            if verdict != ALLOW:
+                self._refuse(RX_OP, size)
+                return False
+            if self._is_sampled:
+                self._filtered = now_ns()
+        self.buffers.scatter(0, inside, self.spill)
+        if inside < size:
+            buffers.transfer(inside, size - inside, self.buffers)
+        return True
+
+    def flush(self) -> None:
+        """Tell the driver of what was accepted."""
+        if self._accepted:
+            self._accepted = 0
+            self.vring.publish()
 
     def received(self, size: int) -> None:
         """Count a frame of `size` bytes with header that the general path delivered."""
         self._count(RX_OP, size - HEADER_BYTES)
+
+
+class RingInlet(Inlet):
+    """A receiving ring, to those who send."""
+
+    def __init__(self, ring: NetRing) -> None:
+        self.ring = ring
+
+    def accept(self, buffers: Buffers, is_echo: bool) -> bool:
+        return self.ring.accept(buffers, is_echo)
+
+    def flush(self) -> None:
+        self.ring.flush()

@@ -14,6 +14,10 @@ ETHERNET_HEADER_BYTES: Final = 14
 #: A GSO segment is at most 64 KiB of IP packet behind its Ethernet header and a VLAN tag.
 MAX_FRAME_BYTES: Final = ETHERNET_HEADER_BYTES + 4 + 65535
 
+#: Where frames are looked at, one up to this size is copied whole; of a longer one the headers.
+WHOLE_BYTES: Final = 256
+HEAD_BYTES: Final = 128
+
 
 class NetFeature(IntFlag):
     """5.1.3. MAC, STATUS and MTU fields of the configuration space are the frontend's (QEMU's) to offer and fill, and
