@@ -6,10 +6,9 @@ ones; the relay agent information is last and as it came.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from typing import Final, NamedTuple
 
 from net.dhcp import message as wire
 from net.dhcp import option
@@ -33,8 +32,7 @@ class Route(Enum):
     BROADCAST = "broadcast"  # a frame to everybody
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A datagram for a client: `ip` is the destination (for HARDWARE the client's future address)."""
 
     data: bytes
@@ -73,7 +71,7 @@ class Answers:
         self, request: Message, kind: MessageType, ip: int, seconds: int | None, *, rapid: bool = False
     ) -> Reply:
         """An OFFER or ACK of `ip` for `seconds`; with `seconds` None the ACK to an INFORM (RFC 2131, 4.3.5)."""
-        boot = self._boot(request)
+        boot = self._boot(request) if self._files else None
         asked = request.options.get(55, self._default_list)
         options = [self._start(kind, self.server_id(request), seconds)]
         if rapid:

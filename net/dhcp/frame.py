@@ -16,6 +16,8 @@ ETHER_ARP: Final = b"\x08\x06"
 SERVER_PORT: Final = 67  # RFC 2131, 4.1
 CLIENT_PORT: Final = 68
 
+_ETHER_IP: Final = struct.Struct("!6x6sHBxH2xHxB2xII")  # up to the addresses, without what is not looked at
+_UDP: Final = struct.Struct("!HHH")
 _IP_UDP: Final = struct.Struct("!BBHHHBBHIIHHHH")
 _ARP: Final = struct.Struct("!HHBBH6s4s6s4s")
 _ARP_AT: Final = 14
@@ -46,27 +48,21 @@ class Arp(NamedTuple):
 def datagram(frame: bytes, port: int) -> Datagram | None:
     """The UDP datagram to `port` in an Ethernet frame, or None when the frame is anything else."""
     size = len(frame)
-    if size < _FRAME_MIN or frame[12:14] != ETHER_IPV4:
+    if size < _FRAME_MIN:
         return None
-    version_length = frame[14]
+    hardware, kind, version_length, total, fragment, protocol, source, destination = _ETHER_IP.unpack_from(
+        frame
+    )
     header = (version_length & 0x0F) * 4
     at = _IP_AT + header
-    if version_length >> 4 != 4 or header < 20 or at + 8 > size or frame[23] != 17:
+    if kind != 0x0800 or version_length >> 4 != 4 or header < 20 or at + 8 > size or protocol != 17:
         return None
-    total = int.from_bytes(frame[16:18], "big")
-    fragment = int.from_bytes(frame[20:22], "big")
-    length = int.from_bytes(frame[at + 4 : at + 6], "big")
     if fragment & 0x3FFF or total < header + 8 or _IP_AT + total > size:
         return None
-    if not 8 <= length <= total - header or int.from_bytes(frame[at + 2 : at + 4], "big") != port:
+    source_port, destination_port, length = _UDP.unpack_from(frame, at)
+    if not 8 <= length <= total - header or destination_port != port:
         return None
-    return Datagram(
-        frame[6:12],
-        int.from_bytes(frame[26:30], "big"),
-        int.from_bytes(frame[30:34], "big"),
-        int.from_bytes(frame[at : at + 2], "big"),
-        frame[at + 8 : at + length],
-    )
+    return Datagram(hardware, source, destination, source_port, frame[at + 8 : at + length])
 
 
 def udp_frame(

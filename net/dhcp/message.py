@@ -96,7 +96,7 @@ def decode(data: bytes) -> Message:
         raise BadMessage(f"cookie {cookie.hex()}; it must be {COOKIE.hex()}")
     options: dict[int, bytes] = {}
     try:
-        option.scan(data[HEADER_SIZE:], options)
+        option.scan(data, options, HEADER_SIZE)
         overload = options.pop(Code.OVERLOAD, None)
         if overload is not None:
             sname, file = _read_overload(overload, sname, file, options)

@@ -71,13 +71,13 @@ class BadOption(ValueError):
     """The remote side sent an option area that breaks the format."""
 
 
-def scan(area: bytes, into: dict[int, bytes]) -> None:
-    """Read one option area into `into`; a code that is there already is continued (RFC 3396, 5).
+def scan(area: bytes, into: dict[int, bytes], at: int = 0) -> None:
+    """Read one option area, from byte `at` on, into `into`; a code that is there already is continued (RFC
+    3396, 5).
 
     Raises BadOption when a length passes the end of the area or the end option is missing.
     """
-    at = 0
-    size = len(area)
+    first, size = at, len(area)
     while at < size:
         code = area[at]
         if code == 255:
@@ -86,7 +86,7 @@ def scan(area: bytes, into: dict[int, bytes]) -> None:
         if code == 0:
             continue
         if at >= size:
-            raise BadOption(f"option {code} at byte {at - 1} has no length byte")
+            raise BadOption(f"option {code} at byte {at - 1 - first} has no length byte")
         length = area[at]
         at += 1
         stop = at + length
@@ -94,7 +94,7 @@ def scan(area: bytes, into: dict[int, bytes]) -> None:
             raise BadOption(f"option {code} is {length} bytes long, {size - at} are left")
         into[code] = into[code] + area[at:stop] if code in into else area[at:stop]
         at = stop
-    raise BadOption(f"no end option in an area of {size} bytes")
+    raise BadOption(f"no end option in an area of {size - first} bytes")
 
 
 def encode(code: int, value: bytes) -> bytes:

@@ -105,6 +105,10 @@ class Pool:
         ip = binding.ip
         before = self.by_ip.get(ip)
         if before is not None:
+            if _is_kept(before, binding) and self.by_client.get(binding.client) is before:
+                self.by_ip[ip] = self.by_client[binding.client] = binding
+                self._expect(binding)
+                return
             self._forget(before)
         other = self.by_client.get(binding.client)
         if other is not None and other.ip != ip and other.state in ACTIVE and binding.state in ACTIVE:
@@ -119,10 +123,7 @@ class Pool:
             return
         if binding.state in ACTIVE:
             self._ports.setdefault(binding.port, set()).add(ip)
-        if binding.expires != FOREVER:
-            heapq.heappush(self._expiry, (binding.expires, ip))
-            if len(self._expiry) > 64 + 4 * len(self.by_ip):
-                self._tidy()
+        self._expect(binding)
 
     def held_by(self, port: str) -> set[int]:
         """The addresses offered or leased on a port."""
@@ -153,6 +154,12 @@ class Pool:
             binding = self.by_ip[ip]
             gone.append(binding)
             self.put(binding.changed(State.EXPIRED, binding.expires))
+
+    def _expect(self, binding: Binding) -> None:
+        if binding.expires != FOREVER:
+            heapq.heappush(self._expiry, (binding.expires, binding.ip))
+            if len(self._expiry) > 64 + 4 * len(self.by_ip):
+                self._tidy()
 
     def _is_obtainable(self, ip: int, hardware: bytes, now: float) -> bool:
         # A reserved address: not while its former user's lease runs, nor in quarantine.
@@ -200,3 +207,13 @@ class Pool:
             if one.state not in FREE and one.expires != FOREVER
         ]
         heapq.heapify(self._expiry)
+
+
+def _is_kept(before: Binding, after: Binding) -> bool:
+    # The usual case, an offer taken or a lease renewed: the address stays in the tables where it is.
+    return (
+        after.state in ACTIVE
+        and before.state in ACTIVE
+        and before.client == after.client
+        and before.port == after.port
+    )

@@ -197,14 +197,20 @@ class Server:
             if source.unicast and request.ciaddr and not own.contains(request.ciaddr):
                 return next((one for one in self.pools if one.contains(request.ciaddr)), own)
             return own
-        relay = request.giaddr
-        if not any(first <= relay <= last for first, last in self._relays):
+        at = request.giaddr
+        for first, last in self._relays:
+            if first <= at <= last:
+                break
+        else:
             return None
-        selected = option.u32(relay_value(request, RelayCode.LINK_SELECTION))
-        if selected is None:
-            selected = option.u32(request.options.get(118))
-        at = selected or request.giaddr
-        return next((one for one in self.pools if one.contains(at)), None)
+        options = request.options
+        if 82 in options or 118 in options:
+            selected = option.u32(relay_value(request, RelayCode.LINK_SELECTION))
+            at = selected or option.u32(options.get(118)) or at
+        for pool in self.pools:
+            if pool.contains(at):
+                return pool
+        return None
 
     def _discover(self, pool: Pool, request: Message, source: Source, now: float) -> list[Action]:
         config = pool.config

@@ -1,13 +1,12 @@
 """What the DHCP server is told about a datagram, and what it wants done (the shell's side of `net.dhcp.server`)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from net.dhcp.answer import Reply
 from net.dhcp.binding import Binding, LeaseEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where a datagram came from: the port (a tap's name, "" unknown), whether it was sent to us alone, and the
     frame's sender where that has to be the client itself.
     """
@@ -17,15 +16,13 @@ class Source:
     hardware: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Put the reply on the wire now."""
 
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """Store the binding, then send the reply and tell the event, if any."""
 
     binding: Binding
@@ -33,15 +30,13 @@ class Commit:
     event: LeaseEvent | None
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """Ask by ARP who has the address."""
 
     ip: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(NamedTuple):
     """A lease changed; nothing to store that a restart would not find out by itself."""
 
     event: LeaseEvent

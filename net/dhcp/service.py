@@ -29,6 +29,7 @@ from net.dhcp.clock import Clock
 from net.dhcp.config import SubnetConfig
 from net.dhcp.exchange import Exchange
 from net.dhcp.listener import Listener
+from net.dhcp.pace import BURST, Pace
 from net.dhcp.packet_socket import LinkGone
 from net.dhcp.server import Server
 from net.dhcp.server_action import Action, Commit, Probe, Send, Source, Tell
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 32  # ARP packets handled before other tasks get a turn
 PENDING_MAX: Final = 4096  # ACKs that may wait for the disk; beyond, requests are dropped and come again
-BURST: Final = 32  # ACKs at once: a longer burst overflows the receive buffers of clients
-BURST_PAUSE_SECONDS: Final = 0.001
 _LOG_EVERY_SECONDS: Final = 10.0
 
 
@@ -73,7 +72,8 @@ class DhcpService:
         self._raw: socket.socket
         self._arp: socket.socket
         self._hardware = b""
-        self._burst = 0  # replies without a pause
+        self._sent = 0  # replies of this turn
+        self._offers, self._acks = Pace(), Pace()
         config = server.config
         self._own = int(config.server)
         self._everyone = (BROADCAST, int(config.network.broadcast_address))
@@ -178,10 +178,9 @@ class DhcpService:
 
     def _settle(self) -> float:
         self._arm()
-        if self._burst < BURST:  # only for replies: what is dropped must not hold up the others
-            return 0.0
-        self._burst = 0
-        return BURST_PAUSE_SECONDS
+        # Only for replies: what is dropped must not hold up the others.
+        sent, self._sent = self._sent, 0
+        return self._offers.pause(sent, self._clock.now())
 
     async def _receive_arp(self) -> None:
         while True:
@@ -232,17 +231,19 @@ class DhcpService:
                         self._events(one.event)
             if self._settled is not None:
                 await self._settled()
-            for number, one in enumerate(batch, 1):
-                if one.reply is not None:
-                    self._send(one.reply)
-                if number % BURST == 0:
-                    await trio.sleep(BURST_PAUSE_SECONDS)
+            for at in range(0, len(batch), BURST):
+                replies = [one.reply for one in batch[at : at + BURST] if one.reply is not None]
+                for reply in replies:
+                    self._send(reply)
+                pause = self._acks.pause(len(replies), self._clock.now())
+                if pause:
+                    await trio.sleep(pause)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Send(reply):
-                    self._burst += 1
+                    self._sent += 1
                     self._send(reply)
                 case Commit():
                     if len(self._pending) >= PENDING_MAX:

@@ -8,7 +8,7 @@ keeps the server from starting.
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,7 +21,9 @@ CREATE TABLE IF NOT EXISTS binding (
     state TEXT NOT NULL, expires REAL, since REAL NOT NULL, port TEXT NOT NULL
 ) WITHOUT ROWID, STRICT
 """
-_WRITE: Final = "INSERT OR REPLACE INTO binding VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_WRITE: Final = "INSERT OR REPLACE INTO binding VALUES "
+_ROW: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ROWS_MAX: Final = 64  # in one statement
 _READ: Final = "SELECT ip, client, hardware, client_id, host_name, state, expires, since, port FROM binding"
 
 
@@ -68,7 +70,7 @@ class LeaseStore:
         """Bring the bindings to stable storage in one transaction. Raises StoreError when that fails (disk
         full).
         """
-        rows = [
+        values = [
             (
                 one.ip,
                 one.client,
@@ -82,12 +84,23 @@ class LeaseStore:
             )
             for one in bindings
         ]
+        # A statement gives the interpreter up once, whatever it writes: with one for each row this thread and the
+        # one that answers clients would take turns.
+        parts = [values[at : at + ROWS_MAX] for at in range(0, len(values), ROWS_MAX)]
         try:
+            if len(parts) == 1:
+                self._insert(parts[0])
+                return
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany(_WRITE, rows)
+                for part in parts:
+                    self._insert(part)
         except sqlite3.Error as error:
             raise StoreError(self._why(error)) from error
+
+    def _insert(self, rows: Sequence[tuple[object, ...]]) -> None:
+        text = _WRITE + ", ".join((_ROW,) * len(rows))
+        self._connection.execute(text, [value for row in rows for value in row])
 
     def read(self) -> list[Binding]:
         """All stored bindings; rows that make no sense are skipped and counted."""

@@ -296,7 +296,7 @@ def test_the_longest_offer_is_chosen_and_the_next_one_follows_a_nak() -> None:
     world.start()
     assert world.client.state is State.SELECTING
     for lease in long.server.leases():  # it changes its mind: the address is another's now
-        long.server.pools[0].put(replace(lease, client=b"other", hardware=OTHER))
+        long.server.pools[0].put(lease._replace(client=b"other", hardware=OTHER))
     world.run(10, until=lambda: world.client.state is State.BOUND)
     assert world.kinds().count("DISCOVER") == 1
     servers = [message.options[54] for _, message, _ in world.sent if message.type == MessageType.REQUEST]
