@@ -123,13 +123,13 @@ class Firewall:
         self._stale: set[str] = set()
         self._is_stale = trio.Event()
 
-    def check(self, config: FirewallConfig) -> None:
-        """Whether a machine's own rules make sense here.
+    def check(self, config: FirewallConfig, known: Sequence[FirewallRule] = ()) -> None:
+        """Whether a machine's own rules make sense here; those in `known` were checked before.
 
         Raises:
             Invalid: they do not, or name a zone that there is not.
         """
-        check_firewall(config)
+        check_firewall(config, known)
         for word in names(config.rules):
             if word.startswith(ZONE):
                 self.zone(word)
@@ -279,7 +279,7 @@ class Firewall:
         """
         port = self._port(vm)
         config = msgspec.structs.replace(port.config, rules=list(rules))
-        self.check(config)
+        self.check(config, port.config.rules)
         await self.save(vm, config)
         port.config = config
         return await self.refresh(vm)

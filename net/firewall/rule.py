@@ -37,6 +37,10 @@ _KEYS: Final = frozenset(
 _PORTS: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
 
 
+_BOTH: Final = frozenset((4, 6))
+_OWN_VERSIONS: Final = {ICMP: frozenset((4,)), ICMPV6: frozenset((6,))}
+
+
 class Direction(Enum):
     """Seen from the guest."""
 
@@ -91,9 +95,8 @@ class Rule:
 
     def versions(self) -> frozenset[int]:
         """The IP versions that it can match."""
-        both = frozenset((4, 6))
-        own = {ICMP: frozenset((4,)), ICMPV6: frozenset((6,))}.get(self.protocol or 0, both)
-        return own & (_versions(self.source) or both) & (_versions(self.destination) or both)
+        own = _OWN_VERSIONS.get(self.protocol or 0, _BOTH)
+        return own & (_versions(self.source) or _BOTH) & (_versions(self.destination) or _BOTH)
 
 
 def parse(name: str, table: Mapping[str, Any], *, origin: str = "") -> Rule:

@@ -12,15 +12,18 @@ interval between two of them
   "bit-parallelism"). A lookup is five searches, four ANDs and the lowest set bit.
 
 Invariant: a table is never changed after it was made; a new one takes its place by one assignment, with a
-higher generation.
+higher generation. One that is made with its predecessor at hand takes over what has stayed: what was worked out
+about the same `Rule` objects, and planes in which nothing but the rules' numbers has changed.
 """
 
 import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import copy
 from enum import IntEnum
-from typing import Final
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from net.firewall.rule import PORTLESS, WITH_PORTS, Action, Direction, Rule
 
@@ -31,6 +34,8 @@ EXPAND_MAX: Final = 64  # exact entries that one rule may take
 
 _Range = tuple[int, int]
 _Fields = tuple[int, int, int, int, int]  # protocol, source, destination, source port, destination port
+_Key = tuple[Direction, int, bool]  # IP version, audit
+_PLANES: Final[tuple[_Key, ...]] = tuple(itertools.product(Direction, (4, 6), (False, True)))
 _generations = itertools.count(1)
 
 
@@ -46,30 +51,50 @@ class Layer(IntEnum):
 class Plane:
     """The rules of one direction and IP version."""
 
-    def __init__(self, rules: Sequence[tuple[int, Rule]], version: int) -> None:
-        """`rules` in order, each with its number in the whole table."""
-        self.numbers = [number for number, _ in rules]
+    def __init__(
+        self, rules: Sequence["_Prepared"], numbers: list[int], version: int, previous: "Plane | None" = None
+    ) -> None:
+        """`rules` in order, `numbers` those in the whole table."""
+        self.numbers = numbers
+        self.prepared = rules
         bits = 32 if version == 4 else 128
-        ranges = [_field_ranges(rule, version, bits) for _, rule in rules]
+        own = [one.by_version[version] for one in rules]
+        ranges = [one.ranges for one in own]
         self.deny_source: dict[int, int] = {}
         self.deny_destination: dict[int, int] = {}
         lead = self._take_deny_list(rules, ranges)
         self.shapes: list[tuple[_Fields, dict[tuple[int, ...], int]]] = []
-        rest = self._take_exact(range(lead, len(rules)), ranges)
+        rest = self._take_exact(lead, own)
         self.rest = rest
         self.rest_first = rest[0] if rest else len(rules)
         limits = (256, 1 << bits, 1 << bits, 65536, 65536)
-        columns = [[ranges[position][field] for position in rest] for field in range(5)]
-        self.protocol_masks = _spread(*_intervals(columns[0], limits[0]))
-        self.source_bounds, self.source_masks = _intervals(columns[1], limits[1])
-        self.destination_bounds, self.destination_masks = _intervals(columns[2], limits[2])
-        self.source_port_bounds, self.source_port_masks = _intervals(columns[3], limits[3])
-        self.destination_port_bounds, self.destination_port_masks = _intervals(columns[4], limits[4])
+        left = [ranges[position] for position in rest]
+        columns = [[one[field] for one in left] for field in range(5)]
+        self.columns: list[tuple[list[list[_Range] | None], tuple[list[int], list[int]]]] = []
+        for field, column in enumerate(columns):
+            before = None if previous is None else previous.columns[field]
+            if before is None or before[0] != column:
+                before = column, _intervals(column, limits[field])
+            self.columns.append(before)
+        (protocols, sources, destinations, source_ports, destination_ports) = (
+            found for _, found in self.columns
+        )
+        self.protocol_masks = _spread(*protocols)
+        self.source_bounds, self.source_masks = sources
+        self.destination_bounds, self.destination_masks = destinations
+        self.source_port_bounds, self.source_port_masks = source_ports
+        self.destination_port_bounds, self.destination_port_masks = destination_ports
 
         self.has_sources = len(self.source_bounds) > 1
         self.has_destinations = len(self.destination_bounds) > 1
         self.has_source_ports = len(self.source_port_bounds) > 1
         self.has_destination_ports = len(self.destination_port_bounds) > 1
+
+    def renumbered(self, numbers: list[int]) -> "Plane":
+        """The same rules under other numbers."""
+        other = copy(self)
+        other.numbers = numbers
+        return other
 
     def find(
         self, protocol: int, source: int, destination: int, source_port: int, destination_port: int
@@ -115,9 +140,10 @@ class Plane:
         return NO_RULE, Layer.DEFAULT
 
     def _take_deny_list(
-        self, rules: Sequence[tuple[int, Rule]], ranges: Sequence[Sequence[list[_Range] | None]]
+        self, rules: Sequence["_Prepared"], ranges: Sequence[Sequence[list[_Range] | None]]
     ) -> int:
-        for position, (_, rule) in enumerate(rules):
+        for position, one in enumerate(rules):
+            rule = one.rule
             protocol, source, destination, source_port, destination_port = ranges[position]
             hosts = source or destination
             is_plain = not (protocol or source_port or destination_port or (source and destination))
@@ -130,13 +156,11 @@ class Plane:
                 entries.setdefault(first, position)
         return len(rules)
 
-    def _take_exact(
-        self, positions: Iterable[int], ranges: Sequence[Sequence[list[_Range] | None]]
-    ) -> list[int]:
+    def _take_exact(self, lead: int, own: Sequence["_Fitted"]) -> list[int]:
         rest = []
         shaped: list[tuple[_Fields, int]] = []
-        for position in positions:
-            shape = _shape(ranges[position])
+        for position in range(lead, len(own)):
+            shape = own[position].shape
             if shape is None:
                 rest.append(position)
             else:
@@ -150,8 +174,7 @@ class Plane:
             if entries is None:
                 rest.append(position)
                 continue
-            values = [[first for first, _ in one] if one else [0] for one in ranges[position]]
-            for key in itertools.product(*values):
+            for key in own[position].keys:
                 entries.setdefault(key, position)
         self.shapes = list(hashes.items())
         return sorted(rest)
@@ -166,26 +189,37 @@ class Table:
         *,
         default_out: Action = Action.ALLOW,
         default_in: Action = Action.DENY,
+        previous: "Table | None" = None,
     ) -> None:
+        """With `previous` the work is that of the rules which are not in it, as the same objects."""
         self.generation = next(_generations)
-        self.rules = tuple(sorted(rules, key=lambda rule: rule.priority))
+        self.rules = tuple(sorted(rules, key=attrgetter("priority")))
         self.default_out = default_out
         self.default_in = default_in
-        self._planes = {
-            (direction, version, audit): Plane(
-                [
-                    (number, rule)
-                    for number, rule in enumerate(self.rules)
-                    if rule.direction in (None, direction)
-                    and version in rule.versions()
-                    and rule.audit_only is audit
-                ],
-                version,
+        known = {} if previous is None else previous._prepared
+        prepared = [known.get(id(rule)) or _Prepared(rule) for rule in self.rules]
+        self._prepared: dict[int, _Prepared] = {id(one.rule): one for one in prepared}
+        members: list[list[_Prepared]] = [[] for _ in _PLANES]
+        numbers: list[list[int]] = [[] for _ in _PLANES]
+        for number, one in enumerate(prepared):
+            for index in one.planes:
+                members[index].append(one)
+                numbers[index].append(number)
+        made = [] if previous is None else [(key[1], plane) for key, plane in previous._planes.items()]
+        self._planes: dict[_Key, Plane] = {}
+        for index, key in enumerate(_PLANES):
+            own = members[index]
+            same = next(
+                (plane for version, plane in made if version == key[1] and plane.prepared == own), None
             )
-            for direction in Direction
-            for version in (4, 6)
-            for audit in (False, True)
-        }
+            if same is None:
+                plane = Plane(
+                    own, numbers[index], key[1], None if previous is None else previous._planes[key]
+                )
+                made.append((key[1], plane))
+            else:  # as before, or as for the other direction
+                plane = same.renumbered(numbers[index])
+            self._planes[key] = plane
         self.out4 = self._planes[Direction.OUT, 4, False]
         self.out6 = self._planes[Direction.OUT, 6, False]
         self.in4 = self._planes[Direction.IN, 4, False]
@@ -205,6 +239,36 @@ class Table:
         if number >= 0:
             return self.rules[number].action
         return self.default_out if outgoing else self.default_in
+
+
+class _Fitted(NamedTuple):
+    """A rule for one IP version: the ranges of its fields, and its shape and exact keys, if it has some."""
+
+    ranges: tuple[list[_Range] | None, ...]
+    shape: _Fields | None
+    keys: list[tuple[int, ...]]
+
+
+class _Prepared:
+    """What the planes need of a rule, and which planes have it. Equal only to itself."""
+
+    __slots__ = ("by_version", "planes", "rule")
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        versions = rule.versions()
+        self.by_version: dict[int, _Fitted] = {}
+        for version in versions:
+            ranges = _field_ranges(rule, version, 32 if version == 4 else 128)
+            shape = _shape(ranges)
+            values = [[first for first, _ in one] if one else [0] for one in ranges]
+            keys = [] if shape is None else list(itertools.product(*values))
+            self.by_version[version] = _Fitted(ranges, shape, keys)
+        self.planes = [
+            index
+            for index, (direction, version, audit) in enumerate(_PLANES)
+            if rule.direction in (None, direction) and version in versions and rule.audit_only is audit
+        ]
 
 
 def _field_ranges(rule: Rule, version: int, bits: int) -> tuple[list[_Range] | None, ...]:
@@ -262,15 +326,17 @@ def _shape(fields: Sequence[list[_Range] | None]) -> _Fields | None:
 def _intervals(column: Sequence[list[_Range] | None], limit: int) -> tuple[list[int], list[int]]:
     # Bounds of the intervals (the first is 0) and for each the set of rules that hold in it.
     changes: dict[int, int] = {0: 0}
+    always = (1 << len(column)) - 1
     for bit, ranges in enumerate(column):
-        own = 1 << bit
         if ranges is None:
-            changes[0] ^= own
             continue
+        own = 1 << bit
+        always ^= own
         for first, last in ranges:
             changes[first] = changes.get(first, 0) ^ own
             if last + 1 < limit:
                 changes[last + 1] = changes.get(last + 1, 0) ^ own
+    changes[0] ^= always
     bounds = sorted(changes)
     masks = list(
         itertools.accumulate((changes[bound] for bound in bounds), lambda mask, change: mask ^ change)

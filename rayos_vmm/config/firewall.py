@@ -63,8 +63,8 @@ class OwnedRule(msgspec.Struct, frozen=True):
     rule: FirewallRule
 
 
-def check_firewall(config: FirewallConfig) -> None:
-    """Whether the rules make sense one by one, and have names of their own.
+def check_firewall(config: FirewallConfig, known: Sequence[FirewallRule] = ()) -> None:
+    """Whether the rules make sense one by one, and have names of their own. Those in `known` were checked before.
 
     Raises:
         Invalid: with the rule's place, what was seen and what is allowed.
@@ -75,18 +75,21 @@ def check_firewall(config: FirewallConfig) -> None:
                 raise ValueError(f"{text!r} is not an IPv4 address")
         except ValueError as error:
             raise Invalid(f"firewall.addresses[{index}]: {error}") from None
-    check_rules(config.rules)
+    check_rules(config.rules, known)
 
 
-def check_rules(rules: Sequence[FirewallRule]) -> None:
+def check_rules(rules: Sequence[FirewallRule], known: Sequence[FirewallRule] = ()) -> None:
     """As `check_firewall`, for a list of rules."""
     seen: set[str] = set()
     if len(rules) > RULES_MAXIMUM:
         raise Invalid(f"{len(rules)} rules; at most {RULES_MAXIMUM} are allowed")
+    sound = {rule.name: rule for rule in known}
     for index, rule in enumerate(rules):
         if rule.name in seen:
             raise Invalid(f"firewall.rules[{index}]: there is a rule {rule.name} already")
         seen.add(rule.name)
+        if sound.get(rule.name) == rule:
+            continue
         table = resolve(rule, lambda word: ["192.0.2.1/32"])
         try:
             parse(rule.name, {} if table is None else table)

@@ -22,7 +22,7 @@ from devices.state import StateStore
 from net.firewall import text
 from net.firewall.flow import FlowEvent, FlowTable
 from net.firewall.reject import answer
-from net.firewall.rule import RuleError, parse
+from net.firewall.rule import Rule, RuleError, parse
 from net.firewall.table import Layer, Table
 from net.firewall.verdict import REJECT, Port, reason_name
 from net.guard import Guard
@@ -104,7 +104,8 @@ class PortFirewall:
             self.settings = max(
                 self.settings, msgspec.json.decode(saved, type=Settings), key=lambda one: one.revision
             )
-        self._port.flows.replace(_compile(self.settings.rules))
+        self._compiled = _Compiled()
+        self._port.flows.replace(self._compiled.table(self.settings.rules))
 
     # -- the data path -------------------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class PortFirewall:
         if settings.revision < self.settings.revision:
             return self.settings.revision
         if settings.rules != self.settings.rules:
-            table = _compile(settings.rules)
+            table = self._compiled.table(settings.rules)
             self._save(settings)
             self._fold(table)
             self._port.flows.replace(table)
@@ -167,11 +168,13 @@ class PortFirewall:
 
     def _fold(self, table: Table) -> None:
         """Keep the counts of the rules that are about to lose their numbers, and stay."""
-        for index, rule in enumerate(self._port.flows.table.rules):
-            self._counts[rule.origin, rule.name] += self.hits[index + 1]
-            self.hits[index + 1] = 0
-        stay = {(rule.origin, rule.name) for rule in table.rules}
-        self._counts = Counter({key: count for key, count in self._counts.items() if key in stay})
+        for index, rule in enumerate(self._port.flows.table.rules, 1):
+            if self.hits[index]:
+                self._counts[rule.origin, rule.name] += self.hits[index]
+                self.hits[index] = 0
+        if self._counts:
+            stay = {(rule.origin, rule.name) for rule in table.rules}
+            self._counts = Counter({key: count for key, count in self._counts.items() if key in stay})
 
     def explain(self, words: str) -> dict[str, Any]:
         """What would happen to a packet in words (`net.firewall.text`), and by which rule. Errors: text.BadText."""
@@ -254,13 +257,47 @@ def explain_alone(
     return PortFirewall(mac, server=server, fixed=addresses, settings=settings).explain(words)
 
 
-def _compile(rules: Sequence[dict[str, Any]]) -> Table:
-    made = []
-    for given in rules:
-        table = dict(given)
-        name, origin = str(table.pop("name", "")), str(table.pop("origin", ""))
-        made.append(parse(name, table, origin=origin))
-    return Table(made)
+class _Compiled:
+    """Rules as they were given, and what came of them: a change costs what has changed."""
+
+    def __init__(self) -> None:
+        self._given: Sequence[dict[str, Any]] = ()
+        self._rules: list[Rule] = []
+        self._table: Table | None = None
+
+    def table(self, rules: Sequence[dict[str, Any]]) -> Table:
+        """Errors: RuleError, and nothing was changed."""
+        before, made = self._given, self._rules
+        head = _common(before, rules)
+        tail = _common(before[head:][::-1], rules[head:][::-1])
+        stop = len(before) - tail
+        known = {_key(given): at for at, given in enumerate(before[head:stop], head)}
+        middle = []
+        for given in rules[head : len(rules) - tail]:
+            at = known.get(_key(given))
+            middle.append(made[at] if at is not None and before[at] == given else _rule(given))
+        found = [*made[:head], *middle, *made[stop:]]
+        table = Table(found, previous=self._table)
+        self._given, self._rules, self._table = rules, found, table
+        return table
+
+
+def _common(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> int:
+    """How many of the first are equal."""
+    for at, (one, other) in enumerate(zip(some, others, strict=False)):
+        if one != other:
+            return at
+    return min(len(some), len(others))
+
+
+def _key(given: dict[str, Any]) -> tuple[str, str]:
+    return given.get("origin", ""), given.get("name", "")
+
+
+def _rule(given: dict[str, Any]) -> Rule:
+    table = dict(given)
+    name, origin = str(table.pop("name", "")), str(table.pop("origin", ""))
+    return parse(name, table, origin=origin)
 
 
 def _told(event: FlowEvent) -> dict[str, Any]:

@@ -266,6 +266,59 @@ def test_N5_a_frame_rewritten_while_it_is_checked() -> None:
         assert len(wire.sent) + refused == 300 and wire.sent
 
 
+def test_no_frame_finds_a_gap_between_two_tables() -> None:
+    """Tables are exchanged hundreds of times under a stream of frames: what both refuse never leaves, what both let
+    through always does, and the rest goes by one of the two."""
+    many = [
+        {"name": f"no-{port}", "action": "deny", "direction": "out", "protocol": "tcp", "ports": [port]}
+        for port in range(2000, 2300)
+    ]
+    turns: list[list[dict[str, Any]]] = [
+        [
+            RULES[0],
+            *many,
+            {"name": "now", "action": "deny", "direction": "out", "protocol": "tcp", "ports": [port]},
+        ]
+        for port in (1000, 1001)
+    ]
+    wire, judge, rounds = Wire(), firewall(), 300
+    with (
+        Threaded(lambda loop: NetBackend("net", loop, wire, judge=judge)) as target,
+        Rig(target, 2) as rig,
+    ):
+        is_over = threading.Event()
+
+        def exchange() -> None:
+            try:
+                for number in range(1, rounds + 1):
+                    rules = [*turns[number % 2], {**RULES[1], "ports": [number]}]  # something new each time
+                    target.call(lambda: judge.apply(Settings(revision=number, rules=rules)))  # noqa: B023
+            finally:
+                is_over.set()
+
+        target.call(lambda: judge.apply(Settings(rules=turns[0])))
+        frames = {
+            port: ether(tcp(GUEST, 1, OUTSIDE, port, data=bytes(20))) for port in (25, 80, 1000, 1001, 2150)
+        }
+        at = {port: rig.ram.put(HEADER + frame) for port, frame in frames.items()}
+        exchanger = threading.Thread(target=exchange)
+        exchanger.start()
+        sent = dict.fromkeys(frames, 0)
+        while not is_over.is_set():
+            for port in [*frames, *frames]:
+                rig.queues[TX].submit([(at[port], HEADER_BYTES + len(frames[port]))])
+                sent[port] += 1
+            rig.wait_used(TX, 2 * len(frames))
+        exchanger.join()
+        assert judge.settings.revision == rounds
+        left = {port: wire.sent.count(HEADER + frame) for port, frame in frames.items()}
+        assert left[25] == left[2150] == 0
+        assert left[80] == sent[80] > 0
+        assert 0 < left[1000] < sent[1000] and 0 < left[1001] < sent[1001]
+        # Of two neighbours exactly one left, unless a table came between them.
+        assert abs(left[1000] + left[1001] - sent[1000]) <= rounds
+
+
 def test_N5_random_frames_never_stop_the_device(net: Stepped[NetBackend], rig: Rig, wire: Wire) -> None:
     """Two thousand of any bytes behind an honest or odd header; then an honest one passes."""
     for number in range(2000):

@@ -93,6 +93,39 @@ def test_the_table_is_a_linear_scan(some: list[Rule], asked: list[Question]) -> 
         assert found == scan(table, outgoing, (protocol, source, destination, source_port, port))
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(rules(), min_size=1, max_size=40),
+    st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from(["drop", "add", "move", "double"]), rules()), max_size=4
+    ),
+    st.lists(questions, min_size=1, max_size=30),
+)
+def test_a_table_made_of_its_predecessor_is_the_same(
+    some: list[Rule], changes: list[tuple[int, str, Rule]], asked: list[Question]
+) -> None:
+    """Whatever changed between the two, taken over or worked out again: the answers are those of a new table."""
+    table = Table(some)
+    for at, what, rule in changes:
+        place = at % len(some) if some else 0
+        if what == "add":
+            some = [*some[:place], rule, *some[place:]]
+        elif what == "double":
+            some = [*some, *some[place : place + 1]]
+        else:
+            rest = some[:place] + some[place + 1 :]
+            some = rest if what == "drop" else [*rest, *some[place : place + 1]]
+        table = Table(some, previous=table)
+    new = Table(some)
+    for outgoing, *packet in asked:
+        protocol, source, destination, source_port, port = packet
+        for version in (4, 6):
+            for audit in (False, True):
+                planes = [one.plane(outgoing=outgoing, version=version, audit=audit) for one in (table, new)]
+                found = [plane.find(protocol, source, destination, source_port, port) for plane in planes]
+                assert found[0] == found[1]
+
+
 def test_a_large_table_is_a_linear_scan() -> None:
     """2,048 rules of every kind, where the hashes and all the bits are used."""
     chance = random.Random(5)
