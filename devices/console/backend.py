@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final
 
 from devices.bucket import BURST_SECONDS, TokenBucket
 from devices.console.control import hear, next_message
-from devices.console.history import BATCH_BYTES
+from devices.console.history import BATCH_BYTES, HISTORY_BYTES
 from devices.console.marks import Mark
 from devices.console.port import PORT_BYTES, Port, PortSpec, Todo
 from devices.console.wire import (
@@ -91,6 +91,8 @@ class ConsoleBackend(DurableBackend):
             for index, spec in enumerate(ports)
         ]
         self._sinks: dict[int, Callable[[], None]] = {}
+        #: (port, reader) -> the offset up to which a reader that must miss nothing has read.
+        self._read_up_to: dict[tuple[int, int], int] = {}
         self._by_queue: dict[int, tuple[Port, bool]] = {}
         for port in self._ports:
             self._by_queue[rx_queue(port.index)] = port, True
@@ -240,6 +242,30 @@ class ConsoleBackend(DurableBackend):
         """(offset, bytes): up to `limit` bytes of a port's output from `offset`; one that is too old jumps forward."""
         return self._ports[port].read(offset, limit)
 
+    def hold(self, port: int, reader: int, offset: int) -> None:
+        """`reader` has read up to `offset` and must miss nothing: the guest waits before what it has not read is
+        overwritten, until it says more, or `release`."""
+        self._read_up_to[port, reader] = offset
+        self._go_on_with(port)
+
+    def release(self, reader: int) -> None:
+        """It reads no more; unknown ones are ignored."""
+        for key in [key for key in self._read_up_to if key[1] == reader]:
+            del self._read_up_to[key]
+            self._go_on_with(key[0])
+
+    def _go_on_with(self, port: int) -> None:
+        if port in self._sinks:
+            self.loop.call_soon(self._sinks[port])
+        else:
+            self.run_soon(tx_queue(port))
+
+    def room(self, port: int) -> int:
+        """Bytes that the guest's port may write now, at most BATCH_BYTES; 0: more than half is to be read first."""
+        offsets = [offset for (held, _), offset in self._read_up_to.items() if held == port]
+        unread = self._ports[port].total - min(offsets) if offsets else 0
+        return 0 if 2 * unread > HISTORY_BYTES else min(BATCH_BYTES, HISTORY_BYTES - unread)
+
     def marks(self, port: int, start: int, end: int, limit: int) -> list[Mark]:
         """(offset, nanoseconds since the epoch): when the bytes of a port's output from `start` to `end` came.
 
@@ -258,7 +284,8 @@ class ConsoleBackend(DurableBackend):
     # -- another way to the guest (chardev.py) -------------------------------------------------------------------
 
     def connect(self, port: int, sink: Callable[[], None] | None) -> None:
-        """Have a port's bytes go another way than queues: `sink()` is called when some wait; None ends that."""
+        """Have a port's bytes go another way than queues: `sink()` is called when some wait, and when there is `room`
+        again; None ends that."""
         self._ports[port].restart(Todo.NOTHING)
         self._sinks.pop(port, None)
         if sink is not None:
@@ -303,8 +330,11 @@ class ConsoleBackend(DurableBackend):
             return self.drain(queue, lambda chain: self._receive(port, chain), lambda: self._is_ready(port))
         if self._must_wait(queue):
             return False
-        self._room = BATCH_BYTES
-        return self.drain(queue, lambda chain: self._transmit(port, chain))
+        self._room = self.room(port.index)
+        if not self._room:
+            return False  # `hold` goes on
+        has_more = self.drain(queue, lambda chain: self._transmit(port, chain))
+        return has_more and self.room(port.index) == BATCH_BYTES
 
     def settle(self, queue: int) -> None:
         super().settle(queue)

@@ -46,8 +46,13 @@ class ChardevPort:
     def _ready(self, events: int) -> None:
         if events & WRITE:
             self._unblock()
-        if events & ~WRITE:
-            self._receive()
+        if events & ~(READ | WRITE):
+            self._receive()  # to the end, also without room: it is told again and again
+        elif events & READ:
+            if self._console.room(self._port) >= _CHUNK_BYTES:
+                self._receive()
+            else:
+                self._listen()
 
     def _receive(self) -> None:
         if self._sock is None:
@@ -66,7 +71,10 @@ class ChardevPort:
     def _send(self) -> None:
         """As much as the socket takes; the rest when it is writable again."""
         sock = self._sock
-        if sock is None or self._is_blocked:
+        if sock is None:
+            return
+        self._listen()
+        if self._is_blocked:
             return
         pieces = [piece for piece in self._console.waiting(self._port) if len(piece)]
         if not pieces:
@@ -75,7 +83,7 @@ class ChardevPort:
             size = sock.sendmsg(pieces, [], socket.MSG_NOSIGNAL)
         except BlockingIOError:
             self._is_blocked = True
-            self._loop.modify(sock.fileno(), READ | WRITE)
+            self._listen()
             return
         except OSError:
             self.disconnect()
@@ -86,8 +94,13 @@ class ChardevPort:
     def _unblock(self) -> None:
         if self._sock is not None and self._is_blocked:
             self._is_blocked = False
-            self._loop.modify(self._sock.fileno(), READ)
             self._send()
+
+    def _listen(self) -> None:
+        """For bytes while there is room for them, for room on the socket while it is full."""
+        if self._sock is not None:
+            wanted = READ if self._console.room(self._port) >= _CHUNK_BYTES else 0
+            self._loop.modify(self._sock.fileno(), wanted | (WRITE if self._is_blocked else 0))
 
     def disconnect(self) -> None:
         """Drop the connection, if there is one; QEMU connects again."""

@@ -34,16 +34,7 @@ HELLO_TIMEOUT_S: Final = 20.0  # a guest that is still booting gets this long
 FILE_TIMEOUT_S: Final = 120.0
 _HELLO_RETRY_S: Final = 2.0
 _KILL_TIMEOUT_S: Final = 3.0
-_READ_TRIES: Final = 3
 _POWER_OFF_TIMEOUT_S: Final = 5.0
-
-
-class _Overrun(ProtocolError):
-    """The guest wrote faster than this service could read."""
-
-
-class _Overran(GuestGone):
-    """An answer was lost to that: it can be asked for again."""
 
 
 class Agent:
@@ -62,14 +53,14 @@ class Agent:
     async def run(self) -> None:
         """Reads what the guest sends; ends with the worker."""
         try:
-            async with self._worker.console_stream(self._port, since=None) as chunks:
+            async with self._worker.console_stream(self._port, since=None, hold=True) as chunks:
                 self._is_reading.set()
                 expected: int | None = None
                 async for offset, data in chunks:
                     if expected is not None and offset != expected:
                         lost = offset - expected
                         self._protocol = AgentProtocol()
-                        self._take(_Overrun(f"{lost} bytes of the port were lost"))
+                        self._take(ProtocolError(f"{lost} bytes of the port were lost"))
                     expected = offset + len(data)
                     try:
                         for reply in self._protocol.receive(data):
@@ -112,16 +103,10 @@ class Agent:
         Raises:
             NotFound: the guest cannot read it; the message is the guest's.
         """
-        for tries_left in reversed(range(_READ_TRIES)):
-            try:
-                async with self._conversation(timeout_s):
-                    with _refusals():
-                        _, request = self._protocol.get(path)
-                    reply = await self._ask([request])
-                break
-            except _Overran:
-                if not tries_left:
-                    raise
+        async with self._conversation(timeout_s):
+            with _refusals():
+                _, request = self._protocol.get(path)
+            reply = await self._ask([request])
         if isinstance(reply, FileData):
             return reply.data
         raise _unexpected(reply)
@@ -204,8 +189,7 @@ class Agent:
         await self._replied.wait()
         reply = self._reply
         if isinstance(reply, ProtocolError):
-            broken = _Overran if isinstance(reply, _Overrun) else GuestGone
-            raise broken(f"the guest's agent broke off: {reply}") from None
+            raise GuestGone(f"the guest's agent broke off: {reply}") from None
         return reply or Ready()
 
     async def _kill(self) -> None:

@@ -246,19 +246,20 @@ class WorkerClient:
 
     @asynccontextmanager
     async def console_stream(
-        self, port: int, *, since: int | None = None
+        self, port: int, *, since: int | None = None, hold: bool = False
     ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
         """(offset, bytes) as the guest writes them; `since` 0 replays what is kept, None starts now.
 
-        An offset larger than the end of the chunk before tells that the ring was too small for so slow a reader.
+        An offset larger than the end of the chunk before tells that the ring was too small for so slow a reader; with
+        `hold` the guest waits for this one.
         """
         client = PacketClient(self._path)
         try:
             start = since
             if start is None:
-                head, _, _ = await client.call("console.read", port=port, offset=None)
+                head, _, _ = await client.call("console.read", port=port, offset=None, hold=hold)
                 start = head["total"]
-            async with aclosing(_chunks(client, port, start)) as chunks:
+            async with aclosing(_chunks(client, port, start, hold=hold)) as chunks:
                 yield chunks
         finally:
             client.close()
@@ -370,9 +371,11 @@ async def _verdicts(client: PacketClient, device: str) -> AsyncGenerator[dict[st
             yield verdict
 
 
-async def _chunks(client: PacketClient, port: int, offset: int) -> AsyncGenerator[tuple[int, bytes], None]:
+async def _chunks(
+    client: PacketClient, port: int, offset: int, *, hold: bool
+) -> AsyncGenerator[tuple[int, bytes], None]:
     while True:
-        head, data, _ = await client.call("console.read", port=port, offset=offset)
+        head, data, _ = await client.call("console.read", port=port, offset=offset, hold=hold)
         yield head["offset"], data
         offset = head["offset"] + len(data)
 

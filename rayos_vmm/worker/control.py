@@ -95,6 +95,9 @@ class Control:
         captured = self._captures.pop(fd, None)
         if captured is not None:
             captured.stop_capture()
+        for backend in self._backends.values():
+            if isinstance(backend, ConsoleBackend):
+                backend.release(fd)
         self._waiting = [entry for entry in self._waiting if entry[0] != fd]
 
     def _answer(self, fd: int, head: dict[str, Any], payload: bytes) -> bool:
@@ -226,6 +229,8 @@ class Control:
         console, port = self._console(head)
         total = console.total(port)
         offset = total if head["offset"] is None else int(head["offset"])
+        if head.get("hold", False):  # as long as the connection lasts
+            console.hold(port, self._asking, offset)
         if offset >= total:
             if head.get("wait", True) and head["offset"] is not None:
                 return None

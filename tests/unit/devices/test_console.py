@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -489,3 +490,56 @@ def test_rig_leaves_nothing(target: Stepped[ConsoleBackend]) -> None:
         frontend.close()
         target.settle()
         queue.close()
+
+
+def test_a_reader_that_must_miss_nothing_is_waited_for() -> None:
+    """The guest writes ten times what is kept; a reader that holds, and is slow, gets every byte in order. Another port
+    goes on meanwhile, and so does this one when the reader is gone."""
+    with Stepped(make) as target, Rig(target, queue_count(len(SPECS))) as rig:
+        console = target.backend
+        assert isinstance(console, ConsoleBackend)
+        console.hold(1, 77, 0)
+        data = random.Random(3).randbytes(64 << 10)
+        at = rig.ram.put(data)
+        sent = got = 0
+        wanted = 10 * HISTORY_BYTES // len(data)
+        queue = rig.queues[tx_queue(1)]
+        while got < wanted * len(data):
+            while sent < wanted and queue.free:
+                queue.submit([(at, len(data))])
+                sent += 1
+            rig.settle()
+            queue.collect()
+            assert console.total(1) - got <= HISTORY_BYTES
+            start, chunk = console.read(1, got, 300_000)
+            assert start == got and chunk == (data * 6)[got % len(data) :][: len(chunk)]
+            got += len(chunk)
+            console.hold(1, 77, got)
+        for _ in range(wanted):
+            queue.submit([(at, len(data))])
+        rig.queues[tx_queue(0)].submit([(at, len(data))])
+        rig.settle()
+        held = console.total(1) - got
+        assert HISTORY_BYTES // 2 < held <= HISTORY_BYTES and console.total(0) == len(data)
+        console.release(77)
+        rig.settle()
+        assert console.total(1) == 2 * wanted * len(data)
+
+
+def test_a_stream_is_held_as_well(chardevs: tuple[Loop, ConsoleBackend, list[socket.socket]]) -> None:
+    """Where QEMU is the device: what it sends stays in the socket until there is room."""
+    loop, console, listening = chardevs
+    with socket.socket(socket.AF_UNIX) as qemu:
+        qemu.connect(listening[1].getsockname())
+        qemu.setblocking(False)
+        console.hold(1, 77, 0)
+        data = random.Random(4).randbytes(1 << 20)
+        sent = got = 0
+        while got < 4 * len(data):
+            with suppress(BlockingIOError):
+                sent += qemu.send((data * 2)[sent % len(data) :][: 4 * len(data) - sent])
+            turn(loop)
+            start, chunk = console.read(1, got, 200_000)
+            assert start == got and chunk == (data * 2)[got % len(data) :][: len(chunk)]
+            got += len(chunk)
+            console.hold(1, 77, got)
