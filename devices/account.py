@@ -5,7 +5,7 @@
 * **who**: the layout's version, the operations that the device counts as a mask, its name;
 * **counters**, per operation allowed, denied, bytes and LATENCY_BUCKETS of latency; and one per reason of denial;
 * **limits**, what was set while the device ran, for a successor (`limits.py`);
-* **operations**, the last OPERATIONS: every denial, and of what was done the *sampled* ones (`stats.Stats`). A slot's
+* **operations**, the last OPERATIONS: every denial, and of disks and cards *sampled* ones (`stats.Stats`). A slot's
   first word is its operation's number, 0 while it is written: a reader that finds another before and behind has a torn
   entry and leaves it out;
 * **profile**, per operation PROFILED samples of what each stage took, two stages a word.

@@ -1,8 +1,9 @@
 """Counts what a device does into its account (`account.py`), which others read while it runs.
 
-Everything is counted. Every denial is kept with its time. What was done is timed, kept and profiled in *samples*: the
-rings take the first request of each wake-up and every sixteenth behind it (a network card every 64th), so that an idle
-device has all and a busy one pays little; with a `sample_mask` of 0 they take each.
+Everything is counted. Every denial is kept with its time. What GPU, input and consoles do is all timed and kept. What
+disks and network cards do is timed, kept and profiled in *samples*: their rings take the first request of each wake-up
+and every sixteenth behind it (a network card every 64th), so that an idle device has all and a busy one pays little;
+with a `sample_mask` of 0 they take each.
 """
 
 from __future__ import annotations
@@ -100,11 +101,12 @@ class Stats:
         else:
             self._keep(op.index | _DONE, now, size_bytes, 0)
 
-    def deny(self, op: Op, reason: Denial, size_bytes: int = 0) -> None:
-        """Count an operation that was refused, and keep it."""
+    def deny(self, op: Op, reason: Denial, size_bytes: int = 0, started_ns: int = 0) -> None:
+        """Count an operation that was refused, and keep it; timed if it is said when it began."""
         self.words[_COUNTERS + op.index * _WORDS + 1] += 1
         self.words[_DENIALS + reason.index] += 1
-        self._keep(op.index | reason.index << 8, now_ns(), size_bytes, 0)
+        now = now_ns()
+        self._keep(op.index | reason.index << 8, now, size_bytes, now - started_ns if started_ns else 0)
 
     def count(self, index: int, size_bytes: int) -> None:
         """Count an operation by its index."""

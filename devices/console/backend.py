@@ -38,6 +38,7 @@ from devices.errors import ConfigurationError, RequestError
 from devices.gate import OPEN, Denial, Gate, Op
 from devices.limits import Limit
 from devices.loop import Loop
+from devices.native import now_ns
 from devices.repeat import Repeats
 from devices.state import StateStore
 from devices.stats import Stats
@@ -197,15 +198,16 @@ class ConsoleBackend(DurableBackend):
         target = self._ports[port]
         if not data:
             return 0
+        started = now_ns()
         denial = self.gate.check(Op.CONSOLE_READ, len(data))
         if denial is not None:
-            self.stats.deny(Op.CONSOLE_READ, denial)
+            self.stats.deny(Op.CONSOLE_READ, denial, len(data), started)
             raise RequestError(f"{len(data)} bytes for console port {port} refused: {denial.value}")
         size = target.give(data)
         if size:
-            self.stats.allow(Op.CONSOLE_READ, size)
             self._repeats.remember(token, size)
             self.save()
+            self.stats.allow(Op.CONSOLE_READ, size, started)
             self._deliver_soon(port)
         return size
 
@@ -219,22 +221,23 @@ class ConsoleBackend(DurableBackend):
     def resize(self, port: int, columns: int, rows: int) -> bool:
         """Tell the guest the size of a port's terminal; False until a successor knows its predecessor's state
         (`on_room` tells). Errors: RequestError for a size or a gate that says no."""
+        started = now_ns()
         target = self._ports[port]
         for what, value in (("columns", columns), ("rows", rows)):
             if not 0 <= value <= 0xFFFF:
-                self.stats.deny(Op.CONSOLE_RESIZE, Denial.INVALID)
+                self.stats.deny(Op.CONSOLE_RESIZE, Denial.INVALID, 0, started)
                 raise RequestError(f"{value} {what}: 0 to 65535 are allowed")
         denial = self.gate.check(Op.CONSOLE_RESIZE, 0)
         if denial is not None:
-            self.stats.deny(Op.CONSOLE_RESIZE, denial)
+            self.stats.deny(Op.CONSOLE_RESIZE, denial, 0, started)
             raise RequestError(f"resize of console port {port} refused: {denial.value}")
         if self.is_undecided:
             return False
-        self.stats.allow(Op.CONSOLE_RESIZE)
         target.columns, target.rows = columns, rows
         if target.spec.is_console and target.is_ready:
             target.todo |= Todo.RESIZE
         self.save()
+        self.stats.allow(Op.CONSOLE_RESIZE, 0, started)
         self.run_soon(CONTROL_RX)
         return True
 
@@ -353,17 +356,18 @@ class ConsoleBackend(DurableBackend):
         return 0
 
     def _take_output(self, port: Port, buffers: list[memoryview], size: int) -> int:
+        started = now_ns()
         denial = Denial.INVALID if size > BATCH_BYTES else self.gate.check(Op.CONSOLE_WRITE, size)
         if denial is not None:
-            self.stats.deny(Op.CONSOLE_WRITE, denial)
+            self.stats.deny(Op.CONSOLE_WRITE, denial, size, started)
             return 0
-        self.stats.allow(Op.CONSOLE_WRITE, size)
         if self._bucket is not None:
             self._bucket.take(size)
         if size:
             port.take_output(buffers, time.time_ns())
             self._got_output.add(port.index)
             self.is_dirty = True
+        self.stats.allow(Op.CONSOLE_WRITE, size, started)
         return size
 
     def _is_ready(self, port: Port) -> bool:
@@ -423,15 +427,16 @@ class ConsoleBackend(DurableBackend):
         at = EMERG_WR_OFFSET - offset
         if not 0 <= at < len(data) or data[at] == 0:
             return  # NUL is what a driver reads there, and hands back with a write of another field
+        started = now_ns()
         character = data[at : at + 1]
         if self.gate.check(Op.CONSOLE_WRITE, 1) is not None:
-            self.stats.deny(Op.CONSOLE_WRITE, Denial.CAPABILITY)
+            self.stats.deny(Op.CONSOLE_WRITE, Denial.CAPABILITY, 1, started)
             return
-        self.stats.allow(Op.CONSOLE_WRITE, 1)
         if self.is_undecided:
             self.defer(lambda: self._emergency(character))
         else:
             self._emergency(character)
+        self.stats.allow(Op.CONSOLE_WRITE, 1, started)
 
     def _emergency(self, character: bytes) -> None:
         port = self._ports[0]

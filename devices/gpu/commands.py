@@ -37,6 +37,7 @@ from devices.gpu.wire import (
     TransferToHost2d,
     UpdateCursor,
 )
+from devices.native import now_ns
 from devices.stats import Stats
 from devices.virtio.chain import Chain
 from devices.virtio.vring import Vring
@@ -76,6 +77,7 @@ class Commands:
         self.has_edid = False
         self.is_changed = False
         self.copied_bytes = 0
+        self._started = 0
         self._handlers = self._make_handlers()
         self._cursor_handlers = self._make_cursor_handlers()
 
@@ -125,6 +127,7 @@ class Commands:
 
     def serve(self, vring: Vring, chain: Chain) -> int:
         """Do one command; returns the bytes of its answer, 0 for a chain that has no room for it."""
+        self._started = now_ns()
         is_control = vring.index == CONTROL
         data = chain.read(MAX_COMMAND_BYTES)
         room = chain.writable_bytes
@@ -134,20 +137,20 @@ class Commands:
         header = Header.unpack(data)
         handler = (self._handlers if is_control else self._cursor_handlers).get(header.kind)
         if handler is None:
-            self._stats.deny(Op.GPU_RENDER, Denial.INVALID)
+            self._stats.deny(Op.GPU_RENDER, Denial.INVALID, 0, self._started)
             answer = header.answer(Answer.ERR_UNSPEC)
         elif room < handler.answer_bytes:
             vring.chain_errors += 1
             return 0
         elif len(data) < handler.command_bytes:
-            self._stats.deny(handler.op, Denial.INVALID)
+            self._stats.deny(handler.op, Denial.INVALID, 0, self._started)
             answer = header.answer(Answer.ERR_INVALID_PARAMETER)
         else:
             try:
                 body = handler.run(data, chain)
                 answer = header.answer(handler.answer) + body
             except CommandError as error:
-                self._stats.deny(handler.op, error.denial)
+                self._stats.deny(handler.op, error.denial, 0, self._started)
                 answer = header.answer(error.answer)
         return chain.write(answer) if room >= len(answer) else 0
 
@@ -189,7 +192,7 @@ class Commands:
         size = self._table.check_new(*wanted)
         self._ask(Op.GPU_ALLOC, size)
         self._table.create(*wanted)
-        self._stats.allow(Op.GPU_ALLOC, size)
+        self._stats.allow(Op.GPU_ALLOC, size, self._started)
         self.is_changed = True
         return b""
 
@@ -204,7 +207,7 @@ class Commands:
             if scanout.cursor_resource_id == resource.resource_id:
                 scanout.cursor_resource_id = 0  # the shape stays: it was copied
         self._table.drop(resource)
-        self._stats.allow(Op.GPU_FREE, size)
+        self._stats.allow(Op.GPU_FREE, size, self._started)
         self.is_changed = True
         return b""
 
@@ -220,7 +223,7 @@ class Commands:
             )
         self._ask(Op.GPU_ALLOC, size)
         self._table.attach(resource, entries, self._control.memory)
-        self._stats.allow(Op.GPU_ALLOC, size)
+        self._stats.allow(Op.GPU_ALLOC, size, self._started)
         self.is_changed = True
         return b""
 
@@ -229,7 +232,7 @@ class Commands:
         size = self._table.backing_cost(resource)
         self._ask(Op.GPU_FREE, size)
         self._table.detach(resource)
-        self._stats.allow(Op.GPU_FREE, size)
+        self._stats.allow(Op.GPU_FREE, size, self._started)
         self.is_changed = True
         return b""
 
@@ -241,7 +244,7 @@ class Commands:
         self._ask(Op.GPU_RENDER, command.rect.width * command.rect.height * PIXEL_BYTES)
         copied = self._table.transfer(resource, command.rect, command.offset, self._control.memory)
         self.copied_bytes += copied
-        self._stats.allow(Op.GPU_RENDER, copied)
+        self._stats.allow(Op.GPU_RENDER, copied, self._started)
         return b""
 
     def _flush(self, data: bytes, _chain: Chain) -> bytes:
@@ -261,7 +264,7 @@ class Commands:
                 if scanout.resource is resource and (part := scanout.visible(rect)) is not None
             ]
         )
-        self._stats.allow(Op.GPU_RENDER, size)
+        self._stats.allow(Op.GPU_RENDER, size, self._started)
         return b""
 
     def _set_scanout(self, data: bytes, _chain: Chain) -> bytes:
@@ -284,7 +287,7 @@ class Commands:
             scanout.resource = resource
             scanout.rect = rect
         self._screen.show(scanout)
-        self._stats.allow(Op.GPU_RENDER)
+        self._stats.allow(Op.GPU_RENDER, 0, self._started)
         self.is_changed = True
         return b""
 
@@ -321,7 +324,7 @@ class Commands:
         scanout.hot_x, scanout.hot_y = (command.hot_x, command.hot_y) if pixels else (0, 0)
         scanout.cursor_pixels = pixels
         self._screen.display.move_cursor(scanout.index, is_new=True)
-        self._stats.allow(Op.GPU_RENDER, len(pixels))
+        self._stats.allow(Op.GPU_RENDER, len(pixels), self._started)
         self.is_changed = True
         return b""
 
@@ -331,6 +334,6 @@ class Commands:
         self._ask(Op.GPU_RENDER, 0)
         scanout.cursor_x, scanout.cursor_y = command.x, command.y
         self._screen.display.move_cursor(scanout.index, is_new=False)
-        self._stats.allow(Op.GPU_RENDER)
+        self._stats.allow(Op.GPU_RENDER, 0, self._started)
         self.is_changed = True
         return b""

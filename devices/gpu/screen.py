@@ -16,6 +16,7 @@ from devices.gpu.display import Display
 from devices.gpu.scanout import Cursor, Frame, Scanout
 from devices.gpu.wire import PIXEL_BYTES, Rect
 from devices.loop import Loop
+from devices.native import now_ns
 from devices.stats import Stats
 
 
@@ -77,18 +78,19 @@ class Screen:
 
         Errors: RequestError when there is no such scanout, or the gate denies the read-back.
         """
+        started = now_ns()
         shown = self.scanout(index)
         _, _, width, height = shown.whole
         size = width * height * PIXEL_BYTES
         denial = self._gate.check(Op.GPU_READBACK, size)
         if denial is not None:
-            self._stats.deny(Op.GPU_READBACK, denial)
+            self._stats.deny(Op.GPU_READBACK, denial, size, started)
             raise RequestError(f"reading a picture of {size} bytes back is denied ({denial.value})")
         pixels = bytes(size) if shown.resource is None else shown.picture(self._pixels)
         cursor = self.cursor(index) if with_cursor else None
         if cursor is not None:
             pixels = blend(pixels, width, height, cursor)
-        self._stats.allow(Op.GPU_READBACK, size)
+        self._stats.allow(Op.GPU_READBACK, size, started)
         return Frame(width, height, width * PIXEL_BYTES, pixels, self.damage.serial)
 
     def damage_since(self, serial: int, index: int = 0) -> Damage | None:

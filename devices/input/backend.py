@@ -28,6 +28,7 @@ from devices.input.wire import (
 )
 from devices.limits import Limit
 from devices.loop import Loop
+from devices.native import now_ns
 from devices.repeat import Repeats
 from devices.state import StateStore
 from devices.stats import Stats
@@ -167,23 +168,25 @@ class InputBackend(DurableBackend):
         return taken
 
     def _check(self, events: Sequence[Sequence[int]]) -> list[list[Event]]:
+        started = now_ns()
         try:
             reports = split([self.kind.check(event) for event in events])
         except RequestError:
-            self.stats.deny(Op.INPUT_INJECT, Denial.INVALID)
+            self.stats.deny(Op.INPUT_INJECT, Denial.INVALID, 0, started)
             raise
         size = sum(map(len, reports)) * EVENT.size
         denial = self.gate.check(Op.INPUT_INJECT, size)
         if denial is not None:
-            self.stats.deny(Op.INPUT_INJECT, denial)
+            self.stats.deny(Op.INPUT_INJECT, denial, size, started)
             raise RequestError(f"{len(events)} events for the {self.kind.name} refused: {denial.value}")
         return reports
 
     def _admit(self, report: list[Event]) -> int:
+        started = now_ns()
         dropped = self._waiting.admit(report)
-        self.stats.allow(Op.INPUT_INJECT, len(report) * EVENT.size)
+        self.stats.allow(Op.INPUT_INJECT, len(report) * EVENT.size, started)
         for _ in range(dropped):
-            self.stats.deny(Op.INPUT_INJECT, Denial.QUEUE_FULL)
+            self.stats.deny(Op.INPUT_INJECT, Denial.QUEUE_FULL, EVENT.size, started)
         self.is_dirty = True
         # At once, so that only a guest that is slow has motion merged.
         with suppress(QueueError):
@@ -210,6 +213,7 @@ class InputBackend(DurableBackend):
         chain = self.pop(EVENT_QUEUE) if self._waiting.size else None
         if chain is None:
             return False
+        started = now_ns()
         vring = self.queues[EVENT_QUEUE]
         if chain.writable_bytes < EVENT.size:
             vring.chain_errors += 1
@@ -217,12 +221,12 @@ class InputBackend(DurableBackend):
             return True
         denial = self.gate.check(Op.INPUT_POLL, EVENT.size)
         if denial is not None:
-            self.stats.deny(Op.INPUT_POLL, denial)
+            self.stats.deny(Op.INPUT_POLL, denial, EVENT.size, started)
             self._is_refused = True
             vring.unpop(chain.head)
             return False
-        self.stats.allow(Op.INPUT_POLL, EVENT.size)
         vring.push(chain.head, chain.write(EVENT.pack(*self._waiting.take())))
+        self.stats.allow(Op.INPUT_POLL, EVENT.size, started)
         self.is_dirty = self._has_room_news = True
         return True
 

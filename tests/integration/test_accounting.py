@@ -53,6 +53,19 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
                 *("disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console")
             }
 
+            # Of what the guest did with its screen and console, and we with its keyboard, all is timed.
+            await service.input("svc").press("a")
+            for name, operation in (
+                ("gpu", "gpu.render"),
+                ("keyboard", "input.inject"),
+                ("keyboard", "input.poll"),
+                ("console", "console.write"),
+            ):
+                device = service.accounting.device("svc", name, 256)
+                assert all(one["duration_ns"] for one in device["last"])
+                took = device["operations"][operation]["latency_ns"]
+                assert 0 < took["p50"] <= took["p99"], operation
+
             # A denial is counted by its reason, and kept: the rights are taken from the running guest.
             await service.policy.revoke_rights("svc", ["CAP_DISK_W"])
             assert (await service.exec("svc", WRITE.format(1), 60)).exit_status

@@ -18,8 +18,11 @@ from devices.account import (
     SLOT_WORDS,
     Account,
 )
+from devices.console.backend import ConsoleBackend
+from devices.console.port import PortSpec
 from devices.errors import RequestError
-from devices.gate import Denial, Op
+from devices.gate import Denial, Gate, Op
+from devices.gpu.backend import GpuBackend
 from devices.gpu.heap import PAGE_BYTES, Heap
 from devices.input.backend import InputBackend
 from devices.levels import Level
@@ -43,6 +46,41 @@ def test_every_denial_is_kept_with_its_reason_size_and_time() -> None:
     ]
     assert all(before.at_ns <= after.at_ns for before, after in pairwise(kept))
     assert stats.account.counted(Op.DISK_WRITE) == (0, len(Denial), 0)
+
+
+def test_what_gpu_input_and_console_do_is_timed() -> None:
+    """Every operation of theirs is kept with its duration, refused ones too, and has its percentiles."""
+    loop = Loop()
+    gpu, keyboard = GpuBackend("gpu", loop), InputBackend("keyboard", loop, "keyboard")
+    console = ConsoleBackend("console", loop, ports=[PortSpec("shell", is_console=True)])
+    gpu.frame()
+    press = [(1, 30, 1), (0, 0, 0), (1, 30, 0), (0, 0, 0)]
+    for _ in range(20):
+        keyboard.inject(press)
+    with pytest.raises(RequestError):
+        keyboard.inject([(1, 0xFFFF, 1)])
+    console.write(0, b"in")
+    console.feed(0, b"out")
+    console.resize(0, 80, 25)
+    gate = Gate(allowed=0)
+    console.gate = gate
+    with pytest.raises(RequestError):
+        console.write(0, b"in")
+    for backend, ops in (
+        (gpu, {Op.GPU_READBACK}),
+        (keyboard, {Op.INPUT_INJECT}),
+        (console, {Op.CONSOLE_READ, Op.CONSOLE_WRITE, Op.CONSOLE_RESIZE}),
+    ):
+        account = backend.stats.account
+        kept = account.operations()
+        assert {one.op for one in kept} == ops
+        assert all(one.duration_ns > 0 and one.at_ns > one.duration_ns for one in kept)
+        for op in ops:
+            assert sum(account.buckets(op)) == account.counted(op)[0]
+            assert 0 < account.percentile(op, 0.5) <= account.percentile(op, 0.99)
+        backend.close()
+    reasons = {one.denial for one in keyboard.stats.account.operations()}
+    assert reasons == {None, Denial.INVALID, Denial.QUEUE_FULL}
 
 
 def test_the_last_256_operations_are_kept() -> None:
