@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from devices.account import LATENCY_BUCKETS, Account
 from devices.gate import Op
 from rayos_vmm.vm.view import VmState
+from rayos_vmm.worker.layers import hit_ratio
 
 if TYPE_CHECKING:
     from rayos_vmm.service import Service
@@ -64,10 +65,22 @@ class _Collector:
             "rayos_device_queue_depth", "Requests or events before the device", labels=["vm", "device"]
         )
         cpu = CounterMetricFamily("rayos_worker_cpu_seconds", "Processor time of the worker", labels=["vm"])
+        decided = CounterMetricFamily(
+            "rayos_firewall_frames",
+            "Frames by the layer of the firewall that decided",
+            labels=["vm", "layer"],
+        )
+        share = GaugeMetricFamily(
+            "rayos_firewall_hit_ratio", "A layer's share of all frames, 0 to 1", labels=["vm", "layer"]
+        )
         level = GaugeMetricFamily("rayos_worker_level", "Level of optimization", labels=["vm"])
         for machine, reader in self._service.accounting.running():
             vm = machine.name
             level.add_metric([vm], reader.level)
+            counts = reader.layers()
+            for layer, ratio in hit_ratio(counts).items():
+                decided.add_metric([vm, layer], counts[layer])
+                share.add_metric([vm, layer], ratio)
             for sample in reader.metrics(1):
                 cpu.add_metric([vm], sample["cpu_ns"] / 1e9)
             for device, account in reader.devices().items():
@@ -82,7 +95,7 @@ class _Collector:
                 for reason, count in account.denials().items():
                     why.add_metric([vm, device, reason], count)
                 depth.add_metric([vm, device], account.depth)
-        yield from (allowed, denied, size, took, why, depth, cpu, level)
+        yield from (allowed, denied, size, took, why, depth, cpu, level, decided, share)
 
     def _house(self) -> Iterator[Metric]:
         states = Counter(machine.state for machine in self._service.machines())

@@ -33,7 +33,7 @@ def add_firewall(parser: argparse.ArgumentParser) -> None:
         "set": "replace the machine's own rules by those of a TOML file, at once",
         "explain": "what would happen to a packet, and which rule decides",
         "trace": "what happens to each packet from now on",
-        "stats": "how many frames each layer and each reason decided",
+        "stats": "how many frames each layer and each reason decided, and each layer's share",
     }
     found = {verb: verbs.add_parser(verb, help=summary) for verb, summary in summaries.items()}
     for sub in found.values():

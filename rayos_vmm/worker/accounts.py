@@ -1,9 +1,9 @@
 """One VM's accounts: a file in its run directory that its worker writes and anybody who may read it maps.
 
-One account (`devices.account`) for each device in their order, then the worker's ring of metrics (`devices.metrics`)
-and its level of optimization. The keeper holds the descriptor for the workers; a worker maps it and lets go of it
-before it serves, so that it cannot make the file shorter under its readers. What it writes there is a guest's word, no
-more.
+One account (`devices.account`) for each device in their order, then the worker's ring of metrics (`devices.metrics`),
+its level of optimization, and what each layer of the firewall decided (`layers.py`), a second old at most. The keeper
+holds the descriptor for the workers; a worker maps it and lets go of it before it serves, so that it cannot make the
+file shorter under its readers. What it writes there is a guest's word, no more.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from devices.backend import Backend
 from devices.levels import DEFAULT, Level
 from devices.loop import Loop
 from devices.metrics import METRICS_BYTES, MetricsRing, read_samples
+from devices.net.backend import NetBackend
+from rayos_vmm.worker.layers import LAYERS, layers
 
 FILE_NAME: Final = "accounts"
 #: Seconds between two samples.
 PERIOD: Final = 1.0
 _LEVEL_BYTES: Final = 8
+_LAYER_BYTES: Final = 8 * len(LAYERS)
 #: What level 3 gives the loop to look for work, in seconds.
 POLLING_SECONDS: Final = 50e-6
 
 
 def file_bytes(devices: int) -> int:
     """The size of the file for so many devices."""
-    return devices * ACCOUNT_BYTES + METRICS_BYTES + _LEVEL_BYTES
+    return devices * ACCOUNT_BYTES + METRICS_BYTES + _LEVEL_BYTES + _LAYER_BYTES
 
 
 def create(run_dir: Path, devices: int) -> int:
@@ -45,6 +48,10 @@ def create(run_dir: Path, devices: int) -> int:
 def _level(word: memoryview) -> int:
     value: int = word[0]
     return value - 1 if 0 < value <= len(Level) else DEFAULT
+
+
+def _tail(page: memoryview) -> tuple[memoryview, memoryview]:
+    return page[:_LEVEL_BYTES].cast("Q"), page[_LEVEL_BYTES:].cast("Q")
 
 
 class AccountWriter:
@@ -63,7 +70,8 @@ class AccountWriter:
             backend.use_account(pages[index * ACCOUNT_BYTES : (index + 1) * ACCOUNT_BYTES])
         base = len(backends) * ACCOUNT_BYTES
         self._ring = MetricsRing(pages[base : base + METRICS_BYTES])
-        self._level = pages[base + METRICS_BYTES :].cast("Q")
+        self._level, self._layers = _tail(pages[base + METRICS_BYTES :])
+        self._before = self._layers.tolist()  # a predecessor's
         if self.level != DEFAULT:
             self.set_level(self.level)
         self._sample()
@@ -91,9 +99,19 @@ class AccountWriter:
             for op in backend.stats.ops:
                 done, refused, moved = account.counted(op)
                 allowed, denied, size = allowed + done, denied + refused, size + moved
+        self._count_layers()
         cpu = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID)
         self._ring.write(time.monotonic_ns(), allowed, size, denied, cpu, depth)
         self._loop.call_at(self._loop.now() + PERIOD, self._sample)
+
+    def _count_layers(self) -> None:
+        found = [
+            list(layers(backend.snapshot()["firewall"]).values())
+            for backend in self._backends
+            if isinstance(backend, NetBackend) and backend.judge is not None
+        ]
+        for index, before in enumerate(self._before):
+            self._layers[index] = before + sum(one[index] for one in found)
 
 
 class AccountReader:
@@ -104,7 +122,7 @@ class AccountReader:
         fd = os.open(run_dir / FILE_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             size = os.fstat(fd).st_size
-            devices = (size - METRICS_BYTES - _LEVEL_BYTES) // ACCOUNT_BYTES
+            devices = (size - file_bytes(0)) // ACCOUNT_BYTES
             if devices < 0 or size != file_bytes(devices):
                 raise OSError(f"{run_dir / FILE_NAME} has {size} bytes: it is of another version")
             self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ)
@@ -117,12 +135,16 @@ class AccountReader:
         ]
         base = devices * ACCOUNT_BYTES
         self._metrics = pages[base : base + METRICS_BYTES].cast("Q")
-        self._level = pages[base + METRICS_BYTES :].cast("Q")
+        self._level, self._layers = _tail(pages[base + METRICS_BYTES :])
 
     @property
     def level(self) -> int:
         """The level of optimization."""
         return _level(self._level)
+
+    def layers(self) -> dict[str, int]:
+        """How many frames each layer of the firewall decided, in all workers of the VM."""
+        return dict(zip(LAYERS, self._layers, strict=True))
 
     def metrics(self, last: int) -> list[dict[str, Any]]:
         """The last samples, oldest first."""

@@ -29,6 +29,7 @@ from rayos_vmm.worker.accounts import AccountWriter
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.firewall import PortFirewall
 from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
+from rayos_vmm.worker.layers import hit_ratio, layers
 
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16
@@ -167,7 +168,11 @@ class Control:
         return judge
 
     def _stats(self, _head: dict[str, Any], _data: bytes) -> Answer:
-        return {"stats": {name: backend.snapshot() for name, backend in self._backends.items()}}, b"", []
+        found = {name: backend.snapshot() for name, backend in self._backends.items()}
+        for firewall in (one["firewall"] for one in found.values() if "firewall" in one):
+            ratios = hit_ratio(layers(firewall))
+            firewall["hit_percent"] = {layer: round(100 * ratio, 2) for layer, ratio in ratios.items()}
+        return {"stats": found}, b"", []
 
     def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
         return {"revision": self._obey()}, b"", []

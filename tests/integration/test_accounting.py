@@ -131,8 +131,15 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             assert [one["number"] for one in samples] == sorted(one["number"] for one in samples)
             assert samples[-1]["operations"] > samples[0]["operations"] and samples[-1]["cpu_ns"] > 0
 
+            # Every frame was decided by one layer of the firewall; the shares say how many by which.
+            firewall = (await service.stats("svc"))["net"]["firewall"]
+            assert sum(firewall["hit_percent"].values()) == pytest.approx(100, abs=0.1)
+            assert firewall["hit_percent"]["guard"] < 100
+
             text = (await render(service)).decode()
             for line in (
+                'rayos_firewall_frames_total{layer="default",vm="svc"}',
+                'rayos_firewall_hit_ratio{layer="cache",vm="svc"}',
                 'rayos_device_operations_total{device="disk0",operation="disk.write",vm="svc"}',
                 'rayos_device_latency_seconds_bucket{device="disk0",le="+Inf",operation="disk.write",vm="svc"}',
                 'rayos_device_denials_total{device="disk0",reason="capability",vm="svc"}',
