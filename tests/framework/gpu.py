@@ -83,6 +83,14 @@ class GpuGuest:
     def backend(self) -> GpuBackend:
         return self.target.backend
 
+    def heap_blocks(self) -> int:
+        """What the host really gave for pixels, in blocks of 512 bytes."""
+        return os.fstat(self.heap_fd).st_blocks
+
+    def check_session(self) -> None:
+        """Errors: AssertionError when the device dropped its frontend."""
+        assert self.target.reasons == []
+
     @property
     def ram(self) -> GuestRam:
         return self.rig.ram

@@ -76,6 +76,9 @@ class Kept:
     ) -> None:
         self.run_dir = run_dir
         self.log = run_dir / "keeper.log"
+        #: Workers that were killed by `ask`, and what the keeper told unasked.
+        self.killed = 0
+        self.events: list[dict[str, Any]] = []
         ours, theirs = socket.socketpair()
         with identity.claim() as slot, self.log.open("wb") as log, ours:
             self.uid = identity.user("worker", slot.slot)
@@ -100,12 +103,14 @@ class Kept:
         self._client.connect(str(run_dir / KEEPER_SOCKET))
 
     def ask(self, op: str) -> dict[str, Any]:
-        """A keeper's operation; its events in between are dropped."""
+        """A keeper's operation; its events in between are kept."""
+        self.killed += op == "kill_worker"
         self._client.send(packet.encode({"id": 1, "op": op}))
         while True:
             head, _ = packet.decode(self._client.recv(packet.MAX_PACKET_BYTES))
             if head.get("id") == 1:
                 return head
+            self.events.append(head)
 
     def status(self) -> dict[str, Any]:
         """The keeper's status, once a worker has told what holds it."""

@@ -6,11 +6,11 @@ nothing was raised in the worker, and the picture shown before is still the last
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -35,7 +35,10 @@ from devices.gpu.wire import (
     TransferToHost2d,
     UpdateCursor,
 )
+from rayos_vmm.worker.spec import Device
+from tests.framework.controlled import Bounds, RealGpuGuest
 from tests.framework.gpu import OK, GpuGuest, pack_entries
+from tests.framework.kept import Kept
 
 MAX = 0xFFFF_FFFF
 W, H = 64, 48
@@ -45,16 +48,40 @@ PICTURE = bytes(range(256)) * (SIZE // 256)
 USED = (3 + 1 + 1 + 4) * PAGE_BYTES
 
 
+Maker = Callable[..., GpuGuest]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    """A sandboxed worker with two GPUs, for all cases: none may end it, none may leave anything open."""
+    devices = [
+        Device(kind="gpu", name=f"gpu{scanouts}", scanouts=scanouts, quota_bytes=128 << 20)
+        for scanouts in (1, 2)
+    ]
+    with Kept(tmp_path_factory.mktemp("gpu"), devices) as kept:
+        bounds = Bounds(kept, ["gpu1", "gpu2"])
+        yield kept
+        bounds.check()
+
+
+@pytest.fixture(params=["stepped", "served"])
+def make_guest(request: pytest.FixtureRequest) -> Maker:
+    """Guests of a GPU in this process, or of the real worker's."""
+    if request.param == "stepped":
+        return GpuGuest
+    return partial(RealGpuGuest, request.getfixturevalue("kept"))
+
+
 @pytest.fixture
-def guest() -> Iterator[GpuGuest]:
-    with GpuGuest(width=W, height=H) as guest:
+def guest(make_guest: Maker) -> Iterator[GpuGuest]:
+    with make_guest(width=W, height=H) as guest:
         backing = guest.show(1, W, H)
         guest.draw(1, Rect(0, 0, W, H), PICTURE, backing, W * 4)
         assert guest.create(2, 32, 32) == OK
         assert guest.create(3, 64, 64, Format.B8G8R8A8) == OK
         yield guest
         assert not any(queue.broken for queue in guest.backend.queues)
-        assert guest.target.reasons == []
+        guest.check_session()
 
 
 def healthy(guest: GpuGuest) -> None:
@@ -103,21 +130,21 @@ def test_g1_create(
     healthy(guest)
 
 
-def test_g2_create_until_the_quota() -> None:
+def test_g2_create_until_the_quota(make_guest: Maker) -> None:
     """Exactly the quota, then OUT_OF_MEMORY; everything comes back."""
-    with GpuGuest(quota_bytes=64 * PAGE_BYTES) as guest:
+    with make_guest(quota_bytes=64 * PAGE_BYTES) as guest:
         made = 0
         while (answer := guest.create(made + 1, 32, 32)) == OK:
             made += 1
         assert (made, answer) == (64, MEMORY)
         for number in range(made):
             assert guest.unref(number + 1) == OK
-        assert guest.backend.heap.used_bytes == 0 and os.fstat(guest.heap_fd).st_blocks == 0
+        assert guest.backend.heap.used_bytes == 0 and guest.heap_blocks() == 0
 
 
-def test_g2_create_until_the_table_is_full() -> None:
+def test_g2_create_until_the_table_is_full(make_guest: Maker) -> None:
     """Many tiny resources are bounded too, so that the state that is saved is."""
-    with GpuGuest(quota_bytes=2 * MAX_RESOURCES * PAGE_BYTES) as guest:
+    with make_guest(quota_bytes=2 * MAX_RESOURCES * PAGE_BYTES) as guest:
         for number in range(MAX_RESOURCES):
             assert guest.create(MAX - number, 1, 1) == OK
         assert guest.create(1, 1, 1) == MEMORY
@@ -126,7 +153,7 @@ def test_g2_create_until_the_table_is_full() -> None:
 
 
 def test_g2_loops_of_create_and_unref_leave_nothing(guest: GpuGuest) -> None:
-    before = os.fstat(guest.heap_fd).st_blocks
+    before = guest.heap_blocks()
     backing = guest.ram.allocate(PAGE_BYTES, PAGE_BYTES)
     guest.keep()
     for _ in range(300):
@@ -134,7 +161,7 @@ def test_g2_loops_of_create_and_unref_leave_nothing(guest: GpuGuest) -> None:
         assert guest.attach(9, [(backing, PAGE_BYTES)] * 3) == OK
         assert guest.transfer(9, Rect(0, 0, 32, 96)) == OK
         assert guest.unref(9) == OK
-    assert os.fstat(guest.heap_fd).st_blocks == before
+    assert guest.heap_blocks() == before
     healthy(guest)
 
 
@@ -219,9 +246,9 @@ def test_g3_backing_beyond_the_quota(guest: GpuGuest) -> None:
     healthy(guest)
 
 
-def test_g3_an_honest_guest_with_many_pages() -> None:
+def test_g3_an_honest_guest_with_many_pages(make_guest: Maker) -> None:
     """An 81 MB texture of scattered pages has more than QEMU's 16384 entries, and works (a real driver's log)."""
-    with GpuGuest(quota_bytes=128 << 20, ram_bytes=16 << 20) as guest:
+    with make_guest(quota_bytes=128 << 20, ram_bytes=16 << 20) as guest:
         pages = 19715
         assert guest.create(1, 1024, pages) == OK
         page = guest.ram.allocate(2 * PAGE_BYTES, PAGE_BYTES)
@@ -384,9 +411,9 @@ def test_g6_unref_while_shown(guest: GpuGuest) -> None:
         assert set(guest.backend.frame().pixels) == {0}
 
 
-def test_g6_unref_while_it_is_being_sent() -> None:
+def test_g6_unref_while_it_is_being_sent(make_guest: Maker) -> None:
     """Strips of a picture that went are not sent, and the next picture is whole."""
-    with GpuGuest(quota_bytes=8 << 20) as guest, guest.monitor() as monitor:
+    with make_guest(quota_bytes=8 << 20) as guest, guest.monitor() as monitor:
         backing = guest.show(1, 1024, 768)
         guest.draw(1, Rect(0, 0, 1024, 768), b"\x11" * (1024 * 768 * 4), backing, 4096)
         guest.rig.settle()
@@ -537,9 +564,10 @@ def test_g8_no_room_for_the_answer(guest: GpuGuest, room: int, flags: int) -> No
     ],
 )
 def test_g8_room_for_the_header_alone(guest: GpuGuest, kind: Command, rooms: tuple[int, int]) -> None:
+    errors = guest.backend.queues[CONTROL].chain_errors
     for room in rooms:
         assert guest.raw(Header(kind).pack() + bytes(8), room) == b""
-    assert guest.backend.queues[CONTROL].chain_errors == 2
+    assert guest.backend.queues[CONTROL].chain_errors == errors + 2
     healthy(guest)
 
 
@@ -586,12 +614,12 @@ def test_g8_header_and_answer_in_single_bytes(guest: GpuGuest, indirect: bool) -
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_random_commands(seed: int) -> None:
+def test_random_commands(make_guest: Maker, seed: int) -> None:
     """400 commands of small random fields, with floods of boundary values: answered or returned, never raised."""
     dice = random.Random(seed)
     interesting = [0, 1, 2, 3, 16, 63, 64, 65, 4096, 0x7FFF_FFFF, 0x8000_0000, MAX - 1, MAX]
     kinds = [*Command, 0x10B, 0x204, 0x301, 0x1100]
-    with GpuGuest(width=W, height=H, scanouts=2) as guest, guest.monitor() as monitor:
+    with make_guest(width=W, height=H, scanouts=2) as guest, guest.monitor() as monitor:
         for step in range(400):
             kind = dice.choice(kinds)
             fields = [

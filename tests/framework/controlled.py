@@ -1,0 +1,225 @@
+"""A device of a real, sandboxed worker as a test sees it: a vhost-user session, and the worker's control socket.
+
+`Controlled` is a `Rig`'s target; the `Seen…` classes have the names of the backends' own attributes, read from outside,
+so that a hostile case reads the same for a backend in this process.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from devices.gpu.scanout import Frame
+from devices.vhost_user.message import Request
+from rayos_vmm.worker import packet
+from rayos_vmm.worker.spec import CONTROL_SOCKET
+from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
+from tests.framework.gpu import CONTROL_QUEUE_SIZE, GpuGuest
+from tests.framework.guest_memory import GuestRam
+from tests.framework.kept import Kept
+from tests.framework.target import Rig
+
+#: What a worker may take beside the memory of its guest and of its devices.
+RSS_LIMIT: Final = 256 << 20
+
+
+class Controlled:
+    """One device of a `Kept`."""
+
+    def __init__(self, kept: Kept, device: str) -> None:
+        self.kept = kept
+        self.device = device
+        self.frontend: Frontend | None = None
+        self._control: socket.socket | None = None
+
+    def connect(self) -> Frontend:
+        self.frontend = self.kept.connect(self.device)
+        return self.frontend
+
+    def settle(self) -> None:
+        """The worker's loop went round, twice: it saw every kick, whatever it looked at first."""
+        self.ask("polling")
+        self.ask("polling")
+
+    def ask(self, op: str, data: bytes = b"", **fields: Any) -> tuple[dict[str, Any], bytes, list[int]]:
+        """An operation of the worker's control socket; again from its successor, where it dies."""
+        request = packet.encode({"id": 1, "op": op, "device": self.device, **fields}, data)
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while True:
+            try:
+                return self._ask(request)
+            except (ConnectionError, EOFError):
+                self._hang_up()
+                assert time.monotonic() < deadline, "no worker answers"
+
+    def _ask(self, request: bytes) -> tuple[dict[str, Any], bytes, list[int]]:
+        if self._control is None:
+            self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._control.settimeout(ANSWER_TIMEOUT)
+            self._control.connect(str(self.kept.run_dir / CONTROL_SOCKET))
+        self._control.send(request)
+        answer, ancillary, _, _ = self._control.recvmsg(packet.MAX_PACKET_BYTES, socket.CMSG_SPACE(4))
+        if not answer:
+            raise EOFError
+        fds = array.array("i")
+        for _, _, content in ancillary:
+            fds.frombytes(content)
+        return *packet.decode(answer), list(fds)
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """The device's counters."""
+        found: dict[str, Any] = self.ask("stats")[0]["stats"][self.device]
+        return found
+
+    def close(self) -> None:
+        self._hang_up()
+
+    def __enter__(self) -> Controlled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Seen:
+    """What every backend has."""
+
+    def __init__(self, target: Controlled) -> None:
+        self.target = target
+
+    def snapshot(self) -> dict[str, Any]:
+        return self.target.snapshot()
+
+    @property
+    def queues(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(**queue) for queue in self.snapshot()["queues"]]
+
+
+class SeenGpu(Seen):
+    def __init__(self, target: Controlled) -> None:
+        super().__init__(target)
+        self._sent_before = self.snapshot()["display"]["bytes"]
+
+    @property
+    def heap(self) -> SimpleNamespace:
+        memory = self.snapshot()["memory"]
+        return SimpleNamespace(used_bytes=memory["used_bytes"], size_bytes=memory["quota_bytes"])
+
+    @property
+    def damage_serial(self) -> int:
+        return int(self.snapshot()["damage_serial"])
+
+    @property
+    def screen(self) -> SimpleNamespace:
+        shown = self.snapshot()["display"]
+        sent = shown["bytes"] - self._sent_before
+        return SimpleNamespace(
+            display=SimpleNamespace(sent_bytes=sent, error=shown["error"], is_connected=shown["connected"])
+        )
+
+    def cursor(self) -> Any:
+        return self.snapshot()["scanouts"][0]["cursor"]
+
+    def frame(self) -> Frame:
+        head, _, (fd,) = self.target.ask("gpu.frame", scanout=0, cursor=False)
+        with os.fdopen(fd, "rb") as file:
+            file.seek(0)
+            return Frame(head["width"], head["height"], head["stride"], file.read(), head["serial"])
+
+    def take_gpu_socket(self, fd: int) -> bool:
+        assert self.target.frontend is not None
+        self.target.frontend.tell(Request.GPU_SET_SOCKET, fds=[fd])
+        os.close(fd)
+        return True
+
+
+class RealGpuGuest(GpuGuest):
+    """A guest of the GPU `gpu<scanouts>` of a `Kept`, in the mode and with the quota that it asks for."""
+
+    def __init__(
+        self,
+        kept: Kept,
+        *,
+        ram_bytes: int = 8 << 20,
+        width: int = 64,
+        height: int = 48,
+        scanouts: int = 1,
+        quota_bytes: int = 1 << 20,
+    ) -> None:
+        self.link = Controlled(kept, f"gpu{scanouts}")
+        self.link.ask("limit", limits={"memory": quota_bytes})
+        self.rig = Rig(self.link, 2, size=CONTROL_QUEUE_SIZE, ram=GuestRam(ram_bytes))
+        self.link.ask("gpu.resize", scanout=0, width=width, height=height)
+        self._seen = SeenGpu(self.link)
+        self.fence = 0
+
+    @property
+    def backend(self) -> SeenGpu:  # type: ignore[override]
+        return self._seen
+
+    def heap_blocks(self) -> int:
+        keeper = self.link.kept.status()["pid"]
+        name = f"memfd:rayos-{self.link.device}-pixels"
+        (blocks,) = {
+            status.st_ino: status.st_blocks
+            for fd in Path(f"/proc/{keeper}/fd").iterdir()
+            if name in str(fd.readlink()) and (status := fd.stat())
+        }.values()
+        return blocks
+
+    def check_session(self) -> None:
+        assert self.rig.frontend.ask_u64(Request.GET_QUEUE_NUM) == 2
+
+    def crash(self, queues: Sequence[int] = ()) -> None:
+        """Kill the worker with -9."""
+        self.link.kept.ask("kill_worker")
+
+    def close(self) -> None:
+        self.rig.close()
+        self.link.close()
+
+
+class Bounds:
+    """What keeper and worker have open and mapped now, without a session; `check` says whether it is no more later."""
+
+    def __init__(self, kept: Kept, devices: Sequence[str]) -> None:
+        self._kept = kept
+        for device in devices:
+            self._visit(device)
+        self._fds = self._open()
+
+    def _visit(self, device: str) -> None:
+        self._kept.connect(device).close()
+        with self._kept.connect(device) as frontend:
+            frontend.ask_u64(Request.GET_QUEUE_NUM)
+
+    def _pids(self) -> list[int]:
+        status = self._kept.status()
+        assert all(layer["on"] for layer in status["sandbox"].values()), status["sandbox"]
+        return [status["pid"], status["worker_pid"]]
+
+    def _open(self) -> int:
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self._pids())
+
+    def check(self) -> None:
+        """Errors: AssertionError when a worker died that no test killed, or something was left."""
+        assert self._kept.status()["restarts"] == self._kept.killed, "a worker died"
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while self._open() > self._fds:
+            assert time.monotonic() < deadline, "descriptors were left open"
+            time.sleep(0.001)
+        for pid in self._pids():
+            assert "guest-ram" not in Path(f"/proc/{pid}/maps").read_text(), "memory is still mapped"
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            assert pages * os.sysconf("SC_PAGESIZE") < RSS_LIMIT
