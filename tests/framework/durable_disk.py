@@ -23,6 +23,8 @@ DEPTH: Final = 16
 _HEADER: Final = struct.Struct("<IIQ")
 _STAMP: Final = struct.Struct("<QQ")
 _OUT: Final = 1
+#: A kill comes only after more acknowledged writes than these: what was not written cannot be lost.
+BETWEEN_KILLS: Final = 10
 #: Seconds that a request may take, over a kill and on a loaded machine.
 PATIENCE: Final = 20.0
 
@@ -153,7 +155,14 @@ def kill_under_load(
     moments = random.Random(seed)
     try:
         while driver.tally.kills < kills:
-            driver.write_for(moments.uniform(0.002, longest_s))
+            before = driver.tally.acknowledged
+            deadline = time.monotonic() + PATIENCE
+            while driver.tally.acknowledged <= before + BETWEEN_KILLS:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{driver.tally.acknowledged - before} writes answered since the last kill"
+                    )
+                driver.write_for(moments.uniform(0.002, longest_s))
             driver.kill()
         driver.write_for(0.02)
         driver.settle()
