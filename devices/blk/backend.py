@@ -391,7 +391,10 @@ class BlkBackend(Backend):
                 self.store.write(slice_views(chain.readable, HEADER.size, length), offset)
                 if ring.is_durable:
                     self.store.sync()
-        except (OSError, RequestError):
+        except OSError as error:
+            self.stats.deny(op, self.store.denial(error.errno or 0), length)
+            raise
+        except RequestError:
             self.stats.deny(op, Denial.IO_ERROR, length)
             raise
         self.stats.allow(op, length)
@@ -429,6 +432,7 @@ class BlkBackend(Backend):
             headroom = max(0, self.quota_bytes - self.store.allocated_bytes - on_its_way)
             if length > headroom:
                 self.stats.deny(Op.DISK_WRITE, Denial.QUOTA, length)
+                self.store.on_full("quota")
                 raise RequestError(
                     f"a write of {length} bytes would exceed the quota of {self.quota_bytes} bytes"
                 )

@@ -16,8 +16,8 @@ import errno
 from typing import Any, Final, cast
 
 from devices.blk.kinds import FORMAT, OVER, READ, SYNC, WRITE
-from devices.blk.store import RawStore
-from devices.gate import Denial, Op
+from devices.blk.store import FULL, RawStore
+from devices.gate import Op
 from devices.native import Buffers, now_ns
 from devices.stats import Stats
 from devices.uring import FSYNC_DATASYNC, OP_FALLOCATE, OP_FSYNC, OP_READV, OP_WRITEV, Uring
@@ -37,7 +37,6 @@ SLOT_BITS: Final = 10
 MAX_FORMATS: Final = 512
 
 OPS: Final = (Op.DISK_READ, Op.DISK_WRITE, Op.DISK_FLUSH, Op.DISK_FORMAT)
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AGAIN: Final = (-errno.EINTR, -errno.EAGAIN)
 
 _NO_REGION = cast("Region", None)
@@ -151,7 +150,7 @@ class Flight:
             # Nothing read: the image ends here, it was truncated under us. Nothing written: no file system says so.
             request.error = -result if result < 0 else errno.EIO
             request.waiting = 0
-            if request.is_durable and request.kind == WRITE and request.error not in _FULL:
+            if request.is_durable and request.kind == WRITE and request.error not in FULL:
                 # It was a sync as well, and a later one would not hear of this failure again.
                 self.store.is_failed = True
 
@@ -246,8 +245,7 @@ class Flight:
             request.region.ram[request.status_at] = STATUS_IOERR if request.error else STATUS_OK
             operation = OPS[request.kind]
             if request.error:
-                is_full = request.kind == WRITE and request.error in _FULL
-                self.stats.deny(operation, Denial.QUOTA if is_full else Denial.IO_ERROR, request.length)
+                self.stats.deny(operation, self.store.denial(request.error), request.length)
             else:
                 index = operation.index
                 self.stats.count(index, request.length)

@@ -18,6 +18,7 @@ from typing import Final
 
 from devices.blk.wire import SECTOR_BYTES
 from devices.errors import ConfigurationError, RequestError
+from devices.gate import Denial
 from devices.virtio.chain import gather, scatter
 
 #: linux/falloc.h.
@@ -32,12 +33,19 @@ ZERO: Final = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
 #: What O_DIRECT may move by way of our own memory at once.
 BOUNCE_BYTES: Final = 1 << 20
 
+#: What a write is told when the host has no room for it, or no more for this user or process.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 #: preadv takes at most this many buffers (UIO_MAXIOV).
 MAX_BUFFERS: Final = 1024
 
 _libc = CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [c_int, c_int, c_int64, c_int64]
 _libc.fallocate.restype = c_int
+
+
+def _unheard(_why: str) -> None:
+    """A hook that nobody set."""
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -72,9 +80,12 @@ class RawStore:
 
     `is_direct` goes past the page cache (O_DIRECT). Errors of construction: ConfigurationError for a file that is
     empty, no multiple of 512 bytes, locked by another, or that cannot be read directly by the sector.
+
+    `on_full("quota" or "host")` is called for each write that was refused for want of room.
     """
 
     def __init__(self, fd: int, *, read_only: bool = False, is_direct: bool = False) -> None:
+        self.on_full: Callable[[str], object] = _unheard
         self.size_bytes = _measure(fd)
         if self.size_bytes == 0 or self.size_bytes % SECTOR_BYTES:
             raise ConfigurationError(
@@ -153,6 +164,13 @@ class RawStore:
                 done -= len(buffers[0])
                 buffers = buffers[1:]
             buffers = [buffers[0][done:], *buffers[1:]]
+
+    def denial(self, code: int) -> Denial:
+        """What a request that failed with this errno is counted as; when the host is full, that is told."""
+        if code not in FULL:
+            return Denial.IO_ERROR
+        self.on_full("host")
+        return Denial.QUOTA
 
     def sync(self) -> None:
         """Make every completed write durable. Errors: OSError, and for ever after the first."""

@@ -32,6 +32,7 @@ from rayos_vmm.worker.addresses import AddressView
 from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.denials import DenialWatch
 from rayos_vmm.worker.firewall import PortFirewall, Settings
+from rayos_vmm.worker.fullness import watch_fullness
 from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_gate, shared_bytes
 from rayos_vmm.worker.obedience import Obedience
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
@@ -68,6 +69,7 @@ class Worker:
         obedience = Obedience(self.loop, self.backends, gate, self._tell_event)
         self._control = Control(self.loop, control, self.backends, obedience.apply, accounts)
         DenialWatch(self.loop, self.backends, self._tell_event)
+        watch_fullness(self.loop, self.backends, self._tell_event)
         VerdictWatch(self.loop, self.backends, self._tell_event)
 
     def _link_ready(self, _events: int) -> None:

@@ -14,14 +14,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from devices.blk.wire import WRITEBACK_OFFSET, BlkFeature
 from rayos_vmm.worker.sandbox import Mode
 from rayos_vmm.worker.spec import Device
-from tests.framework.durable_disk import BLOCK, kill_under_load, stamp
+from tests.framework.durable_disk import BETWEEN_KILLS, BLOCK, kill_under_load, stamp
 from tests.framework.kept import Kept, Link, Parent
 from tests.framework.target import Rig
 
@@ -38,12 +38,13 @@ def disk(
     command: Sequence[str | Path] | None = None,
     sandbox: Mode = "on",
     queues: int = 1,
+    quota_bytes: int | None = None,
 ) -> Iterator[Kept]:
     """A keeper with a disk; of another parent, interpreted, with a `command`."""
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     parent = Parent(command, {"RAYOS_PURE": "1"}) if command is not None else None
     try:
-        devices = [Device(kind="blk", name="disk", fd=fd, queues=queues)]
+        devices = [Device(kind="blk", name="disk", fd=fd, queues=queues, quota_bytes=quota_bytes)]
         with Kept(directory, devices, sandbox=sandbox, parent=parent) as kept:
             os.close(fd)
             fd = -1
@@ -73,7 +74,7 @@ def test_X_no_acknowledged_write_is_lost_in_kills(tmp_path: Path, queues: int) -
     print(f"{tally.kills} kills, {tally.acknowledged} acknowledged writes, {len(tally.lost)} lost")
     assert tally.lost == []
     assert tally.errors == 0
-    assert tally.acknowledged > kills
+    assert tally.acknowledged > kills * BETWEEN_KILLS
 
 
 def test_X_the_harness_catches_an_early_acknowledgement(tmp_path: Path) -> None:
@@ -85,12 +86,19 @@ def test_X_the_harness_catches_an_early_acknowledgement(tmp_path: Path) -> None:
     assert tally.lost, f"{tally.kills} kills of a broken worker, and nothing was noticed"
 
 
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+@pytest.fixture(params=["tmpfs", "ext4"])
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A small file system that will be full."""
     path = tmp_path / "full"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True)
+    if request.param == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", path], check=True)
+    else:
+        small = tmp_path / "ext4"
+        subprocess.run(["truncate", "-s", "4M", small], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", small], check=True)
+        subprocess.run(["mount", "-o", "loop", small, path], check=True)
+        (path / "ballast").write_bytes(bytes(5 << 19))
     try:
         yield path
     finally:
@@ -103,17 +111,56 @@ def write(rig: Rig, block: int, generation: int) -> int:
     return rig.request(request, 1)[0]
 
 
+def told_of(kept: Kept) -> dict[str, Any]:
+    """The one event of a full disk."""
+    deadline = time.monotonic() + 10
+    while not (told := [event for event in kept.events if event["event"] == "disk_full"]):
+        assert time.monotonic() < deadline, "nobody was told"
+        kept.ask("status")
+    (event,) = told
+    return event
+
+
+def fill(rig: Rig, image: Path) -> list[int]:
+    """Write 400 blocks, more than there is room for, and retry 200 times; returns what was taken and is there."""
+    outcomes = [write(rig, block, block + 1) for block in range(400)]
+    assert {write(rig, 399, 1) for _ in range(200)} == {IOERR}
+    good = [block for block, status in enumerate(outcomes) if status == 0]
+    assert set(outcomes) == {0, IOERR} and 0 < len(good) < 400
+    data = image.read_bytes()
+    assert all(data[block * BLOCK : (block + 1) * BLOCK] == stamp(block, block + 1) for block in good)
+    return good
+
+
 def test_X_a_full_disk_acknowledges_nothing_it_has_not(tmp_path: Path, full: Path) -> None:
-    """ENOSPC: an I/O error for the guest, no false acknowledgement, and the disk goes on when there is room."""
+    """ENOSPC: an I/O error for the guest, no false acknowledgement, one event, and it goes on when there is room."""
     image = make_image(full, 4 << 20)
     with disk(tmp_path, image) as kept, Rig(Link(kept, "disk")) as rig:
-        outcomes = [write(rig, block, block + 1) for block in range(400)]
-        good = [block for block, status in enumerate(outcomes) if status == 0]
-        assert set(outcomes) == {0, IOERR} and 0 < len(good) <= 256
-        data = image.read_bytes()
-        assert all(data[block * BLOCK : (block + 1) * BLOCK] == stamp(block, block + 1) for block in good)
-        subprocess.run(["mount", "-o", "remount,size=8m", full], check=True)
+        fill(rig, image)
+        event = told_of(kept)
+        assert (event["device"], event["why"], event["quota_bytes"]) == ("disk", "host", None)
+        if (full / "ballast").exists():
+            (full / "ballast").unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,size=8m", full], check=True)
         assert write(rig, 399, 1) == 0
+        assert told_of(kept) == event
+
+
+def test_X_a_full_quota_acknowledges_nothing_it_has_not(tmp_path: Path) -> None:
+    """As a full disk; what was written stays writable, and the image is never larger than the quota."""
+    image = make_image(tmp_path, 4 << 20)
+    with disk(tmp_path, image, quota_bytes=1 << 20) as kept, Rig(Link(kept, "disk")) as rig:
+        good = fill(rig, image)
+        event = told_of(kept)
+        assert (event["device"], event["why"], event["quota_bytes"]) == ("disk", "quota", 1 << 20)
+        assert 0 < event["used_bytes"] <= 1 << 20
+        assert image.stat().st_blocks * 512 <= 1 << 20
+        assert write(rig, good[0], 7) == 0
+        discard = struct.pack("<IIQQII", 11, 0, 0, good[1] * BLOCK // 512, 8, 0)
+        assert rig.request(discard, 1) == b"\0"
+        assert write(rig, 399, 1) == 0
+        assert told_of(kept) == event
 
 
 @pytest.mark.parametrize("nth", [1, 2, 5])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import msgspec
 import pytest
 import trio
@@ -73,6 +75,20 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             denied = service.accounting.device("svc", "disk0", 256)
             assert denied["denials"]["capability"] >= 1
             assert any(one["outcome"] == "capability" and one["bytes"] for one in denied["last"])
+
+            # A full quota is an I/O error to the guest, and an event that names machine and device.
+            used = (await service.stats("svc"))["disk0"]["quota"]["storage_bytes"]
+            await service.accounting.set_limits("svc", "disk0", {"storage": used + 4096})
+            more = "dd if=/dev/zero of=/dev/vda bs=4096 seek=2000 count=64 oflag=direct 2>/dev/null"
+            assert (await service.exec("svc", more, 60)).exit_status
+            with trio.fail_after(10):
+                async with aclosing(service.events(0)) as events:
+                    async for event in events:
+                        if event.type == "devices.disk_full":
+                            break
+            assert (event.vm, event.data["device"], event.data["why"]) == ("svc", "disk0", "quota")
+            await service.accounting.set_limits("svc", "disk0", {"storage": 10 << 30})
+            await succeed(service, more)
 
             # 20 requests a second: 40 take two seconds less what was saved up. The guest's clock is the judge.
             assert await service.accounting.set_limits("svc", "disk0", {"iops": 20}) == {
