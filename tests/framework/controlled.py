@@ -13,9 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Self
 
+from devices.console.port import PENDING_BYTES
+from devices.console.wire import CONFIG
 from devices.gpu.scanout import Frame
+from devices.input.kind import KINDS, Event
+from devices.input.wire import CONFIG_BYTES, Led
 from devices.vhost_user.message import Request
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET
@@ -35,12 +39,18 @@ class Controlled:
     def __init__(self, kept: Kept, device: str) -> None:
         self.kept = kept
         self.device = device
-        self.frontend: Frontend | None = None
+        self._session: Frontend | None = None
         self._control: socket.socket | None = None
 
     def connect(self) -> Frontend:
-        self.frontend = self.kept.connect(self.device)
-        return self.frontend
+        self._session = self.kept.connect(self.device)
+        return self._session
+
+    @property
+    def session(self) -> Frontend:
+        """The newest."""
+        assert self._session is not None
+        return self._session
 
     def settle(self) -> None:
         """The worker's loop went round, twice: it saw every kick, whatever it looked at first."""
@@ -85,7 +95,7 @@ class Controlled:
     def close(self) -> None:
         self._hang_up()
 
-    def __enter__(self) -> Controlled:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,17 +103,110 @@ class Controlled:
 
 
 class Seen:
-    """What every backend has."""
+    """What every backend has; counters are told from what they were when this was made."""
 
     def __init__(self, target: Controlled) -> None:
         self.target = target
+        before = target.snapshot()
+        self._queues_before = before["queues"]
+        self._denials_before = before["denials"]
 
     def snapshot(self) -> dict[str, Any]:
-        return self.target.snapshot()
+        now = self.target.snapshot()
+        before = self._denials_before
+        denials = {why: count - before.get(why, 0) for why, count in now["denials"].items()}
+        return {**now, "denials": {why: count for why, count in denials.items() if count}}
 
     @property
     def queues(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(**queue) for queue in self.snapshot()["queues"]]
+        return [
+            SimpleNamespace(
+                broken=now["broken"],
+                requests=now["requests"] - before["requests"],
+                chain_errors=now["chain_errors"] - before["chain_errors"],
+            )
+            for now, before in zip(self.snapshot()["queues"], self._queues_before, strict=True)
+        ]
+
+
+class SeenInput(Seen):
+    def __init__(self, target: Controlled) -> None:
+        super().__init__(target)
+        self.kind = KINDS[target.device]
+
+    @property
+    def leds(self) -> int:
+        return sum(1 << Led[name.upper()] for name in self.snapshot()["leds"])
+
+    def inject(self, events: Sequence[Event]) -> None:
+        """As many as there is room for, which must be all."""
+        head, _, _ = self.target.ask("inject", events=events)
+        assert head["accepted"] == len(events), head
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        self.target.session.set_config(offset, data)
+
+    def config_space(self) -> bytes:
+        return self.target.session.get_config(0, CONFIG_BYTES)
+
+
+class SeenConsole(Seen):
+    """Bytes of output are counted from when this was made."""
+
+    def __init__(self, target: Controlled) -> None:
+        super().__init__(target)
+        self._totals_before = [port["output_bytes"] for port in self.snapshot()["ports"]]
+
+    def config_space(self) -> bytes:
+        return self.target.session.get_config(0, CONFIG.size)
+
+    def pack_state(self) -> bytes:
+        """What a message could have changed."""
+        return repr(self.snapshot()["ports"]).encode()
+
+    def ports(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.target.ask("console.ports")[0]["ports"]
+        return found
+
+    def total(self, port: int) -> int:
+        return int(self.snapshot()["ports"][port]["output_bytes"]) - self._totals_before[port]
+
+    def read(self, port: int, offset: int, limit: int) -> tuple[int, bytes]:
+        """All answers in a row, as far as `limit` goes."""
+        before, found, start = self._totals_before[port], b"", -1
+        while len(found) < limit:
+            head, data, _ = self.target.ask(
+                "console.read", port=port, offset=before + offset + len(found), wait=False
+            )
+            start = head["offset"] - before if start < 0 else start
+            offset = start
+            if not data:
+                break
+            found += data
+        return start, found
+
+    def write(self, port: int, data: bytes) -> int:
+        """0 when there is no room, where the worker would have its answer wait."""
+        if self.snapshot()["ports"][port]["waiting_bytes"] == PENDING_BYTES:
+            return 0
+        return int(self.target.ask("console.write", data, port=port)[0]["accepted"])
+
+    def resize(self, port: int, columns: int, rows: int) -> None:
+        self.target.ask("console.resize", port=port, columns=columns, rows=rows)
+
+
+class RealInput(Controlled):
+    """The input device of a `Kept` whose name is its kind."""
+
+    def __init__(self, kept: Kept, device: str) -> None:
+        super().__init__(kept, device)
+        self.backend = SeenInput(self)
+
+
+class RealConsole(Controlled):
+    def __init__(self, kept: Kept, device: str = "console") -> None:
+        super().__init__(kept, device)
+        self.backend = SeenConsole(self)
 
 
 class SeenGpu(Seen):
@@ -138,8 +241,7 @@ class SeenGpu(Seen):
             return Frame(head["width"], head["height"], head["stride"], file.read(), head["serial"])
 
     def take_gpu_socket(self, fd: int) -> bool:
-        assert self.target.frontend is not None
-        self.target.frontend.tell(Request.GPU_SET_SOCKET, fds=[fd])
+        self.target.session.tell(Request.GPU_SET_SOCKET, fds=[fd])
         os.close(fd)
         return True
 

@@ -14,29 +14,57 @@ from devices.console.port import PENDING_BYTES, PortSpec
 from devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, Event, queue_count, rx_queue, tx_queue
 from devices.loop import Loop
 from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_vmm.worker.spec import Device
+from tests.framework.controlled import Bounds, RealConsole, SeenConsole
 from tests.framework.driver import DESC_F_NEXT, DESC_F_WRITE
 from tests.framework.guest_memory import GuestRam
 from tests.framework.hostile import wait_for
+from tests.framework.kept import Kept
 from tests.framework.target import Rig, Stepped
 
 SPECS = [PortSpec("shell", is_console=True), PortSpec("agent")]
 QUEUES = queue_count(len(SPECS))
 FREE = 60
 
+Target = Stepped[ConsoleBackend] | RealConsole
+
 
 def make(loop: Loop) -> ConsoleBackend:
     return ConsoleBackend("console", loop, ports=SPECS)
 
 
-@pytest.fixture
-def target() -> Iterator[Stepped[ConsoleBackend]]:
-    with Stepped(make) as stepped:
-        yield stepped
-        assert set(stepped.reasons) <= {"the frontend left"}
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    """A sandboxed worker, for all cases."""
+    device = Device(kind="console", name="console", ports=("shell", "agent"))
+    with Kept(tmp_path_factory.mktemp("console"), [device]) as kept:
+        bounds = Bounds(kept, ["console"])
+        yield kept
+        bounds.check()
+
+
+@pytest.fixture(params=["stepped", "served"])
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """A console in this process, or the real worker's, with nothing left to read of the case before."""
+    if request.param == "stepped":
+        with Stepped(make) as stepped:
+            yield stepped
+            assert set(stepped.reasons) <= {"the frontend left"}
+        return
+    with RealConsole(request.getfixturevalue("kept")) as target:
+        if any(port["waiting_bytes"] for port in target.snapshot()["ports"]):
+            with Rig(target, QUEUES, size=64) as rig:
+                for port in range(len(SPECS)):
+                    say(rig, CONTROL.pack(port, Event.PORT_OPEN, 1))
+                    room = rig.ram.allocate(PENDING_BYTES)
+                    rig.queues[rx_queue(port)].submit((), [(room, PENDING_BYTES)])
+                    rig.settle()
+        target.backend = SeenConsole(target)
+        yield target
 
 
 @pytest.fixture
-def rig(target: Stepped[ConsoleBackend]) -> Iterator[Rig]:
+def rig(target: Target) -> Iterator[Rig]:
     with Rig(target, QUEUES, size=64, ram=GuestRam(8 << 20)) as rig:
         yield rig
 
@@ -45,7 +73,7 @@ def say(rig: Rig, data: bytes) -> None:
     rig.request(data, index=CONTROL_TX)
 
 
-def honest(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def honest(rig: Rig, target: Target) -> None:
     """A driver that begins anew gets everything: its ports, output, input."""
     console = target.backend
     say(rig, CONTROL.pack(0, Event.DEVICE_READY, 1))
@@ -66,7 +94,7 @@ def honest(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
 # -- floods ----------------------------------------------------------------------------------------------------------
 
 
-def test_C1_a_flood_stays_within_its_ring(target: Stepped[ConsoleBackend], rig: Rig) -> None:
+def test_C1_a_flood_stays_within_its_ring(target: Target, rig: Rig) -> None:
     """50 MiB of output: no memory beyond the ring, the newest mebibyte readable, the rest a jump."""
     console = target.backend
     address = rig.ram.allocate(BATCH_BYTES)
@@ -95,7 +123,7 @@ def test_C1_a_log_does_not_grow_beyond_its_limit() -> None:
     os.close(fd)
 
 
-def test_C1_a_chain_beyond_a_batch_is_refused(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_a_chain_beyond_a_batch_is_refused(rig: Rig, target: Target) -> None:
     """One chain of 4 GiB may not occupy the worker: it comes back unused, counted, nothing of it is kept."""
     address = rig.ram.allocate(BATCH_BYTES)
     for pieces in ([BATCH_BYTES, 1], [BATCH_BYTES] * 64):
@@ -106,7 +134,7 @@ def test_C1_a_chain_beyond_a_batch_is_refused(rig: Rig, target: Stepped[ConsoleB
     honest(rig, target)
 
 
-def test_C1_a_flood_of_empty_chains(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_a_flood_of_empty_chains(rig: Rig, target: Target) -> None:
     queue = rig.queues[1]
     heads = [queue.add(readable=[(rig.ram.base, 0)]) for _ in range(32)]
     for _ in range(100):
@@ -118,7 +146,8 @@ def test_C1_a_flood_of_empty_chains(rig: Rig, target: Stepped[ConsoleBackend]) -
     honest(rig, target)
 
 
-def test_C1_one_port_floods_and_another_answers(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+@pytest.mark.parametrize("target", ["stepped"], indirect=True)
+def test_C1_one_port_floods_and_another_answers(rig: Rig, target: Target) -> None:
     """While a queue has always more, the other ports are served in every round."""
     address = rig.ram.allocate(BATCH_BYTES)
     queue = rig.queues[1]
@@ -132,7 +161,7 @@ def test_C1_one_port_floods_and_another_answers(rig: Rig, target: Stepped[Consol
     assert target.backend.total(0) < 32 * BATCH_BYTES // 2
 
 
-def test_C1_bytes_of_any_kind_stay_bytes(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_bytes_of_any_kind_stay_bytes(rig: Rig, target: Target) -> None:
     """Escape sequences and rubbish are kept as they came: escaping is for whoever shows them."""
     data = b"\x1b]0;title\x07\x1b[2J<script>alert(1)</script>\xff\xfe\0" + random.Random(1).randbytes(3000)
     rig.request(data, index=1)
@@ -157,9 +186,7 @@ def test_C1_bytes_of_any_kind_stay_bytes(rig: Rig, target: Stepped[ConsoleBacken
         pytest.param(CONTROL.pack(0, 0xFFFF, 0xFFFF), id="event-largest"),
     ],
 )
-def test_C1_control_messages_that_cannot_be(
-    rig: Rig, target: Stepped[ConsoleBackend], message: bytes
-) -> None:
+def test_C1_control_messages_that_cannot_be(rig: Rig, target: Target, message: bytes) -> None:
     """Counted, nothing changed."""
     before = target.backend.pack_state()
     say(rig, message)
@@ -169,20 +196,20 @@ def test_C1_control_messages_that_cannot_be(
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_C1_short_control_messages(rig: Rig, target: Stepped[ConsoleBackend], size: int) -> None:
+def test_C1_short_control_messages(rig: Rig, target: Target, size: int) -> None:
     say(rig, bytes(size))
     assert target.backend.queues[CONTROL_TX].chain_errors == 1
     honest(rig, target)
 
 
-def test_C1_a_control_message_in_single_bytes(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_a_control_message_in_single_bytes(rig: Rig, target: Target) -> None:
     start = rig.ram.put(CONTROL.pack(1, Event.PORT_OPEN, 1))
     rig.queues[CONTROL_TX].submit([(start + i, 1) for i in range(8)], indirect=True)
     rig.wait_used(CONTROL_TX)
     assert target.backend.ports()[1]["guest_open"]
 
 
-def test_C1_a_flood_of_control_messages_keeps_no_queue(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_a_flood_of_control_messages_keeps_no_queue(rig: Rig, target: Target) -> None:
     """100 times everything, and no buffers for the answers: the state stays small, the answers are told once."""
     size = len(target.backend.pack_state())
     for _ in range(100):
@@ -200,9 +227,7 @@ def test_C1_a_flood_of_control_messages_keeps_no_queue(rig: Rig, target: Stepped
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_C1_buffers_too_small_for_a_control_message(
-    rig: Rig, target: Stepped[ConsoleBackend], size: int
-) -> None:
+def test_C1_buffers_too_small_for_a_control_message(rig: Rig, target: Target, size: int) -> None:
     """They come back empty; the message goes into the next that fits."""
     for _ in range(3):
         rig.queues[CONTROL_RX].submit((), [(rig.ram.allocate(16), size)])
@@ -216,7 +241,7 @@ def test_C1_buffers_too_small_for_a_control_message(
     honest(rig, target)
 
 
-def test_C1_a_name_that_does_not_fit_waits(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_a_name_that_does_not_fit_waits(rig: Rig, target: Target) -> None:
     say(rig, CONTROL.pack(1, Event.PORT_READY, 1))
     rig.heap = rig.ram.allocate(0)
     rig.queues[CONTROL_RX].submit((), [(rig.ram.allocate(16), 12)])
@@ -226,7 +251,7 @@ def test_C1_a_name_that_does_not_fit_waits(rig: Rig, target: Stepped[ConsoleBack
     honest(rig, target)
 
 
-def test_C1_random_conversations(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_random_conversations(rig: Rig, target: Target) -> None:
     """Whatever is said in whatever order: alive, and a driver that begins anew gets everything."""
     source = random.Random(7)
     for _ in range(500):
@@ -248,7 +273,7 @@ def open_port(rig: Rig, port: int) -> None:
     rig.heap = rig.ram.allocate(0)
 
 
-def test_C1_buffers_without_room_lose_nothing(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_buffers_without_room_lose_nothing(rig: Rig, target: Target) -> None:
     open_port(rig, 1)
     queue = rig.queues[rx_queue(1)]
     readable = rig.ram.put(b"\xaa" * 32)
@@ -263,7 +288,7 @@ def test_C1_buffers_without_room_lose_nothing(rig: Rig, target: Stepped[ConsoleB
     assert rig.ram.read(room, 4) == b"data"
 
 
-def test_C1_single_byte_buffers(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_single_byte_buffers(rig: Rig, target: Target) -> None:
     open_port(rig, 1)
     queue = rig.queues[rx_queue(1)]
     target.backend.write(1, bytes(range(200)))
@@ -278,7 +303,7 @@ def test_C1_single_byte_buffers(rig: Rig, target: Stepped[ConsoleBackend]) -> No
     assert got == bytes(range(200))
 
 
-def test_C1_a_guest_that_never_reads_costs_64_kib(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_C1_a_guest_that_never_reads_costs_64_kib(rig: Rig, target: Target) -> None:
     taken = sum(target.backend.write(0, b"x" * 10_000) for _ in range(100))
     assert taken == PENDING_BYTES
     assert target.backend.write(0, b"x") == 0
@@ -291,9 +316,7 @@ RINGS = [0, CONTROL_RX, CONTROL_TX, rx_queue(1), tx_queue(1)]
 
 @pytest.mark.parametrize("index", RINGS)
 @pytest.mark.parametrize("attack", ["loop", "next", "head", "jump"])
-def test_V1_V2_V3_each_queue_breaks_alone(
-    rig: Rig, target: Stepped[ConsoleBackend], index: int, attack: str
-) -> None:
+def test_V1_V2_V3_each_queue_breaks_alone(rig: Rig, target: Target, index: int, attack: str) -> None:
     """Latched until reset, and the other queues go on."""
     say(rig, CONTROL.pack(0, Event.DEVICE_READY, 1))
     open_port(rig, 0)
@@ -330,7 +353,7 @@ def test_V1_V2_V3_each_queue_breaks_alone(
     ],
 )
 def test_V5_V6_bad_receive_buffers_lose_nothing(
-    rig: Rig, target: Stepped[ConsoleBackend], descriptor: tuple[int, int, int, int]
+    rig: Rig, target: Target, descriptor: tuple[int, int, int, int]
 ) -> None:
     open_port(rig, 1)
     queue = rig.queues[rx_queue(1)]
@@ -342,7 +365,7 @@ def test_V5_V6_bad_receive_buffers_lose_nothing(
     honest(rig, target)
 
 
-def test_V14_a_stop_and_a_start_lose_and_double_nothing(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_V14_a_stop_and_a_start_lose_and_double_nothing(rig: Rig, target: Target) -> None:
     open_port(rig, 1)
     index = rx_queue(1)
     queue = rig.queues[index]
@@ -361,8 +384,8 @@ def test_V14_a_stop_and_a_start_lose_and_double_nothing(rig: Rig, target: Steppe
     assert rig.ram.read(first, 4) + rig.ram.read(room, 2) == b"abcdef"
 
 
-def test_V15_control_queues_without_multiport_are_not_read() -> None:
-    with Stepped(make) as target, Rig(target, QUEUES, size=64, features=int(TRANSPORT_FEATURES)) as rig:
+def test_V15_control_queues_without_multiport_are_not_read(target: Target) -> None:
+    with Rig(target, QUEUES, size=64, features=int(TRANSPORT_FEATURES)) as rig:
         for index in (CONTROL_TX, tx_queue(1)):
             rig.queues[index].submit([(rig.ram.put(CONTROL.pack(0, Event.PORT_OPEN, 1)), 8)])
         rig.settle()
@@ -374,7 +397,7 @@ def test_V15_control_queues_without_multiport_are_not_read() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 4, 6, 8, 9, 11, 12, 200])
-def test_C1_configuration_writes(rig: Rig, target: Stepped[ConsoleBackend], offset: int) -> None:
+def test_C1_configuration_writes(rig: Rig, target: Target, offset: int) -> None:
     """Only the emergency character is the driver's to write."""
     before = target.backend.config_space()
     rig.frontend.set_config(offset, b"Z" * min(56, 256 - offset))
@@ -391,7 +414,7 @@ def test_C1_reads_beyond_the_configuration_are_zeros(rig: Rig, offset: int, size
     assert not any(got[max(0, 12 - offset) :])
 
 
-def test_V9_output_is_what_was_there_once(rig: Rig, target: Stepped[ConsoleBackend]) -> None:
+def test_V9_output_is_what_was_there_once(rig: Rig, target: Target) -> None:
     """History, log and total are of one copy: a buffer rewritten afterwards changes none of them."""
     address = rig.ram.put(b"first")
     rig.queues[1].submit([(address, 5)])

@@ -10,15 +10,21 @@ import pytest
 
 from devices.input.backend import InputBackend
 from devices.input.codes import Key
+from devices.input.kind import KINDS
 from devices.input.wire import CONFIG_BYTES, EVENT, EVENT_QUEUE, STATUS_QUEUE, EventType
 from devices.virtio.features import Feature
+from rayos_vmm.worker.spec import Device
+from tests.framework.controlled import Bounds, RealInput
 from tests.framework.driver import DESC_F_NEXT, DESC_F_WRITE
 from tests.framework.hostile import wait_for
+from tests.framework.kept import Kept
 from tests.framework.target import Rig, Stepped
 
 SYN = (0, 0, 0)
 PRESS = [(EventType.KEY, Key.KEY_A, 1), SYN, (EventType.KEY, Key.KEY_A, 0), SYN]
 FREE = 40
+
+Target = Stepped[InputBackend] | RealInput
 
 
 @pytest.fixture(params=["keyboard", "mouse", "tablet", "touch"])
@@ -26,20 +32,41 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def target(kind: str) -> Iterator[Stepped[InputBackend]]:
-    with Stepped(lambda loop: InputBackend("input", loop, kind)) as stepped:  # type: ignore[arg-type]
-        yield stepped
-        assert set(stepped.reasons) <= {"the frontend left"}
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    """A sandboxed worker with one device of each kind, for all cases."""
+    devices = [Device(kind="input", name=kind, input_kind=kind) for kind in KINDS]  # type: ignore[arg-type]
+    with Kept(tmp_path_factory.mktemp("input"), devices) as kept:
+        bounds = Bounds(kept, list(KINDS))
+        yield kept
+        bounds.check()
 
 
 @pytest.fixture
-def rig(target: Stepped[InputBackend]) -> Iterator[Rig]:
+def stepped(kind: str) -> Iterator[Stepped[InputBackend]]:
+    """In this process, for what cannot be told from outside."""
+    with Stepped(lambda loop: InputBackend("input", loop, kind)) as target:  # type: ignore[arg-type]
+        yield target
+        assert set(target.reasons) <= {"the frontend left"}
+
+
+@pytest.fixture(params=["stepped", "served"])
+def target(request: pytest.FixtureRequest, kind: str) -> Iterator[Target]:
+    """A device in this process, or the real worker's."""
+    if request.param == "stepped":
+        yield request.getfixturevalue("stepped")
+        return
+    with RealInput(request.getfixturevalue("kept"), kind) as target:
+        yield target
+
+
+@pytest.fixture
+def rig(target: Target) -> Iterator[Rig]:
     with Rig(target, 2, size=64) as rig:
         yield rig
 
 
-def honest(rig: Rig, target: Stepped[InputBackend]) -> None:
+def honest(rig: Rig, target: Target) -> None:
     """Events arrive, in their order, once."""
     events = (
         PRESS
@@ -58,7 +85,7 @@ def honest(rig: Rig, target: Stepped[InputBackend]) -> None:
     assert rig.request(EVENT.pack(EventType.LED, 0, 1), index=STATUS_QUEUE) == b""
 
 
-def inject(target: Stepped[InputBackend]) -> None:
+def inject(target: Target) -> None:
     code = min(target.backend.kind.bits[EventType.KEY])
     target.backend.inject([(EventType.KEY, code, 1), SYN, (EventType.KEY, code, 0), SYN])
 
@@ -67,9 +94,7 @@ def inject(target: Stepped[InputBackend]) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_I1_buffers_too_small_for_an_event_come_back_empty(
-    rig: Rig, target: Stepped[InputBackend], size: int
-) -> None:
+def test_I1_buffers_too_small_for_an_event_come_back_empty(rig: Rig, target: Target, size: int) -> None:
     """Counted, and the events go into the next that fit."""
     queue = rig.queues[EVENT_QUEUE]
     for _ in range(5):
@@ -82,7 +107,7 @@ def test_I1_buffers_too_small_for_an_event_come_back_empty(
     assert rig.wait_used(0, 1)[0][1] == 8
 
 
-def test_I1_an_event_in_single_bytes(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_I1_an_event_in_single_bytes(rig: Rig, target: Target) -> None:
     """Framing is the driver's (2.7.4.2)."""
     start = rig.ram.allocate(8)
     rig.queues[0].submit((), [(start + i, 1) for i in range(8)], indirect=True)
@@ -93,7 +118,8 @@ def test_I1_an_event_in_single_bytes(rig: Rig, target: Stepped[InputBackend]) ->
     assert code in target.backend.kind.bits[EventType.KEY]
 
 
-def test_I1_no_buffers_ever(rig: Rig, target: Stepped[InputBackend]) -> None:
+@pytest.mark.parametrize("target", ["stepped"], indirect=True)
+def test_I1_no_buffers_ever(rig: Rig, target: Target) -> None:
     """Ten thousand injections for a guest that does not look: bounded, counted, and the last word is a release."""
     code = min(target.backend.kind.bits[EventType.KEY])
     for _ in range(2500):
@@ -111,7 +137,7 @@ def test_I1_no_buffers_ever(rig: Rig, target: Stepped[InputBackend]) -> None:
     honest(rig, target)
 
 
-def test_I1_a_large_buffer_gets_one_event(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_I1_a_large_buffer_gets_one_event(rig: Rig, target: Target) -> None:
     room = rig.ram.put(b"\xaa" * 4096)
     rig.queues[0].submit((), [(room, 4096)])
     inject(target)
@@ -119,7 +145,7 @@ def test_I1_a_large_buffer_gets_one_event(rig: Rig, target: Stepped[InputBackend
     assert rig.ram.read(room + 8, 4088) == b"\xaa" * 4088
 
 
-def test_I1_readable_buffers_on_the_event_queue(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_I1_readable_buffers_on_the_event_queue(rig: Rig, target: Target) -> None:
     """Nothing is written into what the driver did not offer for writing."""
     room = rig.ram.put(b"\xaa" * 64)
     rig.queues[0].submit([(room, 64)])
@@ -135,7 +161,7 @@ def test_I1_readable_buffers_on_the_event_queue(rig: Rig, target: Stepped[InputB
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_I1_short_status(rig: Rig, target: Stepped[InputBackend], size: int) -> None:
+def test_I1_short_status(rig: Rig, target: Target, size: int) -> None:
     rig.request(b"\xff" * size, index=STATUS_QUEUE)
     assert target.backend.queues[STATUS_QUEUE].chain_errors == 1
     assert target.backend.leds == 0
@@ -154,18 +180,18 @@ def test_I1_short_status(rig: Rig, target: Stepped[InputBackend], size: int) -> 
         pytest.param(bytes(4096), id="a-page"),
     ],
 )
-def test_I1_status_junk_changes_nothing(rig: Rig, target: Stepped[InputBackend], status: bytes) -> None:
+def test_I1_status_junk_changes_nothing(rig: Rig, target: Target, status: bytes) -> None:
     rig.request(status, index=STATUS_QUEUE)
     assert target.backend.leds == 0
     honest(rig, target)
 
 
-def test_I1_a_writable_status_buffer_stays_as_it_is(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_I1_a_writable_status_buffer_stays_as_it_is(rig: Rig, target: Target) -> None:
     assert rig.request(b"", 8, index=STATUS_QUEUE) == b""
     assert target.backend.queues[STATUS_QUEUE].chain_errors == 1
 
 
-def test_I1_random_status(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_I1_random_status(rig: Rig, target: Target) -> None:
     source = random.Random(5)
     for _ in range(300):
         rig.request(source.randbytes(source.randrange(1, 40)), index=STATUS_QUEUE)
@@ -176,9 +202,9 @@ def test_I1_random_status(rig: Rig, target: Stepped[InputBackend]) -> None:
 # -- configuration space ---------------------------------------------------------------------------------------------
 
 
-def test_I1_every_selection_is_answered(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_I1_every_selection_is_answered(rig: Rig, target: Target) -> None:
     """Select and subsel of any value: at most 128 bytes, zeros behind them."""
-    for select in range(256):
+    for select in range(256) if isinstance(target, Stepped) else (*range(4), *range(0x10, 0x14), 0x20, 0xFF):
         for subsel in (0, 1, 2, 3, 0x11, 0x14, 0x2F, 0x35, 0x40, 0xFF):
             target.backend.write_config(0, bytes((select, subsel)))
             config = target.backend.config_space()
@@ -189,9 +215,7 @@ def test_I1_every_selection_is_answered(rig: Rig, target: Stepped[InputBackend])
 
 
 @pytest.mark.parametrize(("offset", "size"), [(2, 1), (8, 128), (100, 36), (135, 1)])
-def test_I1_what_is_not_the_drivers_is_not_written(
-    rig: Rig, target: Stepped[InputBackend], offset: int, size: int
-) -> None:
+def test_I1_what_is_not_the_drivers_is_not_written(rig: Rig, target: Target, offset: int, size: int) -> None:
     before = target.backend.config_space()
     rig.frontend.set_config(offset, b"\xff" * size)
     assert target.backend.config_space() == before
@@ -216,7 +240,7 @@ def test_I1_reads_beyond_the_end_are_zeros(rig: Rig, offset: int, size: int) -> 
     ],
 )
 def test_V5_V6_bad_event_buffers_are_skipped(
-    rig: Rig, target: Stepped[InputBackend], descriptor: tuple[int, int, int, int]
+    rig: Rig, target: Target, descriptor: tuple[int, int, int, int]
 ) -> None:
     """The event that met them waits for a sound one."""
     queue = rig.queues[0]
@@ -231,9 +255,7 @@ def test_V5_V6_bad_event_buffers_are_skipped(
 
 
 @pytest.mark.parametrize("attack", ["loop", "head", "jump"])
-def test_V1_V2_V3_a_broken_event_queue_keeps_the_events(
-    rig: Rig, target: Stepped[InputBackend], attack: str
-) -> None:
+def test_V1_V2_V3_a_broken_event_queue_keeps_the_events(rig: Rig, target: Target, attack: str) -> None:
     """Latched until reset; what was injected meanwhile arrives after it, whole."""
     queue = rig.queues[0]
     if attack == "loop":
@@ -257,7 +279,8 @@ def test_V1_V2_V3_a_broken_event_queue_keeps_the_events(
     honest(rig, target)
 
 
-def test_V13_kicks_without_buffers_cost_nothing(rig: Rig, target: Stepped[InputBackend]) -> None:
+@pytest.mark.parametrize("target", ["stepped"], indirect=True)
+def test_V13_kicks_without_buffers_cost_nothing(rig: Rig, target: Target) -> None:
     for _ in range(1000):
         rig.queues[0].kick(always=True)
         rig.queues[1].kick(always=True)
@@ -267,7 +290,7 @@ def test_V13_kicks_without_buffers_cost_nothing(rig: Rig, target: Stepped[InputB
     honest(rig, target)
 
 
-def test_V14_a_stop_leaves_waiting_events_for_the_next_start(rig: Rig, target: Stepped[InputBackend]) -> None:
+def test_V14_a_stop_leaves_waiting_events_for_the_next_start(rig: Rig, target: Target) -> None:
     inject(target)
     base = rig.frontend.stop(0)
     inject(target)
@@ -281,15 +304,14 @@ def test_V14_a_stop_leaves_waiting_events_for_the_next_start(rig: Rig, target: S
     honest(rig, target)
 
 
-def test_V15_indirect_buffers_that_were_not_negotiated(kind: str) -> None:
-    with Stepped(lambda loop: InputBackend("input", loop, kind)) as target:  # type: ignore[arg-type]
-        features = int(Feature.PROTOCOL_FEATURES | Feature.VERSION_1)
-        with Rig(target, 2, size=64, features=features, event_idx=False) as rig:
-            rig.queues[0].submit((), [(rig.ram.allocate(8), 8)], indirect=True)
-            inject(target)
-            assert wait_for(rig, rig.queues[0].has_error)
-            rig.restart(0)
-            for _ in range(4):
-                rig.queues[0].submit((), [(rig.ram.allocate(8), 8)])
-            assert len(rig.wait_used(0, 4)) == 4
-            honest(rig, target)
+def test_V15_indirect_buffers_that_were_not_negotiated(target: Target) -> None:
+    features = int(Feature.PROTOCOL_FEATURES | Feature.VERSION_1)
+    with Rig(target, 2, size=64, features=features, event_idx=False) as rig:
+        rig.queues[0].submit((), [(rig.ram.allocate(8), 8)], indirect=True)
+        inject(target)
+        assert wait_for(rig, rig.queues[0].has_error)
+        rig.restart(0)
+        for _ in range(4):
+            rig.queues[0].submit((), [(rig.ram.allocate(8), 8)])
+        assert len(rig.wait_used(0, 4)) == 4
+        honest(rig, target)
