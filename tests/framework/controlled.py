@@ -7,10 +7,13 @@ so that a hostile case reads the same for a backend in this process.
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, Self
@@ -20,6 +23,7 @@ from devices.console.wire import CONFIG
 from devices.gpu.scanout import Frame
 from devices.input.kind import KINDS, Event
 from devices.input.wire import CONFIG_BYTES, Led
+from devices.net.wire import HEADER_BYTES
 from devices.vhost_user.message import Request
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET
@@ -31,6 +35,12 @@ from tests.framework.target import Rig
 
 #: What a worker may take beside the memory of its guest and of its devices.
 RSS_LIMIT: Final = 256 << 20
+
+_SIOCSIFFLAGS: Final = 0x8914
+_SIOCSIFMTU: Final = 0x8922
+_IFF_UP: Final = 1
+_ALL: Final = 3
+_ETHERNET_BYTES: Final = 14
 
 
 class Controlled:
@@ -207,6 +217,53 @@ class RealConsole(Controlled):
     def __init__(self, kept: Kept, device: str = "console") -> None:
         super().__init__(kept, device)
         self.backend = SeenConsole(self)
+
+
+class TapWire:
+    """A `Wire` that is a tap's other side: a packet socket on its link, which is for nobody else."""
+
+    #: Bytes of a frame that the kernel lets through.
+    longest: Final = 65535
+
+    def __init__(self, link: str) -> None:
+        Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6").write_text("1")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for request, value in (
+                (_SIOCSIFMTU, self.longest - _ETHERNET_BYTES),
+                (_SIOCSIFFLAGS, _IFF_UP),
+            ):
+                fcntl.ioctl(sock, request, struct.pack("16si12x", link.encode(), value))
+        self._sock = socket.socket(
+            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(_ALL)
+        )
+        self._sock.bind((link, 0))
+        self._sent: list[bytes] = []
+
+    @property
+    def sent(self) -> list[bytes]:
+        """Frames with a header of zeros: what was in theirs is done."""
+        with suppress(BlockingIOError):
+            while True:
+                data, address = self._sock.recvfrom(1 << 17)
+                if address[2] != socket.PACKET_OUTGOING:
+                    self._sent.append(bytes(HEADER_BYTES) + data)
+        return self._sent
+
+    def forget(self) -> None:
+        self.sent.clear()
+
+    def arrive(self, *frames: bytes) -> None:
+        for frame in frames:
+            self._sock.send(frame[HEADER_BYTES:])
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class RealNet(Controlled):
+    def __init__(self, kept: Kept, device: str = "net") -> None:
+        super().__init__(kept, device)
+        self.backend = Seen(self)
 
 
 class SeenGpu(Seen):

@@ -7,10 +7,13 @@ from collections import deque
 from contextlib import suppress
 
 from devices.net.port import SinkPort
+from devices.net.wire import MAX_FRAME_BYTES
 
 
 class Wire(SinkPort):
     """Remembers what was sent; delivers what is in `incoming` (frames with their headers)."""
+
+    longest = MAX_FRAME_BYTES
 
     def __init__(self) -> None:
         super().__init__()

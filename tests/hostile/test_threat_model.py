@@ -9,12 +9,13 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The rows of rings, protocol, block, net, input and console; N5 (bypassing the firewall) comes with the firewall.
+#: The rows of rings, protocol and devices, which the suite must have.
 ROWS = [
     *(f"V{n}" for n in range(1, 16)),
     *(f"U{n}" for n in range(1, 10)),
     *(f"B{n}" for n in range(1, 6)),
-    *(f"N{n}" for n in range(1, 5)),
+    *(f"N{n}" for n in range(1, 6)),
+    *(f"G{n}" for n in range(1, 9)),
     "I1",
     "C1",
 ]
