@@ -12,26 +12,31 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, Self
+
+import pytest
 
 from devices.console.port import PENDING_BYTES
 from devices.console.wire import CONFIG
 from devices.gpu.scanout import Frame
 from devices.input.kind import KINDS, Event
 from devices.input.wire import CONFIG_BYTES, Led
+from devices.net.backend import NetBackend
+from devices.net.port import open_tap
 from devices.net.wire import HEADER_BYTES
 from devices.vhost_user.message import Request
 from rayos_vmm.worker import packet
-from rayos_vmm.worker.spec import CONTROL_SOCKET
+from rayos_vmm.worker.spec import CONTROL_SOCKET, Device, Firewall
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 from tests.framework.gpu import CONTROL_QUEUE_SIZE, GpuGuest
 from tests.framework.guest_memory import GuestRam
 from tests.framework.kept import Kept
-from tests.framework.target import Rig
+from tests.framework.target import Rig, Stepped
+from tests.framework.wire import Wire
 
 #: What a worker may take beside the memory of its guest and of its devices.
 RSS_LIMIT: Final = 256 << 20
@@ -40,6 +45,7 @@ _SIOCSIFFLAGS: Final = 0x8914
 _SIOCSIFMTU: Final = 0x8922
 _IFF_UP: Final = 1
 _ALL: Final = 3
+_TUNGETIFF: Final = 0x800454D2
 _ETHERNET_BYTES: Final = 14
 
 
@@ -119,13 +125,15 @@ class Seen:
         self.target = target
         before = target.snapshot()
         self._queues_before = before["queues"]
-        self._denials_before = before["denials"]
+        self._before = {"denials": before["denials"], **before.get("firewall", {})}
+
+    def _since(self, counts: dict[str, int], which: str) -> dict[str, int]:
+        grown = {why: count - self._before[which].get(why, 0) for why, count in counts.items()}
+        return {why: count for why, count in grown.items() if count}
 
     def snapshot(self) -> dict[str, Any]:
         now = self.target.snapshot()
-        before = self._denials_before
-        denials = {why: count - before.get(why, 0) for why, count in now["denials"].items()}
-        return {**now, "denials": {why: count for why, count in denials.items() if count}}
+        return {**now, "denials": self._since(now["denials"], "denials")}
 
     @property
     def queues(self) -> list[SimpleNamespace]:
@@ -260,10 +268,43 @@ class TapWire:
         self._sock.close()
 
 
+class SeenNet(Seen):
+    def snapshot(self) -> dict[str, Any]:
+        found = super().snapshot()
+        if "firewall" in found:
+            found["firewall"]["reasons"] = self._since(found["firewall"]["reasons"], "reasons")
+        return found
+
+
 class RealNet(Controlled):
     def __init__(self, kept: Kept, device: str = "net") -> None:
         super().__init__(kept, device)
-        self.backend = Seen(self)
+        self.backend = SeenNet(self)
+
+
+def other_side(target: Stepped[NetBackend] | RealNet, request: pytest.FixtureRequest) -> Wire | TapWire:
+    """Of the card of a test whose real one's tap is the fixture `tap`."""
+    if isinstance(target, Stepped):
+        port = target.backend.ports[0]
+        assert isinstance(port, Wire)
+        return port
+    tap: TapWire = request.getfixturevalue("tap")[1]
+    tap.forget()
+    return tap
+
+
+@contextmanager
+def tapped_card(directory: Path, firewall: Firewall | None = None) -> Iterator[tuple[Kept, TapWire]]:
+    """A sandboxed worker with the network card `net`, and the other side of its tap; `Bounds.check`s at the end."""
+    fds = open_tap("hostile%d")
+    link = struct.unpack_from("16s", fcntl.ioctl(fds[0], _TUNGETIFF, bytes(40)))[0].rstrip(b"\0").decode()
+    device = Device(kind="net", name="net", queue_fds=tuple(fds), firewall=firewall)
+    with Kept(directory, [device]) as kept, closing(TapWire(link)) as wire:
+        for fd in fds:
+            os.close(fd)
+        bounds = Bounds(kept, ["net"])
+        yield kept, wire
+        bounds.check()
 
 
 class SeenGpu(Seen):

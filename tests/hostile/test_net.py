@@ -5,29 +5,23 @@ N5, firewall bypass, is in `test_net_filter.py`: no frame is looked into here.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import struct
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
 
 from devices.net.backend import RX, TX, NetBackend
-from devices.net.port import open_tap
 from devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, NetFeature
 from devices.vhost_user.message import VRING_STATE, Request
 from devices.virtio.features import TRANSPORT_FEATURES
-from rayos_vmm.worker.spec import Device
-from tests.framework.controlled import Bounds, RealNet, TapWire
+from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card
 from tests.framework.driver import DESC_F_WRITE
 from tests.framework.hostile import DEVICES
 from tests.framework.kept import Kept
 from tests.framework.target import Rig, Stepped
 from tests.framework.wire import Wire
 
-TUNGETIFF = 0x800454D2
 HEADER = bytes(HEADER_BYTES)
 FRAME = b"\xff" * 6 + b"\x02\x00\x00\x00\x00\x01" + b"\x08\x00" + bytes(46)
 
@@ -39,15 +33,8 @@ AnyWire = Wire | TapWire
 @pytest.fixture(scope="module")
 def tap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kept, TapWire]]:
     """A sandboxed worker with a network card, and the other side of its tap, for all cases."""
-    fds = open_tap("hostile%d")
-    link = struct.unpack_from("16s", fcntl.ioctl(fds[0], TUNGETIFF, bytes(40)))[0].rstrip(b"\0").decode()
-    device = Device(kind="net", name="net", queue_fds=tuple(fds))
-    with Kept(tmp_path_factory.mktemp("net"), [device]) as kept, closing(TapWire(link)) as wire:
-        for fd in fds:
-            os.close(fd)
-        bounds = Bounds(kept, ["net"])
-        yield kept, wire
-        bounds.check()
+    with tapped_card(tmp_path_factory.mktemp("net")) as card:
+        yield card
 
 
 @pytest.fixture
@@ -69,13 +56,7 @@ def net(request: pytest.FixtureRequest) -> Iterator[Target]:
 @pytest.fixture
 def wire(request: pytest.FixtureRequest, net: Target) -> AnyWire:
     """The card's other side."""
-    if isinstance(net, Stepped):
-        port = net.backend.ports[0]
-        assert isinstance(port, Wire)
-        return port
-    tap: TapWire = request.getfixturevalue("tap")[1]
-    tap.forget()
-    return tap
+    return other_side(net, request)
 
 
 @pytest.fixture

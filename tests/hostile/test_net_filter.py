@@ -27,6 +27,9 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # type: ignore[import-untyped,un
 from devices.net.backend import RX, TX, NetBackend
 from devices.net.wire import HEADER_BYTES
 from rayos_vmm.worker.firewall import PortFirewall, Settings
+from rayos_vmm.worker.spec import Firewall
+from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card
+from tests.framework.kept import Kept
 from tests.framework.target import Rig, Stepped, Threaded
 from tests.framework.wire import Wire
 from tests.unit.net.frames import (
@@ -68,24 +71,41 @@ def firewall() -> PortFirewall:
     )
 
 
-@pytest.fixture
-def wire() -> Wire:
-    return Wire()
+Target = Stepped[NetBackend] | RealNet
 
 
-@pytest.fixture
-def net(wire: Wire) -> Iterator[Stepped[NetBackend]]:
-    with Stepped(lambda loop: NetBackend("net", loop, wire, judge=firewall())) as target:
+@pytest.fixture(scope="module")
+def tap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kept, TapWire]]:
+    """A sandboxed worker with a guarded card, and the other side of its tap, for all cases."""
+    firewall = Firewall(mac=GUEST_MAC, server=GATEWAY, addresses=(GUEST,), rules=RULES)
+    with tapped_card(tmp_path_factory.mktemp("net"), firewall) as card:
+        yield card
+
+
+@pytest.fixture(params=["stepped", "served"])
+def net(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """A card in this process, or the real worker's."""
+    if request.param == "served":
+        with RealNet(request.getfixturevalue("tap")[0]) as real:
+            yield real
+        return
+    with Stepped(lambda loop: NetBackend("net", loop, Wire(), judge=firewall())) as target:
         yield target
 
 
 @pytest.fixture
-def rig(net: Stepped[NetBackend]) -> Iterator[Rig]:
+def wire(request: pytest.FixtureRequest, net: Target) -> Wire | TapWire:
+    """The card's other side."""
+    return other_side(net, request)
+
+
+@pytest.fixture
+def rig(net: Target) -> Iterator[Rig]:
     with Rig(net, 2) as rig:
         yield rig
 
 
-def reasons(net: Stepped[NetBackend]) -> dict[str, int]:
+def reasons(net: Target) -> dict[str, int]:
     found = net.backend.snapshot()["firewall"]["reasons"]
     assert isinstance(found, dict)
     return found
@@ -186,7 +206,7 @@ OUTGOING: Final = {
 
 @pytest.mark.parametrize("name", OUTGOING)
 def test_N5_what_would_slip_past_the_rules_is_dropped(
-    net: Stepped[NetBackend], rig: Rig, wire: Wire, name: str
+    net: Target, rig: Rig, wire: Wire | TapWire, name: str
 ) -> None:
     """Counted as the firewall's and by its reason; the next honest frame passes."""
     frame, reason = OUTGOING[name]
@@ -199,7 +219,7 @@ def test_N5_what_would_slip_past_the_rules_is_dropped(
     assert wire.sent == [HEADER + honest]
 
 
-def test_N5_fragments_go_the_way_of_their_first(net: Stepped[NetBackend], rig: Rig, wire: Wire) -> None:
+def test_N5_fragments_go_the_way_of_their_first(net: Target, rig: Rig, wire: Wire | TapWire) -> None:
     """All of an allowed datagram, none of a denied one, none of one whose first came from nowhere."""
     for piece in BIG:
         send(rig, ether(piece))
@@ -222,7 +242,7 @@ INCOMING: Final = {
 
 @pytest.mark.parametrize("name", INCOMING)
 def test_N5_what_is_not_let_in_never_is_in_guest_memory(
-    net: Stepped[NetBackend], rig: Rig, wire: Wire, name: str
+    net: Target, rig: Rig, wire: Wire | TapWire, name: str
 ) -> None:
     at = rig.ram.put(b"\xee" * 2048)
     rig.queues[RX].submit((), [(at, 2048)])
@@ -319,7 +339,7 @@ def test_no_frame_finds_a_gap_between_two_tables() -> None:
         assert abs(left[1000] + left[1001] - sent[1000]) <= rounds
 
 
-def test_N5_random_frames_never_stop_the_device(net: Stepped[NetBackend], rig: Rig, wire: Wire) -> None:
+def test_N5_random_frames_never_stop_the_device(net: Target, rig: Rig, wire: Wire | TapWire) -> None:
     """Two thousand of any bytes behind an honest or odd header; then an honest one passes."""
     for number in range(2000):
         base = bytearray(ether(tcp(GUEST, 1, OUTSIDE, 80, data=os.urandom(60))))
@@ -332,7 +352,7 @@ def test_N5_random_frames_never_stop_the_device(net: Stepped[NetBackend], rig: R
     assert wire.sent == [HEADER + honest]
 
 
-def test_N5_arp_answers_and_leases_pass(net: Stepped[NetBackend], rig: Rig, wire: Wire) -> None:
+def test_N5_arp_answers_and_leases_pass(net: Target, rig: Rig, wire: Wire | TapWire) -> None:
     """What a guest needs is not what was meant."""
     needed = [
         arp(GUEST, GATEWAY),
