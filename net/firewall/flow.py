@@ -11,6 +11,7 @@ flood of new ones.
 from collections import deque
 from typing import Final, NamedTuple
 
+from net.firewall.memory import FlowMemory
 from net.firewall.rule import Action
 from net.firewall.table import NO_RULE, Layer, Table
 from net.packet import ICMP, ICMPV6, TCP
@@ -22,6 +23,8 @@ UDP_SECONDS: Final = 180.0  # RFC 4787, 4.3, REQ-5: at least two minutes
 ICMP_SECONDS: Final = 60.0  # RFC 5508, 3.2: at least a minute
 DENIED_SECONDS: Final = 60.0
 
+NEVER: Final = float("inf")
+
 FlowKey = tuple[
     int, int, int, int, int
 ]  # version << 8 | protocol, source, destination, source port, destination port
@@ -30,7 +33,7 @@ FlowKey = tuple[
 class Flow:
     """A remembered verdict. `rule` is a number in the table's rules, or NO_RULE for the default."""
 
-    __slots__ = ("action", "deadline", "generation", "is_reply", "lifetime", "partner", "rule")
+    __slots__ = ("action", "deadline", "generation", "is_reply", "lifetime", "partner", "renew", "rule")
 
     def __init__(
         self, generation: int, action: int, rule: int, deadline: float, lifetime: float, is_reply: bool
@@ -42,6 +45,7 @@ class Flow:
         self.lifetime = lifetime
         self.is_reply = is_reply
         self.partner: Flow | None = None
+        self.renew = NEVER  # a deadline beyond this is written down
 
 
 class FlowEvent(NamedTuple):
@@ -58,7 +62,8 @@ class FlowEvent(NamedTuple):
 class FlowTable:
     """The firewall of one port: a compiled table and the flows seen through it."""
 
-    def __init__(self, table: Table, *, flows_max: int = FLOWS_MAX) -> None:
+    def __init__(self, table: Table, *, flows_max: int = FLOWS_MAX, memory: FlowMemory | None = None) -> None:
+        """With `memory` the flows that are let through are written there; see `recall`."""
         self.table = table
         self.generation = table.generation
         self.events: deque[FlowEvent] = deque(maxlen=EVENTS_MAX)
@@ -67,6 +72,7 @@ class FlowTable:
         self.replies = 0
         self.layers = [0] * len(Layer)
         self._max = flows_max
+        self._memory = memory
         self._out: dict[FlowKey, Flow] = {}
         self._out_old: dict[FlowKey, Flow] = {}
         self._in: dict[FlowKey, Flow] = {}
@@ -76,6 +82,19 @@ class FlowTable:
         """Use another table from the next packet on. Remembered verdicts of the old one count no more."""
         self.table = table
         self.generation = table.generation
+
+    def recall(self, now: float) -> int:
+        """Goes on with the flows that a predecessor let through, as far as the table still does; how many there are.
+        Call it once, before the first frame.
+        """
+        if self._memory is None:
+            return 0
+        for outgoing, key, deadline in self._memory.recall(now, TCP_SECONDS):
+            # Of no table's generation: the present one is asked before it counts.
+            flow = Flow(0, Action.ALLOW, NO_RULE, deadline, _lifetime(key[0] & 0xFF), False)
+            flow.renew = deadline + flow.lifetime / 4
+            (self._out if outgoing else self._in)[key] = flow
+        return self.sizes()
 
     def judge(self, outgoing: bool, key: FlowKey, now: float) -> Flow:
         """The verdict for a packet of the flow `key`, which is remembered. `now` in seconds, never going
@@ -88,6 +107,8 @@ class FlowTable:
                 flow.deadline = deadline = now + flow.lifetime
                 if flow.partner is not None:
                     flow.partner.deadline = deadline
+                if deadline > flow.renew:
+                    self._keep(flow, outgoing, key)
             return flow
         return self._judge_new(outgoing, key, now)
 
@@ -123,6 +144,7 @@ class FlowTable:
             flow.partner = opener
             opener.partner = flow
             opener.deadline = now + lifetime
+            flow.renew = opener.renew
             self._remember(outgoing, key, flow)
             return flow
         number, layer = self.classify(outgoing, key)
@@ -132,6 +154,8 @@ class FlowTable:
             lifetime = DENIED_SECONDS
         flow = Flow(self.generation, action, number, now + lifetime, lifetime, False)
         self._remember(outgoing, key, flow)
+        if action is Action.ALLOW:
+            self._keep(flow, outgoing, key)
         if self.table.has_audit or (number >= 0 and self.table.rules[number].log):
             self._note(outgoing, key, number, now)
         return flow
@@ -164,6 +188,16 @@ class FlowTable:
                 self._in_old, self._in = flows, {}
                 flows = self._in
         flows[key] = flow
+
+    def _keep(self, flow: Flow, outgoing: bool, key: FlowKey) -> None:
+        if self._memory is None:
+            return
+        if flow.is_reply:
+            outgoing, key = not outgoing, _reversed(key)
+        self._memory.keep(outgoing, key, flow.deadline)
+        flow.renew = flow.deadline + flow.lifetime / 4
+        if flow.partner is not None:
+            flow.partner.renew = flow.renew
 
     def _note(self, outgoing: bool, key: FlowKey, number: int, now: float) -> None:
         rules = self.table.rules

@@ -1,8 +1,9 @@
 """The firewall and spoof guard of one guest's network card: `net.firewall` answers what `devices.net.filter` asks.
 
 What it was told last is in its state store before it says so, so a worker's successor judges by the same rules from
-its first frame on. A new list of rules is compiled beside the old one and takes its place between two frames: there is
-none that meets half of it, or neither. Which addresses the guest has leased is on a page (`addresses.py`).
+its first frame on, and knows the flows that are open (`net.firewall.memory`). A new list of rules is compiled beside
+the old one and takes its place between two frames: there is none that meets half of it, or neither. Which addresses the
+guest has leased is on a page (`addresses.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from devices.net.outcome import HOLDS, SLOT_SHIFT, SLOTS
 from devices.state import StateStore
 from net.firewall import text
 from net.firewall.flow import FlowEvent, FlowTable
+from net.firewall.memory import FlowMemory
 from net.firewall.reject import answer
 from net.firewall.rule import Rule, RuleError, parse
 from net.firewall.table import Layer, Table
@@ -75,8 +77,11 @@ class PortFirewall:
         view: AddressView | None = None,
         store: StateStore | None = None,
         settings: Settings | None = None,
+        flows: memoryview | None = None,
     ) -> None:
-        """`fixed` addresses need no lease. `settings` holds unless the store has newer ones. Errors: RuleError."""
+        """`fixed` addresses need no lease. `settings` holds unless the store has newer ones. `flows` is MEMORY_BYTES in
+        which the flows of a predecessor are, if there was one. Errors: RuleError.
+        """
         self.mac = mac
         self.epoch = memoryview(array("Q", [1]))
         self.hits = memoryview(array("Q", bytes(8 * SLOTS)))
@@ -86,8 +91,10 @@ class PortFirewall:
         self._fixed = frozenset(fixed)
         self._version = -1
         self._store = store
+        memory = None if flows is None else FlowMemory(flows)
         self._port = Port(
-            (Guard if is_guarded else NoGuard)(mac, server=server), FlowTable(Table(), flows_max=FLOWS_MAX)
+            (Guard if is_guarded else NoGuard)(mac, server=server),
+            FlowTable(Table(), flows_max=FLOWS_MAX, memory=memory),
         )
         self._counts: Counter[tuple[str, str]] = Counter()
         self._told = 0
@@ -106,6 +113,7 @@ class PortFirewall:
             )
         self._compiled = _Compiled()
         self._port.flows.replace(self._compiled.table(self.settings.rules))
+        self._port.flows.recall(monotonic())
 
     # -- the data path -------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.denials import DenialWatch
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 from rayos_vmm.worker.fullness import watch_fullness
-from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_gate, shared_bytes
+from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_flows, map_gate, shared_bytes
 from rayos_vmm.worker.obedience import Obedience
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
 from rayos_vmm.worker.spec import Device, Firewall, WorkerSpec
@@ -142,7 +142,7 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
         case "net":
             rate = device.rate_bytes_per_second
             ports = tap_ports(device.queue_fds)
-            judge = None if device.firewall is None else _judge(device.firewall, state)
+            judge = None if device.firewall is None else _judge(device.firewall, state, memory.bulk_fd)
             return NetBackend(device.name, loop, *ports, rate_bytes_per_second=rate, gate=gate, judge=judge)
         case "input":
             return InputBackend(
@@ -177,7 +177,7 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
             )
 
 
-def _judge(firewall: Firewall, state: StateStore | None) -> PortFirewall:
+def _judge(firewall: Firewall, state: StateStore | None, flows_fd: int) -> PortFirewall:
     return PortFirewall(
         bytes.fromhex(firewall.mac.replace(":", "")),
         server=int(IPv4Address(firewall.server)) if firewall.server else 0,
@@ -186,6 +186,7 @@ def _judge(firewall: Firewall, state: StateStore | None) -> PortFirewall:
         view=AddressView(firewall.page_fd),
         store=state,
         settings=Settings(revision=firewall.revision, rules=firewall.rules),
+        flows=map_flows(flows_fd),
     )
 
 

@@ -1,4 +1,4 @@
-"""The shared memory of a device that outlives its worker: crash-exact state, console history, GPU pixels."""
+"""The shared memory of a device that outlives its worker: crash-exact state, history, GPU pixels, open flows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.state import StateStore
+from net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.worker.spec import Device
 
 DEFAULT_GPU_QUOTA_BYTES = 128 << 20
@@ -41,7 +42,7 @@ class DeviceMemory:
                 quota = device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
                 return cls(_memfd(device, "state"), _memfd(device, "pixels", quota), GpuBackend.STATE_BYTES)
             case "net" if device.firewall is not None:
-                return cls(_memfd(device, "state"), -1, FIREWALL_BYTES)
+                return cls(_memfd(device, "state"), _memfd(device, "flows", MEMORY_BYTES), FIREWALL_BYTES)
             case _:
                 return cls()
 
@@ -51,6 +52,11 @@ class DeviceMemory:
 
     def store(self) -> StateStore | None:
         return StateStore(self.state_fd, self.state_bytes) if self.state_fd >= 0 else None
+
+
+def map_flows(fd: int) -> memoryview | None:
+    """What a card's firewall knows of open flows; None when the keeper has nothing of the kind."""
+    return None if fd < 0 else memoryview(mmap.mmap(fd, MEMORY_BYTES))
 
 
 def map_gate(fd: int) -> Gate:

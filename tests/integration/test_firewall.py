@@ -161,6 +161,28 @@ async def check_stream(service: Service, other: str) -> None:
     assert await status(service, "a", "killall nc") == 0
 
 
+async def open_quiet_stream(service: Service, other: str) -> None:
+    """a begins a TCP flow and then only listens."""
+    listen = f"touch /tmp/go; (tail -f /tmp/go | nc -l -p {PORT + 1}) >/dev/null 2>&1 & sleep 0.2"
+    assert await status(service, "b", listen) == 0
+    assert await status(service, "a", f"(sleep 600 | nc {other} {PORT + 1} >/tmp/late) 2>&1 & true") == 0
+
+    async def is_open() -> bool:
+        return await status(service, "a", f"grep -q ':{PORT + 1:04X} 01 ' /proc/net/tcp") == 0
+
+    await until(is_open)
+
+
+async def answer_late(service: Service) -> None:
+    """What b sends on it now is let in, although a's worker never saw a packet of the flow."""
+    assert await status(service, "b", "echo late >>/tmp/go") == 0
+
+    async def has_come() -> bool:
+        return await service.read_file("a", "/tmp/late") == b"late\n"
+
+    await until(has_come)
+
+
 async def trace_until_denied(service: Service) -> list[str]:
     """Packets of the stream that a trace saw pass before the first that it saw refused."""
     passed = []
@@ -192,10 +214,12 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             assert (explained["action"], explained["reason"]) == ("deny", "default")
             await check_stream(service, b)
             await check_spoofs(service, host)
+            await open_quiet_stream(service, b)
             for name in "ab":
                 keeper = KeeperClient(paths.vm_runtime(name))
                 await keeper.kill_worker()
                 keeper.close()
+            await answer_late(service)
             assert await reaches(service, b)
         async with lab(paths, real=True, network=True) as service:
             assert [one.name for one in service.firewall.own("a")] == ["to-b"]

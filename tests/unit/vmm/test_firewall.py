@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
@@ -17,6 +18,8 @@ from devices.net.backend import NetBackend
 from devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, REJECT
 from devices.net.port import SinkPort
 from devices.state import StateStore
+from net.firewall.flow import UDP_SECONDS
+from net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, OwnedRule, check_firewall
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
 from rayos_vmm.firewall import Firewall
@@ -26,6 +29,7 @@ from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
 from rayos_vmm.worker.verdicts import VerdictWatch
 from tests.framework.target import Stepped
 from tests.unit.devices.test_net_filter import udp4
+from tests.unit.net.frames import ether, udp
 
 SUBNET = IPv4Network("10.0.0.0/24")
 MAC = "52:59:00:00:00:01"
@@ -193,6 +197,39 @@ async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -
     assert judge.settings.revision > successor.settings.revision
     assert (await second.explain("a", f"udp {GUEST}:1 > {HOST}:53"))["rule"] == "yes"
     os.close(memory)
+
+
+def test_a_reply_finds_its_flow_although_the_worker_died() -> None:
+    """What the guest began is known to a successor, as far as the present rules still let it through."""
+    page = memoryview(bytearray(MEMORY_BYTES))
+
+    def worker(*rules: dict[str, Any]) -> PortFirewall:
+        return PortFirewall(
+            bytes.fromhex(MAC.replace(":", "")),
+            fixed=[int(IPv4Address(GUEST))],
+            flows=page,
+            settings=Settings(rules=list(rules)),
+        )
+
+    outside, now = "93.184.216.34", time.monotonic()
+    asked = ether(udp(GUEST, 4000, outside, 53), source=MAC)
+    reply = ether(udp(outside, 53, GUEST, 4000), source=OTHER, destination=MAC)
+    stranger = ether(udp(outside, 53, GUEST, 4001), source=OTHER, destination=MAC)
+
+    def passes(judge: PortFirewall, frame: bytes, is_outgoing: bool, later: float = 0.0) -> bool:
+        return judge.judge(frame, is_outgoing, now + later) & ACTION_MASK == ALLOW
+
+    first = worker()
+    assert not passes(first, reply, False)
+    assert passes(first, asked, True)
+    second = worker()
+    assert passes(second, reply, False) and not passes(second, stranger, False)
+    third = worker({"name": "no", "action": "deny", "direction": "out", "protocol": "udp"})
+    assert not passes(third, reply, False)
+    # Renewed by what passes, else it ends after its time.
+    assert passes(second, asked, True, UDP_SECONDS / 2)
+    assert passes(worker(), reply, False, UDP_SECONDS * 1.2)
+    assert not passes(worker(), reply, False, UDP_SECONDS * 3)
 
 
 async def test_what_cannot_be_is_refused_and_changes_nothing(firewall: Firewall, tmp_path: Path) -> None:
