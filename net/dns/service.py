@@ -2,15 +2,15 @@
 
 Guests' queries come in as DHCP's do (`net.dhcp.listener`): a socket for each port of the bridge, its rate
 limited before anything is read. An ordinary UDP socket holds port 53 and answers the host's own processes.
-Names that are not ours are refused, or asked of `resolver`, a bounded number at a time. UDP only: our own
-answers are small.
+Names that are not ours are refused, or asked of `resolver`, a bounded number at a time, the way they were asked of
+us. What comes over TCP is read by `net.dns.stream`.
 """
 
 import errno
 import logging
 import secrets
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
@@ -23,6 +23,7 @@ from net.dhcp.bucket import Buckets
 from net.dhcp.clock import Clock
 from net.dhcp.listener import Listener
 from net.dhcp.packet_socket import LinkGone
+from net.dns.stream import Reply, Streams, frame_of, read_message
 from net.dns.zone import HEADER_SIZE, Query, Zone, refusal
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class DnsService:
             settle=lambda: 0.0,
             discarded=partial(self._count, "rate_limited"),
         )
+        self._streams = Streams(server, zone.network, PORT, self._admit, self._handle_stream, self._count)
 
     def open(self, stack: ExitStack) -> None:
         """Open the sockets. Raises DnsError with what is in the way."""
@@ -79,6 +81,7 @@ class DnsService:
             )
             packet_socket.accept_from_this_host(self._udp)
             self._udp.bind((str(self._server), PORT))
+            self._streams.open(stack)
         except OSError as error:
             raise DnsError(f"DNS on {self.link}: {_why(error, self._server)}") from error
         self._hardware = packet_socket.hardware_address(self._raw)
@@ -88,6 +91,7 @@ class DnsService:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._serve_host)
+            nursery.start_soon(self._streams.run)
             try:
                 await self._listener.run()
             except* LinkGone:
@@ -118,11 +122,21 @@ class DnsService:
                 continue  # BlockingIOError, or an earlier answer that was refused
             self._handle(data, _HOST, partial(self._send_to_host, sender))
 
-    def _handle(self, data: bytes, port: str, reply: "partial[None]") -> None:
+    def _admit(self, client: str) -> float:
+        wait = self._buckets.take(client, self._clock.now())
+        if wait:
+            self._count("rate_limited")
+        return wait
+
+    def _handle_stream(self, data: bytes, client: str, reply: Reply) -> bool:
+        return self._handle(data, client, reply, is_stream=True)
+
+    def _handle(self, data: bytes, port: str, reply: Reply, *, is_stream: bool = False) -> bool:
         query = self.zone.read(data)
         if query is None:
             self._count("malformed")
-        elif query.is_ours or self._resolver is None:
+            return False
+        if query.is_ours or self._resolver is None:
             self._count("answered" if query.is_ours else "refused")
             reply(self.zone.answer(query))
         elif self._asking.get(port, 0) >= ASKING_PER_PORT or sum(self._asking.values()) >= ASKING_MAX:
@@ -130,14 +144,15 @@ class DnsService:
             reply(refusal(query, RCODE.SERVFAIL))
         else:
             self._asking[port] = self._asking.get(port, 0) + 1
-            self._nursery.start_soon(self._ask, data, query, port, reply)
+            self._nursery.start_soon(self._ask, data, query, port, reply, is_stream)
+        return True
 
-    async def _ask(self, data: bytes, query: Query, port: str, reply: "partial[None]") -> None:
+    async def _ask(self, data: bytes, query: Query, port: str, reply: Reply, is_stream: bool) -> None:
         try:
             with trio.move_on_after(RESOLVER_SECONDS):
-                answer = await self._resolve(data)
+                answer = await (self._resolve_stream(data) if is_stream else self._resolve(data))
                 self._count("resolved")
-                reply(answer if len(answer) <= PAYLOAD_MAX else _cut(query))
+                reply(answer if is_stream or len(answer) <= PAYLOAD_MAX else _cut(query))
                 return
             self._count("resolver_silent")
             reply(refusal(query, RCODE.SERVFAIL))
@@ -161,6 +176,18 @@ class DnsService:
                 if len(answer) < HEADER_SIZE or answer[:2] != number or not answer[2] & 0x80:
                     continue
                 return data[:2] + answer[2:]
+
+    async def _resolve_stream(self, data: bytes) -> bytes:
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            await sock.connect((str(self._resolver), PORT))
+            stream = trio.SocketStream(sock)
+            answer = None
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(frame_of(data))
+                answer = await read_message(stream, bytearray())
+            if answer is None or len(answer) < HEADER_SIZE or answer[:2] != data[:2] or not answer[2] & 0x80:
+                raise OSError(errno.EPROTO, "the resolver's answer is none")
+            return answer
 
     def _send(self, seen: frame.Datagram, payload: bytes) -> None:
         own = int(self._server)
