@@ -41,7 +41,7 @@ class Status(IntEnum):
 
 
 class BlkFeature(IntFlag):
-    """5.2.3. Not SIZE_MAX: QEMU does not show it to the guest, and a buffer may have any size here."""
+    """5.2.3. Not SIZE_MAX: a buffer may have any size here, and QEMU 11.1.3 does not show it (ARCHITECTURE.md)."""
 
     SEG_MAX = 1 << 2
     RO = 1 << 5

@@ -18,7 +18,7 @@ class DeviceId(IntEnum):
 class Feature(IntFlag):
     """VIRTIO 1.3, 6 *Reserved Feature Bits*; PROTOCOL_FEATURES is the vhost-user specification's.
 
-    Not RING_RESET (40): QEMU 11.1 tells the reset of one queue to a tap alone, so a vhost-user backend would go on in a
+    Not RING_RESET (40): QEMU tells the reset of one queue to a tap alone (ARCHITECTURE.md), so we would go on in a
     ring whose memory the driver has given up. Not IN_ORDER (35), although it holds here: Linux has no driver for it.
     """
 

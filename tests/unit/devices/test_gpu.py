@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from devices.errors import ConfigurationError, ProtocolError, RequestError
 from devices.gate import Denial, Op
 from devices.gpu.backend import GpuBackend
-from devices.gpu.commands import CURSOR
+from devices.gpu.commands import CONTROL, CURSOR
 from devices.gpu.heap import PAGE_BYTES
 from devices.gpu.wire import (
     DISPLAY_INFO_BYTES,
     DISPLAY_ONE,
     EDID_BYTES,
+    HEADER_BYTES,
     Answer,
     Command,
     Format,
@@ -25,6 +26,7 @@ from devices.gpu.wire import (
     Header,
     Rect,
     ResourceId,
+    TransferToHost2d,
     UpdateCursor,
 )
 from devices.loop import Loop
@@ -242,6 +244,32 @@ def test_a_slow_display_sees_fewer_frames_and_whole_messages() -> None:
         monitor.follow(guest)
         assert monitor.picture() == guest.backend.frame().pixels and not monitor.is_partial
         assert guest.backend.screen.display.error == ""
+
+
+def test_a_turn_takes_32_commands_and_the_rest_wait_in_the_ring() -> None:
+    """A full ring of transfers: other devices get their turn after 32, and nothing of the ring is lost."""
+    with GpuGuest(width=64, height=64) as guest:
+        backing = guest.show(1, 64, 64)
+        picture = noise(64 * 64 * 4, 3)
+        guest.ram.write(backing, picture)
+        queue = guest.rig.queues[CONTROL]
+        room = guest.ram.allocate(HEADER_BYTES)
+        heads = []
+        for row in range(64):
+            rect = Rect(0, row, 64, 1)
+            data = Header(Command.TRANSFER_TO_HOST_2D).pack() + TransferToHost2d(rect, row * 256, 1).pack()
+            heads.append(queue.add([(guest.ram.put(data), len(data))], [(room, HEADER_BYTES)], indirect=True))
+        before = queue.used_index
+        queue.offer(heads)
+        queue.kick()
+        turns = []
+        guest.target.loop.call_soon(lambda: turns.append(queue.used_index - before))
+        while len(queue.reap()) < len(heads):
+            guest.target.loop.step(0)
+            turns.append(queue.used_index - before)
+        assert 32 in turns and set(turns) <= {0, 32, 64}
+        assert guest.backend.frame().pixels == picture
+        assert guest.backend.snapshot()["denials"] == {}
 
 
 def test_cursor_plane() -> None:
