@@ -8,20 +8,13 @@ compiled mask, so the answer costs one load and one AND, and changes in the mome
 from __future__ import annotations
 
 from array import array
-from enum import Enum
 from typing import Final
 
+from devices.numbered import Numbered
 
-class Op(Enum):
+
+class Op(Numbered):
     """The operation kinds that are gated and counted (the source report's); `index` is the mask's bit."""
-
-    index: int
-
-    def __new__(cls, value: str) -> Op:
-        member = object.__new__(cls)
-        member._value_ = value
-        member.index = len(cls.__members__)
-        return member
 
     GPU_ALLOC = "gpu.alloc"
     GPU_FREE = "gpu.free"
@@ -41,16 +34,8 @@ class Op(Enum):
     CONSOLE_RESIZE = "console.resize"
 
 
-class Denial(Enum):
+class Denial(Numbered):
     """Why an operation was refused; `index` is its counter."""
-
-    index: int
-
-    def __new__(cls, value: str) -> Denial:
-        member = object.__new__(cls)
-        member._value_ = value
-        member.index = len(cls.__members__)
-        return member
 
     CAPABILITY = "capability"
     QUOTA = "quota"

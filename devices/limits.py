@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Final
 
+from devices.numbered import Numbered
 
-class Limit(Enum):
+
+class Limit(Numbered):
     """What a device bounds; `index` is its place in the account. 0 is unbounded, where a device can be."""
-
-    index: int
-
-    def __new__(cls, value: str) -> Limit:
-        member = object.__new__(cls)
-        member._value_ = value
-        member.index = len(cls.__members__)
-        return member
 
     #: Bytes a second: of a network card in each direction, of a disk together, of a console what the guest writes.
     RATE = "rate"

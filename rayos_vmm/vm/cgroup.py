@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -44,21 +44,25 @@ def available(root: Path = ROOT) -> dict[str, Path]:
     }
 
 
-def missing(root: Path = ROOT) -> str:
-    """Why machines have no control group of their own, or not all of one; empty when they have."""
+def missing(root: Path = ROOT, there: Collection[str] | None = None) -> str:
+    """Why machines have no control group of their own, or not all of one; empty when they have.
+
+    `there` is what `available` said, where the caller has asked.
+    """
     if os.geteuid():
         return "control groups need root"
-    lacking = [name for name in CONTROLLERS if name not in available(root)]
+    found = available(root) if there is None else there
+    lacking = [name for name in CONTROLLERS if name not in found]
     return f"no control group for {', '.join(lacking)} below {root}" if lacking else ""
 
 
-def _make(groups: Iterable[Path], root: Path, *, is_unified: bool) -> None:
+def _make(groups: Mapping[str, Path], root: Path, *, is_unified: bool) -> None:
     """Raises OSError."""
-    for group in groups:
+    for group in set(groups.values()):
         group.mkdir(parents=True, exist_ok=True)
     if is_unified:
         for directory in (root, root / PARENT):
-            for name in available(root):
+            for name in groups:
                 (directory / "cgroup.subtree_control").write_text(f"+{name}")
 
 
@@ -110,13 +114,13 @@ def enclose(record: Record, pids: Sequence[int], *, root: Path = ROOT) -> str:
     quota, is_unified = record.spec.quota, (root / "cgroup.controllers").exists()
     groups = {name: parent / group_name(record) for name, parent in available(root).items()}
     try:
-        _make(set(groups.values()), root, is_unified=is_unified)
+        _make(groups, root, is_unified=is_unified)
         for controller, file, value, key in _settings(quota, is_unified=is_unified):
             if controller in groups:
                 (groups[controller] / file).write_text(value)
             elif key:
                 raise GuestGone(
-                    f"quota.{key} cannot be kept: {missing(root)}",
+                    f"quota.{key} cannot be kept: {missing(root, groups)}",
                     hint=f"leave quota.{key} out",
                     code="no_cgroup",
                 )
@@ -127,7 +131,7 @@ def enclose(record: Record, pids: Sequence[int], *, root: Path = ROOT) -> str:
                         (group / "cgroup.procs").write_text(str(pid))
     except OSError as error:
         raise GuestGone(f"the control group {error.filename}: {error.strerror}", code="no_cgroup") from None
-    return missing(root)
+    return missing(root, groups)
 
 
 def remove(record: Record, *, root: Path = ROOT) -> None:
