@@ -14,6 +14,8 @@ from devices.loop import Loop
 from tests.framework.gpu import Monitor
 
 KILLS = 40
+#: That are read of each worker at least.
+MESSAGES = 10
 WIDTH, HEIGHT = 500, 300
 
 
@@ -50,8 +52,9 @@ def test_no_kill_leaves_half_a_message() -> None:
                 finally:
                     os._exit(1)
             end = time.monotonic() + 0.01 + 0.03 * dice.random()
-            while monitor.surfaces[0] is None or time.monotonic() < end:
-                assert poll.poll(5000), "the worker sends nothing"
+            enough = monitor.messages + MESSAGES
+            while monitor.surfaces[0] is None or monitor.messages < enough or time.monotonic() < end:
+                assert poll.poll(30_000), "the worker sends nothing"
                 monitor.read(dice.choice([1000, 40_000, 200_000]))
             os.kill(pid, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -59,4 +62,3 @@ def test_no_kill_leaves_half_a_message() -> None:
                 pass
             assert not monitor.is_partial, f"kill {number} left half a message"
         os.close(fd)
-    assert monitor.messages > 10 * KILLS
