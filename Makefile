@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
+.PHONY: help run smoke build test test-compiled test-interpreted soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -16,8 +16,15 @@ build: setup  ## compile the data path; without a C compiler it runs interpreted
 	@$(PYTHON) -m devices.build || test $$? = 1
 
 test: check build  ## the checks, then every test, those of the devices also interpreted; a skipped test fails
+	@$(MAKE) --no-print-directory -j2 test-compiled test-interpreted
+
+test-compiled:
 	CI=true $(PYTHON) -m pytest
-	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices
+
+test-interpreted:
+	@said=$$(mktemp); \
+	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices >$$said 2>&1; \
+	status=$$?; echo; echo "interpreted:"; cat $$said; rm $$said; exit $$status
 
 soak: build  ## kill the worker 1,000 times under verified writes; 10^6 steps of grants, 10^6 DHCP and DNS packets
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"

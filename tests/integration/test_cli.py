@@ -107,7 +107,7 @@ def test_a_client_keeps_the_daemon(lab: Lab) -> None:
     """It ends a second after nobody needs it; a request that is still open is a need."""
     lab.rayos("run", "--config", lab.config, "--rm", "--", "true")
     following = lab.start("events")
-    time.sleep(3)
+    time.sleep(2)
     lab.rayos("ps")
     following.send_signal(signal.SIGINT)
     assert following.wait(10) == 130

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from trio._core import _thread_cache
 
 from tests.integration.net.lab import Lab, open_lab
 
@@ -38,10 +39,12 @@ def hook(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_thread_stays_in_a_lab() -> Iterator[None]:
-    """trio keeps idle threads for ten seconds, each in the namespace where it was started: the tests behind these must
-    not get one of them.
+    """trio keeps idle threads (here for half a second instead of ten), each in the namespace where it was started: the
+    tests behind these must not get one of them.
     """
+    kept, _thread_cache.IDLE_TIMEOUT = _thread_cache.IDLE_TIMEOUT, 0.5
     yield
+    _thread_cache.IDLE_TIMEOUT = kept
     deadline = time.monotonic() + 30
     while any(thread.name.startswith("Trio thread") for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "trio's idle threads do not end"
