@@ -27,6 +27,7 @@ MODULES: Final = (
     "devices.stats",
     "devices.metrics",
     "devices.virtio.memory",
+    "devices.virtio.packed",
     "devices.virtio.vring",
     "devices.uring",
     "devices.blk.flight",

@@ -1,4 +1,4 @@
-# C types of native.py. The one extern of our own is the fence; the rest is the C library.
+# C types of native.py. The externs of our own are the fences; the rest is the C library.
 cimport cython
 from posix.types cimport off_t
 from posix.time cimport clock_gettime, timespec, CLOCK_MONOTONIC
@@ -7,6 +7,8 @@ from libc.string cimport memmove
 
 cdef extern from *:
     void __sync_synchronize() noexcept nogil
+    void __atomic_thread_fence(int model) noexcept nogil
+    int __ATOMIC_ACQ_REL
 
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
@@ -29,6 +31,7 @@ cdef timespec _time
 cdef unsigned long long _count
 
 cpdef void fence() noexcept
+cpdef void order() noexcept
 cpdef unsigned long long now_ns() noexcept
 cpdef void signal(int fd) noexcept
 cpdef bint take_signal(int fd) noexcept

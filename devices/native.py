@@ -39,6 +39,12 @@ def fence() -> None:
             pass
 
 
+def order() -> None:
+    """Loads before it come before, and stores after it after: nothing on x86, but for the compiler."""
+    if cython.compiled:
+        __atomic_thread_fence(__ATOMIC_ACQ_REL)
+
+
 def now_ns() -> int:
     """CLOCK_MONOTONIC in nanoseconds."""
     if cython.compiled:

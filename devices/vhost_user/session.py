@@ -39,6 +39,7 @@ from devices.vhost_user.message import (
 )
 from devices.virtio.features import Feature
 from devices.virtio.layout import (
+    EVENT_BYTES,
     MAX_QUEUE_SIZE,
     avail_ring_bytes,
     descriptor_table_bytes,
@@ -46,6 +47,7 @@ from devices.virtio.layout import (
 )
 from devices.virtio.log import DirtyLog
 from devices.virtio.memory import MAX_REGIONS, GuestMemory
+from devices.virtio.packed import is_packed_base
 
 _ACK: Final = U64.pack(0)
 #: VIRTIO 1.3, 2.1: the device status is one byte.
@@ -73,8 +75,8 @@ class _Queue:
 class Session:
     """`handle` every message in order, `close` at the end.
 
-    `resume` tells that a predecessor was killed: the first start of each queue takes its position out of the used ring,
-    and calls the driver once, since the predecessor's call may be lost.
+    `resume` tells that a predecessor was killed: the first start of each queue takes its position out of the used ring
+    or the packed ring's journal, and calls the driver once, since the predecessor's call may be lost.
     """
 
     def __init__(self, backend: Backend, loop: Loop, *, resume: bool = False, config_writes: int = 0) -> None:
@@ -281,7 +283,7 @@ class Session:
         queue = self._queue(index)
         if self._backend.queues[index].attached:
             raise ProtocolError(f"SET_VRING_BASE for queue {index} while it runs")
-        if base > 0xFFFF:
+        if base > 0xFFFF and not self._is_packed:
             raise ProtocolError(f"base {base} of queue {index}: at most 65535 is allowed")
         queue.base = base
 
@@ -334,18 +336,30 @@ class Session:
     def _start(self, index: int) -> None:
         queue = self._queues[index]
         vring = self._backend.queues[index]
-        assert queue.address is not None
+        address, memory = queue.address, self._memory
+        assert address is not None
+        if self._is_packed:
+            self._check_packed(index, queue, address)
+            avail_bytes = used_bytes = EVENT_BYTES
+            # A frontend names one address to log by, and a packed ring is written in two places.
+            descriptors_at, used_at = map(memory.guest_address, (address.descriptors, address.used))
+        else:
+            avail_bytes, used_bytes = avail_ring_bytes(queue.size), used_ring_bytes(queue.size)
+            descriptors_at, used_at = 0, address.log if address.flags & VRING_F_LOG else 0
         vring.attach(
-            self._memory,
+            memory,
             queue.size,
-            self._memory.user_view(queue.address.descriptors, descriptor_table_bytes(queue.size)),
-            self._memory.user_view(queue.address.avail, avail_ring_bytes(queue.size)),
-            self._memory.user_view(queue.address.used, used_ring_bytes(queue.size)),
-            base=None if queue.is_resumed else queue.base,
+            memory.user_view(address.descriptors, descriptor_table_bytes(queue.size)),
+            memory.user_view(address.avail, avail_bytes),
+            memory.user_view(address.used, used_bytes),
+            base=queue.base,
+            resumed=queue.is_resumed,
+            packed=self._is_packed,
             event_idx=bool(self._features & Feature.EVENT_IDX),
             indirect=bool(self._features & Feature.INDIRECT_DESC),
             log=self._log if self._features & Feature.LOG_ALL else None,
-            used_address=queue.address.log if queue.address.flags & VRING_F_LOG else 0,
+            used_address=used_at,
+            descriptors_address=descriptors_at,
         )
         resumed, queue.is_resumed = queue.is_resumed, False
         self._backend.start_queue(index, resumed=resumed)
@@ -353,6 +367,22 @@ class Session:
             vring.call()
         # A kick before this moment is in no eventfd of ours: look once without waiting for one.
         self._schedule(index)
+
+    @property
+    def _is_packed(self) -> bool:
+        return bool(self._features & Feature.RING_PACKED)
+
+    def _check_packed(self, index: int, queue: _Queue, address: VringAddress) -> None:
+        """What a split ring leaves open."""
+        for name, value in ("driver", address.avail), ("device", address.used):
+            if value % EVENT_BYTES:
+                raise ProtocolError(
+                    f"{name} event suppression of queue {index} at {value:#x}: it must be aligned to {EVENT_BYTES}"
+                )
+        if not is_packed_base(queue.base, queue.size):
+            raise ProtocolError(
+                f"base {queue.base:#x} of queue {index}: positions of a ring of {queue.size} are allowed"
+            )
 
     def _stop(self, index: int) -> None:
         self._backend.stop_queue(index)

@@ -28,6 +28,7 @@ class Feature(IntFlag):
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
     VERSION_1 = 1 << 32
+    RING_PACKED = 1 << 34
 
 
 class Status(IntFlag):

@@ -1,4 +1,4 @@
-"""The split virtqueue's layout in numbers (VIRTIO 1.3, 2.7)."""
+"""The layout of virtqueues in numbers: the split one (VIRTIO 1.3, 2.7) and the packed one (2.8)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ DESC_F_NEXT: Final = 1
 DESC_F_WRITE: Final = 2
 DESC_F_INDIRECT: Final = 4
 AVAIL_F_NO_INTERRUPT: Final = 1
+
+#: 2.8.1, beside those above; bits 7 and 15.
+DESC_F_AVAIL: Final = 0x80
+DESC_F_USED: Final = 0x8000
+#: 2.8.10, flags of an event suppression structure; 0 is: tell of everything.
+EVENT_DISABLE: Final = 1
+EVENT_DESC: Final = 2
+EVENT_BYTES: Final = 4
+#: 2.8.1: both positions at the first descriptor, both wrap counters 1.
+PACKED_START: Final = 0x80008000
 
 DESCRIPTOR_BYTES: Final = 16
 AVAIL_HEADER_BYTES: Final = 4

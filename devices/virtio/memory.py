@@ -190,6 +190,13 @@ class GuestMemory:
             f"ring of {length} bytes at user address {user_address:#x} is outside guest memory"
         )
 
+    def guest_address(self, user_address: int) -> int:
+        """The guest-physical address of a frontend's user address; 0 when it is outside."""
+        for region in self.regions:
+            if region.user_address <= user_address < region.user_end:
+                return region.guest_address + user_address - region.user_address
+        return 0
+
 
 def _check_overlap(regions: list[Region], spec: RegionSpec) -> None:
     spec.check()

@@ -1,14 +1,16 @@
-"""The split virtqueue, device side (VIRTIO 1.3, 2.7), with indirect descriptors and event index.
+"""A virtqueue, device side (VIRTIO 1.3, 2.7 and 2.8), with indirect descriptors and event index.
 
-Three areas lie in guest memory and are the driver's to rewrite at any time; each field is read once:
+Which ring it is, the driver's features tell when it is attached; the packed one has its positions in `packed.py`, and
+what follows is of the split one. Three areas lie in guest memory and are the driver's to rewrite at any time; each
+field is read once:
 
 * descriptor table: 16 bytes a descriptor, ``addr u64, len u32, flags u16, next u16``
 * avail ring: ``flags u16, idx u16, ring[size] u16, used_event u16``
 * used ring: ``flags u16, idx u16, ring[size] {id u32, len u32}, avail_event u16``
 
-Invariants: chains are popped in avail order; the used index is stored after the entries it covers, with one 16-bit
-store (`memoryview.cast("H")`; `struct.pack_into` clears first and a driver saw the zeros); a queue that broke the
-rules is latched and not parsed again until `stop`. Compiled with vring.pxd; interpreted it is the same code.
+Invariants of both: chains are popped in avail order; a queue that broke the rules is latched and not parsed again until
+`stop`. The used index is stored after the entries it covers, with one 16-bit store (`memoryview.cast("H")`;
+`struct.pack_into` clears first and a driver saw the zeros). Compiled with vring.pxd; interpreted it is the same code.
 """
 
 from __future__ import annotations
@@ -25,19 +27,24 @@ from devices.virtio.layout import (
     DESC_F_NEXT,
     DESC_F_WRITE,
     DESCRIPTOR_BYTES,
+    EVENT_BYTES,
     MAX_CHAIN_BYTES,
     MAX_QUEUE_SIZE,
     NOTHING,
     USED_ELEMENT_BYTES,
     USED_HEADER_BYTES,
+    descriptor_table_bytes,
     used_ring_bytes,
 )
 from devices.virtio.log import DirtyLog
 from devices.virtio.memory import GuestMemory, Region
+from devices.virtio.packed import JOURNAL_BYTES, PackedRing
 
 #: Fills the array of regions, which is never read beyond `count`.
 _NO_REGION = cast("Region", None)
 _NO_LOG = cast("DirtyLog", None)
+_NO_RING = cast("PackedRing", None)
+_NO_JOURNAL = memoryview(b"")
 
 
 class Vring:
@@ -63,6 +70,8 @@ class Vring:
         self.kicks = 0
         #: Its owner looks by himself: `arm` asks for no kick.
         self.is_polled = False
+        #: Where a packed ring's positions outlive the worker: JOURNAL_BYTES as words, none: nowhere.
+        self.journal = _NO_JOURNAL
         self._last_avail = 0
         self._used_idx = 0
         self.starts = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
@@ -85,6 +94,8 @@ class Vring:
         self._used = empty.cast("H")
         self._used_elements = empty.cast("I")
         self._busy = memoryview(bytearray(0))
+        self._ring = _NO_RING
+        self._is_packed = False
         self._mask = 0
         self._event_idx = False
         self._indirect = False
@@ -92,6 +103,7 @@ class Vring:
         self._is_logged = False
         self._log = _NO_LOG
         self._used_at = 0
+        self._descriptors_at = 0
         self._written: dict[int, list[tuple[int, int]]] = {}
         self._avail_shadow = self._last_avail
         self._used_published = self._used_idx
@@ -105,21 +117,47 @@ class Vring:
         avail: memoryview,
         used: memoryview,
         *,
-        base: int | None,
+        base: int,
+        resumed: bool = False,
+        packed: bool = False,
         event_idx: bool,
         indirect: bool,
         log: DirtyLog | None = None,
         used_address: int = 0,
+        descriptors_address: int = 0,
     ) -> None:
-        """Start on three views of exactly the lengths the functions above give for `size`.
+        """Start on three views of exactly the lengths that layout.py gives for `size`: a packed ring's last two are the
+        driver's and the device's event suppression.
 
-        `base` is the avail index to go on from; None takes the used index out of guest memory, which is right
-        for a queue that is completed in order, after its former backend died. `log` is told of every page that is
-        written; `used_address` is where in guest memory it has the used ring.
+        `base` is where to go on, as `stop` returned it. `resumed`, after the former backend died: where that was, as
+        the used index in guest memory tells, or the journal; right for a queue that is completed in order. `log` is
+        told of every page that is written; the addresses are where in guest memory it has what the device writes.
         """
         self.memory = memory
         self.size = size
         self._mask = size - 1
+        self._is_packed = packed
+        if packed:
+            if not self.journal:
+                self.journal = memoryview(bytearray(JOURNAL_BYTES)).cast("Q")
+            self._ring = PackedRing(
+                size, descriptors, avail, used, self.journal, base, resumed=resumed, event_idx=event_idx
+            )
+        else:
+            self._attach_split(size, descriptors, avail, used)
+            self._last_avail = self._avail_shadow = self._used_idx if resumed else base
+        self._event_idx = event_idx
+        self._indirect = indirect
+        self._signalled = False
+        self._is_logged = log is not None
+        self._log = cast("DirtyLog", log)
+        self._used_at = used_address
+        self._descriptors_at = descriptors_address
+        self._log_used()
+        self.broken = ""
+        self.attached = True
+
+    def _attach_split(self, size: int, descriptors: memoryview, avail: memoryview, used: memoryview) -> None:
         self._desc64 = descriptors.cast("Q")
         self._desc32 = descriptors.cast("I")
         self._desc16 = descriptors.cast("H")
@@ -129,33 +167,24 @@ class Vring:
             "I"
         )
         self._used_idx = self._used_published = self._used[1]
-        self._last_avail = self._avail_shadow = self._used_idx if base is None else base
         self._busy = memoryview(bytearray(size))
-        self._event_idx = event_idx
-        self._indirect = indirect
-        self._signalled = False
-        self._is_logged = log is not None
-        self._log = cast("DirtyLog", log)
-        self._used_at = used_address
-        self._log_used()
-        self.broken = ""
-        self.attached = True
 
     def stop(self) -> int:
-        """Let go of guest memory; returns the avail index a successor starts from."""
+        """Let go of guest memory; returns where a successor starts: the avail index, or `PackedRing.base`."""
+        base = self._ring.base if self._ring is not None else self._last_avail
         self._detach()
         self.broken = ""
-        return self._last_avail
+        return base
 
     @property
     def used_index(self) -> int:
-        """The used index as last stored: what commits a saved device state."""
-        return self._used_published
+        """The used index as last stored, in a packed ring how many chains were: what commits a saved device state."""
+        return self._ring.completed if self._ring is not None else self._used_published
 
     @property
     def next_used_index(self) -> int:
-        """The used index that the next `publish` will store."""
-        return self._used_idx
+        """What `used_index` will be after the next `publish`."""
+        return self._ring.next_completed if self._ring is not None else self._used_idx
 
     @property
     def is_unused(self) -> bool:
@@ -163,6 +192,8 @@ class Vring:
 
         A used index of 0 that wrapped is told by the ring's last entry.
         """
+        if self._ring is not None:
+            return self._ring.is_unused
         last = 2 * (self.size - 1)
         return self._used_idx == 0 and self._used_elements[last] == 0 and self._used_elements[last + 1] == 0
 
@@ -194,6 +225,8 @@ class Vring:
 
         Errors: as `pop`.
         """
+        if self._is_packed:
+            return self._take_packed()
         while True:
             last = self._last_avail
             if last == self._avail_shadow:
@@ -226,10 +259,51 @@ class Vring:
 
     def unpop(self, head: int) -> None:
         """Give the chain that was popped last back to the queue, untouched."""
-        self._busy[head] = 0
         self._written.pop(head, None)
-        self._last_avail = (self._last_avail - 1) & 0xFFFF
         self.requests -= 1
+        if self._is_packed:
+            self._ring.untake(head)
+        else:
+            self._busy[head] = 0
+            self._last_avail = (self._last_avail - 1) & 0xFFFF
+
+    def _take_packed(self) -> int:
+        ring = self._ring
+        while self.attached and not self.broken and ring.look():
+            head = ring.slot
+            is_sound = self._walk_packed(ring)
+            self.requests += 1
+            if self._is_logged:
+                self._note(head)
+            if is_sound:
+                return head
+            self.chain_errors += 1
+            self.push(head, 0)
+        return NOTHING
+
+    def _walk_packed(self, ring: PackedRing) -> bool:
+        """As `_walk`, from the descriptor that is loaded; the chain is taken."""
+        self._clear()
+        limit = ring.room
+        if limit == 0:
+            raise self.latch("a descriptor was offered again while in flight")
+        seen = 1
+        if ring.flags & DESC_F_INDIRECT:
+            is_sound = self._walk_indirect(ring.address, ring.length, ring.flags)
+        else:
+            is_sound = self._add(ring.address, ring.length, ring.flags)
+            while ring.flags & DESC_F_NEXT:
+                seen += 1
+                if seen > limit:
+                    raise self.latch(
+                        f"a descriptor chain longer than {limit}: it runs into its own, or others'"
+                    )
+                ring.load(seen - 1)
+                if ring.flags & DESC_F_INDIRECT:
+                    raise self.latch("an indirect descriptor inside a chain")
+                is_sound &= self._add(ring.address, ring.length, ring.flags)
+        ring.take(seen)
+        return is_sound
 
     # -- the log of a migration: slow, and only while there is one ------------------------------------------------
 
@@ -246,15 +320,23 @@ class Vring:
             self._log.mark(address, length)
 
     def _log_used(self) -> None:
-        if self._is_logged:
+        if not self._is_logged:
+            return
+        if self._is_packed:
+            self._log.mark(self._descriptors_at, descriptor_table_bytes(self.size))
+            self._log.mark(self._used_at, EVENT_BYTES)
+        else:
             self._log.mark(self._used_at, used_ring_bytes(self.size))
 
-    def _walk(self, head: int) -> bool:
-        """Fill the arrays; False for a chain fault (class C)."""
+    def _clear(self) -> None:
         self.count = 0
         self.readable_count = 0
         self.readable_bytes = 0
         self.writable_bytes = 0
+
+    def _walk(self, head: int) -> bool:
+        """Fill the arrays; False for a chain fault (class C)."""
+        self._clear()
         address = self._desc64[2 * head]
         length = self._desc32[4 * head + 2]
         flags = self._desc16[8 * head + 6]
@@ -306,12 +388,18 @@ class Vring:
             at = base + index
             address = region.ram64[2 * at]
             length = region.ram32[4 * at + 2]
-            flags = region.ram16[8 * at + 6]
-            index = region.ram16[8 * at + 7]
+            if self._is_packed:  # in a row, without NEXT (2.8.7)
+                flags = region.ram16[8 * at + 7]
+                index = seen
+                has_next = seen < limit
+            else:
+                flags = region.ram16[8 * at + 6]
+                index = region.ram16[8 * at + 7]
+                has_next = flags & DESC_F_NEXT != 0
             if flags & DESC_F_INDIRECT:
                 raise self.latch("a nested indirect descriptor")
             is_sound &= self._add(address, length, flags)
-            if not flags & DESC_F_NEXT:
+            if not has_next:
                 return is_sound
             seen += 1
             if seen > limit:
@@ -349,6 +437,9 @@ class Vring:
         """Complete a chain with `written` bytes in its writable buffers; the driver sees it at `publish`."""
         if self._is_logged:
             self._log_written(head)
+        if self._is_packed:
+            self._ring.push(head, written)
+            return
         position = (self._used_idx & self._mask) * 2
         self._used_elements[position] = head
         self._used_elements[position + 1] = written
@@ -356,7 +447,10 @@ class Vring:
         self._busy[head] = 0
 
     def publish(self) -> None:
-        """Store the used index and call the driver if it asked for that."""
+        """Tell the driver what was pushed, and call it if it asked for that."""
+        if self._is_packed:
+            self._publish_packed()
+            return
         new = self._used_idx
         old = self._used_published
         if new == old:
@@ -377,6 +471,16 @@ class Vring:
         if notify:
             self.call()
 
+    def _publish_packed(self) -> None:
+        if self._ring.publish() == 0:
+            return
+        fence()
+        if self._is_logged:
+            self._log_used()
+        if not self._signalled or self._ring.wants_call():
+            self._signalled = True
+            self.call()
+
     def call(self) -> None:
         """Notify the driver; also unasked, once after a take-over, since a predecessor's call may be lost."""
         self.calls += 1
@@ -384,7 +488,9 @@ class Vring:
 
     def is_waiting(self) -> bool:
         """A chain is available now."""
-        return self.attached and not self.broken and self._avail[1] != self._last_avail
+        if not self.attached or self.broken:
+            return False
+        return self._ring.look() if self._is_packed else self._avail[1] != self._last_avail
 
     def take_kick(self, fd: int) -> bool:
         """Empty the kick's eventfd; False when nobody had kicked."""
@@ -397,6 +503,10 @@ class Vring:
         """Ask for a kick at the next available chain, unless `is_polled`; True when one is there (look again)."""
         if not self.attached or self.broken:
             return False
+        if self._is_packed:
+            if not self.is_polled and self._ring.ask_for_kick() and self._is_logged:
+                self._log_used()
+            return self._ring.look()
         if self._event_idx and not self.is_polled:
             self._used[2 + 4 * self.size] = self._last_avail
             fence()

@@ -45,17 +45,22 @@ Buffer = tuple[int, int]
 class DriverQueue:
     """One queue of `size` descriptors in `ram`. `close` gives the eventfds back."""
 
+    is_packed = False
+    #: Where a device begins in a ring that was reset.
+    start = 0
+
     def __init__(self, ram: GuestRam, size: int = 256, *, event_idx: bool = True) -> None:
         self.ram = ram
         self.size = size
         self.event_idx = event_idx
         self.descriptors = ram.allocate(descriptor_table_bytes(size), 4096)
-        self.avail = ram.allocate(avail_ring_bytes(size), 2)
-        self.used = ram.allocate(used_ring_bytes(size), 4)
+        self.avail_bytes, self.used_bytes = self.area_bytes(size)
+        self.avail = ram.allocate(self.avail_bytes, 4)
+        self.used = ram.allocate(self.used_bytes, 4)
         self._table = ram.slice(self.descriptors, descriptor_table_bytes(size))
-        self._avail = ram.slice(self.avail, avail_ring_bytes(size)).cast("H")
-        self._used = ram.slice(self.used, used_ring_bytes(size)).cast("H")
-        self._elements = ram.slice(self.used + 4, 8 * size).cast("I")
+        self._avail = ram.slice(self.avail, self.avail_bytes).cast("H")
+        self._used = ram.slice(self.used, self.used_bytes).cast("H")
+        self._elements = ram.slice(self.used, self.used_bytes & ~3)[4:].cast("I")
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.error_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -63,11 +68,16 @@ class DriverQueue:
         self._poll.register(self.call_fd, select.POLLIN)
         self.reset()
 
+    @staticmethod
+    def area_bytes(size: int) -> tuple[int, int]:
+        """Of the driver's and of the device's area."""
+        return avail_ring_bytes(size), used_ring_bytes(size)
+
     def reset(self) -> None:
         """As the driver does it before the queue is set up anew: rings cleared, every descriptor free."""
         self._table[:] = bytes(len(self._table))
-        self.ram.write(self.avail, bytes(avail_ring_bytes(self.size)))
-        self.ram.write(self.used, bytes(used_ring_bytes(self.size)))
+        self.ram.write(self.avail, bytes(self.avail_bytes))
+        self.ram.write(self.used, bytes(self.used_bytes))
         self.free = list(range(self.size - 1, -1, -1))
         self._chains: dict[int, list[int]] = {}
         self._avail_index = 0
@@ -115,6 +125,11 @@ class DriverQueue:
             self._avail[2 : 2 + count - first] = entries[first:]
         self.set_avail_index(self._avail_index + count)
 
+    @staticmethod
+    def pack_table(buffers: Sequence[tuple[int, int, int]]) -> bytes:
+        """An indirect table of (address, length, flags)."""
+        return pack_table(buffers)
+
     # -- chains --------------------------------------------------------------------------------------------------
 
     def add(
@@ -125,7 +140,7 @@ class DriverQueue:
         buffers += [(address, length, DESC_F_WRITE) for address, length in writable]
         if indirect:
             head = self.free.pop()
-            table = self.ram.put(pack_table(buffers))
+            table = self.ram.put(self.pack_table(buffers))
             self.set_descriptor(head, table, DESCRIPTOR.size * len(buffers), DESC_F_INDIRECT)
             self._chains[head] = [head]
             return head

@@ -162,8 +162,15 @@ class Frontend:
     def ask_u64(self, request: Request) -> int:
         return int(U64.unpack(self.ask(request))[0])
 
-    def negotiate(self, features: int | None = None, protocol_features: int | None = None) -> int:
-        """Features and protocol features as QEMU does; None takes all that is offered. Returns the features offered."""
+    def negotiate(
+        self,
+        features: int | None = None,
+        protocol_features: int | None = None,
+        *,
+        packed: bool = False,
+    ) -> int:
+        """Features and protocol features as QEMU does; None takes all that is offered, of the rings the `packed` or the
+        split. Returns the features offered."""
         offered = self.ask_u64(Request.GET_FEATURES)
         if offered & Feature.PROTOCOL_FEATURES:
             known = self.ask_u64(Request.GET_PROTOCOL_FEATURES)
@@ -172,7 +179,8 @@ class Frontend:
             )
             self.send(Request.SET_PROTOCOL_FEATURES, U64.pack(self.protocol_features))
         self.send(Request.SET_OWNER)
-        self.features = offered if features is None else features
+        rings = 0 if packed else Feature.RING_PACKED
+        self.features = offered & ~rings if features is None else features
         self.tell(Request.SET_FEATURES, U64.pack(self.features))
         return offered
 
@@ -180,13 +188,13 @@ class Frontend:
         """SET_MEM_TABLE."""
         self.tell(Request.SET_MEM_TABLE, pack_memory_table(regions), [ram.fd for ram in regions])
 
-    def set_ring(self, index: int, queue: DriverQueue, *, base: int = 0) -> None:
+    def set_ring(self, index: int, queue: DriverQueue, *, base: int | None = None) -> None:
         """NUM, BASE, ADDR: where the ring is; it does not run yet."""
         self.tell(Request.SET_VRING_NUM, VRING_STATE.pack(index, queue.size))
-        self.tell(Request.SET_VRING_BASE, VRING_STATE.pack(index, base))
+        self.tell(Request.SET_VRING_BASE, VRING_STATE.pack(index, queue.start if base is None else base))
         self.tell(Request.SET_VRING_ADDR, pack_address(index, queue))
 
-    def start(self, index: int, queue: DriverQueue, *, base: int = 0, enable: bool = True) -> None:
+    def start(self, index: int, queue: DriverQueue, *, base: int | None = None, enable: bool = True) -> None:
         """The whole set-up of one queue; it runs when this returns."""
         self.set_ring(index, queue, base=base)
         self.tell(Request.SET_VRING_ERR, U64.pack(index), [queue.error_fd])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
@@ -19,8 +20,10 @@ import devices
 from devices.backend import Backend
 from devices.loop import Loop
 from devices.virtio.memory import GuestMemory
-from tests.framework.driver import DriverQueue, avail_ring_bytes, descriptor_table_bytes, used_ring_bytes
+from devices.virtio.packed import JOURNAL_WORDS
+from tests.framework.driver import DriverQueue, descriptor_table_bytes
 from tests.framework.guest_memory import GuestRam
+from tests.framework.packed_driver import PackedDriverQueue
 
 B = TypeVar("B", bound=Backend)
 R = TypeVar("R")
@@ -84,7 +87,15 @@ class Bench(Generic[B]):
     `make(loop)` builds each backend on whatever memory the test keeps for it. `features` are what the driver acked.
     """
 
-    def __init__(self, make: Callable[[Loop], B], features: int, killer: Killer, *, size: int = 16) -> None:
+    def __init__(
+        self,
+        make: Callable[[Loop], B],
+        features: int,
+        killer: Killer,
+        *,
+        size: int = 16,
+        packed: bool = False,
+    ) -> None:
         self._make = make
         self._features = features
         self.killer = killer
@@ -92,7 +103,9 @@ class Bench(Generic[B]):
         self.kills = 0
         self.loop = Loop()
         self.backend = make(self.loop)
-        self.queues = [DriverQueue(self.ram, size) for _ in self.backend.queues]
+        kind = PackedDriverQueue if packed else DriverQueue
+        self.queues = [kind(self.ram, size) for _ in self.backend.queues]
+        self._journals = [memoryview(array("Q", bytes(8 * JOURNAL_WORDS))) for _ in self.queues]
         self.attach(resumed=False)
 
     def attach(self, *, resumed: bool) -> None:
@@ -101,14 +114,17 @@ class Bench(Generic[B]):
         backend.set_features(self._features)
         memory = GuestMemory()
         memory.replace([self.ram.spec], [self.ram.fd])
-        for vring, driver in zip(backend.queues, self.queues, strict=True):
+        for vring, driver, journal in zip(backend.queues, self.queues, self._journals, strict=True):
+            vring.journal = journal
             vring.attach(
                 memory,
                 driver.size,
                 memory.view(driver.descriptors, descriptor_table_bytes(driver.size)),
-                memory.view(driver.avail, avail_ring_bytes(driver.size)),
-                memory.view(driver.used, used_ring_bytes(driver.size)),
-                base=None if resumed else 0,
+                memory.view(driver.avail, driver.avail_bytes),
+                memory.view(driver.used, driver.used_bytes),
+                base=driver.start,
+                resumed=resumed,
+                packed=driver.is_packed,
                 event_idx=True,
                 indirect=True,
             )

@@ -28,9 +28,10 @@ from devices.vhost_user.message import Request
 from devices.virtio.log import DirtyLog
 from devices.virtio.memory import GuestMemory
 from devices.virtio.vring import Vring
-from tests.framework.driver import DriverQueue, avail_ring_bytes, descriptor_table_bytes, used_ring_bytes
+from tests.framework.driver import DriverQueue, descriptor_table_bytes
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 from tests.framework.guest_memory import GuestRam
+from tests.framework.packed_driver import PackedDriverQueue
 
 B = TypeVar("B", bound=Backend)
 
@@ -265,13 +266,15 @@ class Rig:
         ram: GuestRam | None = None,
         features: int | None = None,
         event_idx: bool = True,
+        packed: bool = False,
     ) -> None:
         self.target = target
         self.ram = ram or GuestRam()
         self.frontend = target.connect()
-        self.offered = self.frontend.negotiate(features)
+        self.offered = self.frontend.negotiate(features, packed=packed)
         self.frontend.set_memory(self.ram)
-        self.queues = [DriverQueue(self.ram, size, event_idx=event_idx) for _ in range(queues)]
+        kind = PackedDriverQueue if packed else DriverQueue
+        self.queues = [kind(self.ram, size, event_idx=event_idx) for _ in range(queues)]
         for index, driver in enumerate(self.queues):
             self.frontend.start(index, driver)
         self.heap = self.ram.allocate(0)
@@ -329,28 +332,36 @@ class Rig:
 def attach(
     driver: DriverQueue,
     *,
-    base: int | None = 0,
+    base: int | None = None,
+    resumed: bool = False,
+    journal: memoryview | None = None,
     event_idx: bool | None = None,
     indirect: bool = True,
     log: DirtyLog | None = None,
     used_address: int = 0,
+    descriptors_address: int = 0,
 ) -> tuple[Vring, GuestMemory]:
     """A vring on the driver's rings without a session; the eventfds stay the driver's."""
     memory = GuestMemory()
     memory.replace([driver.ram.spec], [driver.ram.fd])
     vring = Vring(0)
     vring.call_fd, vring.error_fd = driver.call_fd, driver.error_fd
+    if journal is not None:
+        vring.journal = journal
     vring.attach(
         memory,
         driver.size,
         memory.view(driver.descriptors, descriptor_table_bytes(driver.size)),
-        memory.view(driver.avail, avail_ring_bytes(driver.size)),
-        memory.view(driver.used, used_ring_bytes(driver.size)),
-        base=base,
+        memory.view(driver.avail, driver.avail_bytes),
+        memory.view(driver.used, driver.used_bytes),
+        base=driver.start if base is None else base,
+        resumed=resumed,
+        packed=driver.is_packed,
         event_idx=driver.event_idx if event_idx is None else event_idx,
         indirect=indirect,
         log=log,
         used_address=used_address,
+        descriptors_address=descriptors_address,
     )
     return vring, memory
 

@@ -41,7 +41,8 @@ def run(data: bytes) -> None:
         _memory.view(TABLE, 16 * SIZE),
         _memory.view(AVAIL, 6 + 2 * SIZE),
         _memory.view(USED, 6 + 8 * SIZE),
-        base=None if flags & 4 else base,
+        base=base,
+        resumed=bool(flags & 4),
         event_idx=bool(flags & 1),
         indirect=bool(flags & 2),
     )

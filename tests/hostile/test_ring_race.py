@@ -6,25 +6,21 @@ look, since a race proves presence only.
 
 from __future__ import annotations
 
-import importlib.util
 import struct
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-import devices.virtio
 from devices.virtio.layout import MAX_QUEUE_SIZE
 from tests.framework.driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DriverQueue, pack_table
 from tests.framework.guest_memory import GuestRam
 from tests.framework.hostile import DEVICES, IMAGE_BYTES, SECTOR, wait_for
+from tests.framework.interpreted import interpreted
 from tests.framework.target import Rig, Served
 
 ROUNDS = 150
@@ -189,20 +185,6 @@ def test_V9_a_request_header_changes(disk: Served) -> None:
 
 
 # -- one look each ---------------------------------------------------------------------------------------------------
-
-
-def interpreted(name: str, **replaced: ModuleType) -> ModuleType:
-    """A module of devices.virtio as plain Python, whether or not it is compiled."""
-    path = Path(devices.virtio.__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"interpreted_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    loaded = {spec.name: module} | {f"devices.virtio.{other}": module for other, module in replaced.items()}
-    with pytest.MonkeyPatch.context() as patch:
-        for other, instead in loaded.items():
-            patch.setitem(sys.modules, other, instead)
-        spec.loader.exec_module(module)
-    return module
 
 
 class Counted:

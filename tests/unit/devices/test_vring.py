@@ -121,7 +121,7 @@ def test_a_successor_goes_on_from_the_used_index(driver: DriverQueue) -> None:
         assert dead.pop() is not None
     dead.push(heads[0], 1)
     dead.publish()
-    successor, _ = attach(driver, base=None)
+    successor, _ = attach(driver, resumed=True)
     assert serve(successor) == 3
     assert driver.collect() == [(head, 1) for head in heads]
     for vring in (dead, successor):
