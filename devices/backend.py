@@ -8,7 +8,7 @@ memory goes away. A new device goes into a folder of its own beside the five, wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from devices.errors import QueueError, RequestError
@@ -17,7 +17,7 @@ from devices.limits import MAXIMUM, Limit
 from devices.loop import Loop
 from devices.stats import SAMPLED, Stats
 from devices.vhost_user.message import ProtocolFeature
-from devices.virtio.features import TRANSPORT_FEATURES, Status
+from devices.virtio.features import TRANSPORT_FEATURES, Feature, Status
 from devices.virtio.vring import Vring
 
 
@@ -43,6 +43,7 @@ class Backend(ABC):
         self.gate = gate
         self.queues = [Vring(index) for index in range(queue_count)]
         self.acked_features = 0
+        self._offers_packed = False
         #: The driver's device status (VIRTIO 1.3, 2.1), where the frontend tells it.
         self.status = 0
         #: Tells the frontend to read the configuration again, where it listens to that.
@@ -51,8 +52,14 @@ class Backend(ABC):
 
     @property
     def features(self) -> int:
-        """The feature bits offered; subclasses add their own to TRANSPORT_FEATURES."""
-        return TRANSPORT_FEATURES
+        """The feature bits offered; subclasses add their own to these."""
+        return TRANSPORT_FEATURES | (Feature.RING_PACKED if self._offers_packed else 0)
+
+    def offer_packed(self, journals: Sequence[memoryview]) -> None:
+        """Offer packed rings, whose positions outlive this process in a journal for each queue; none: do not."""
+        self._offers_packed = bool(journals)
+        for vring, journal in zip(self.queues, journals, strict=False):
+            vring.journal = journal
 
     @property
     def protocol_features(self) -> ProtocolFeature:

@@ -74,7 +74,7 @@ def _devices(
     devices.append(
         Device(kind="console", name="console", ports=("", *spec.console_ports[1:]), chardev=not has_console)
     )
-    return devices
+    return [msgspec.structs.replace(device, packed=spec.packed) for device in devices]
 
 
 def _judged(device: Device, firewall: WorkerFirewall) -> Device:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from devices.errors import ProtocolError
 from devices.loop import READ, Loop
 from devices.vhost_user.connection import MESSAGE_TIMEOUT, Channel
-from devices.vhost_user.message import ANSWERED, FLAG_REPLY, Message
+from devices.vhost_user.message import ANSWERED, FLAG_REPLY, Message, Request
 from devices.vhost_user.transcript import Transcript
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ class Relay:
     """One device's relay on a loop.
 
     `connect(has_history, config_writes_before)` is called when a backend connection is wanted and gives the relay's end
-    of a socket pair, or None while there is no backend; `attach` is called again when there is one.
+    of a socket pair, or None while there is no backend; `attach` is called again when there is one. `forget(queue)` is
+    called, also again, when a queue does not run: where its backend was in it means nothing any more.
     """
 
     def __init__(
@@ -37,12 +38,15 @@ class Relay:
         listening: socket.socket,
         loop: Loop,
         connect: Callable[[bool, int], socket.socket | None],
+        forget: Callable[[int], None] = lambda _queue: None,
     ) -> None:
         self.name = name
         self.is_connected = False
         self._listening = listening
         self._loop = loop
         self._connect = connect
+        self._forget = forget
+        self._queue_count = queue_count
         self._transcript = Transcript(queue_count)
         self._front: Channel | None = None
         self._back: Channel | None = None
@@ -102,7 +106,7 @@ class Relay:
             self._send_back(message)
         else:
             self._send_back(message)
-            self._transcript.fold(message)
+            self._fold(message)
 
     def _pause_front(self) -> None:
         """No message of the frontend is read while one waits for its answer."""
@@ -126,6 +130,17 @@ class Relay:
                 os.close(fd)
             self._pending = None
         self._transcript.close()
+        self._forget_stopped()
+
+    def _fold(self, message: Message, reply: bytes | None = None) -> None:
+        self._transcript.fold(message, reply)
+        if message.request in (Request.GET_VRING_BASE, Request.RESET_DEVICE):
+            self._forget_stopped()
+
+    def _forget_stopped(self) -> None:
+        for queue in range(self._queue_count):
+            if not self._transcript.is_running(queue):
+                self._forget(queue)
 
     # -- the backend's side --------------------------------------------------------------------------------------
 
@@ -140,6 +155,7 @@ class Relay:
         self._back = Channel(sock, is_frontend=True)
         self._loop.register(sock.fileno(), self._back_ready)
         self._repeated = 0
+        self._forget_stopped()
         for message in self._transcript.replay():
             self._repeated += message.request in ANSWERED
             self._send_back(message)
@@ -178,7 +194,7 @@ class Relay:
         message, self._pending = self._pending, None
         if message is None or reply.request is not message.request:
             raise ProtocolError(f"an answer to {reply.request.name} that nobody asked for")
-        self._transcript.fold(message, reply.payload)
+        self._fold(message, reply.payload)
         assert self._front is not None
         try:
             self._front.send(Message(reply.request, reply.flags | FLAG_REPLY, reply.payload).pack())

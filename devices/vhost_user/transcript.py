@@ -152,6 +152,10 @@ class Transcript:
         """How many writes of the configuration there were before the first that `replay` gives again."""
         return self._config_writes - len(self._config)
 
+    def is_running(self, queue: int) -> bool:
+        """The frontend gave the queue to the backend, and did not take it back."""
+        return (queue, Request.SET_VRING_KICK) in self._queues
+
     @property
     def is_empty(self) -> bool:
         return not (self._globals or self._queues or self._memory)

@@ -228,6 +228,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     initrd: str | None = None
     append: Annotated[str, Meta(max_length=2000)] = ""
     memory: Size = "256MiB"
+    # Virtio devices have packed rings (VIRTIO 1.3, 2.8), where the driver has.
+    packed: bool = False
     cpus: Annotated[int, Meta(ge=1, le=64)] = 1
     machine: Literal["q35"] = "q35"
     disks: Annotated[list[Disk], Meta(max_length=DISKS_MAXIMUM)] = []

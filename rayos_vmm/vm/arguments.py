@@ -109,13 +109,13 @@ def _boot(boot: Boot) -> list[str]:
     return arguments
 
 
-def _console(sockets: Sockets, names: Sequence[str], *, has_reconnect_ms: bool) -> list[str]:
+def _console(sockets: Sockets, names: Sequence[str], packed: str, *, has_reconnect_ms: bool) -> list[str]:
     if sockets.console is not None:
         # VIRTIO 1.3, 5.3.2: a pair for port 0, a control pair, and a pair for every further port.
         queues = 2 + 2 * len(names)
         device = (
             f"{CONSOLE_DEVICE},chardev=console,virtio-id={_CONSOLE_VIRTIO_ID},"
-            f"num_vqs={queues},config_size={_CONSOLE_CONFIG_BYTES}"
+            f"num_vqs={queues},config_size={_CONSOLE_CONFIG_BYTES}{packed}"
         )
         return [*_vhost_user("console", sockets.console), "-device", device]
     if not sockets.console_ports:
@@ -132,12 +132,13 @@ def _console(sockets: Sockets, names: Sequence[str], *, has_reconnect_ms: bool) 
 
 def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
     arguments: list[str] = []
+    packed = ",packed=on" if spec.packed else ""
     for index, (disk, path) in enumerate(zip(spec.disks, sockets.disks, strict=True)):
         arguments += _vhost_user(f"disk{index}", path)
         queues, bootindex = spec.disk_queues(disk), index + 1
         arguments += [
             "-device",
-            f"vhost-user-blk-pci,chardev=disk{index},num-queues={queues},bootindex={bootindex}",
+            f"vhost-user-blk-pci,chardev=disk{index},num-queues={queues},bootindex={bootindex}{packed}",
         ]
     if sockets.net is not None:
         arguments += _vhost_user("net0", sockets.net)
@@ -147,17 +148,17 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
         arguments += ["-netdev", f"vhost-user,id={NETDEV},chardev=net0,queues={pairs}"]
         arguments += [
             "-device",
-            f"virtio-net-pci,netdev={NETDEV},mac={mac},host_mtu={spec.net.mtu},romfile={multi}",
+            f"virtio-net-pci,netdev={NETDEV},mac={mac},host_mtu={spec.net.mtu},romfile={multi}{packed}",
         ]
     if sockets.gpu is not None:
         kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
         arguments += _vhost_user("gpu0", sockets.gpu)
         outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
-        arguments += ["-device", f"{kind},chardev=gpu0,{outputs}"]
+        arguments += ["-device", f"{kind},chardev=gpu0,{outputs}{packed}"]
     for path in sockets.inputs:
         name = path.stem
-        arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}"]
-    return arguments + _console(sockets, spec.console_ports, has_reconnect_ms=has_reconnect_ms)
+        arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}{packed}"]
+    return arguments + _console(sockets, spec.console_ports, packed, has_reconnect_ms=has_reconnect_ms)
 
 
 def is_booted_by_qboot(boot: Boot) -> bool:

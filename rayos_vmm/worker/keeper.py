@@ -28,6 +28,7 @@ from typing import Any, Final
 from devices.loop import Loop
 from devices.serve import listen
 from devices.vhost_user.relay import Relay
+from devices.virtio.packed import forget_position
 from rayos_vmm.worker import packet, sandbox
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.main import run_worker
@@ -104,7 +105,13 @@ class Keeper:
             return self._connect_device(index, has_history, config_writes)
 
         listening = listen(self._path(device_socket(device.name)))
-        return Relay(device.name, device.queue_count, listening, self._loop, connect)
+        journals = self._memory[index].journals
+
+        def forget(queue: int) -> None:
+            if journals:
+                forget_position(journals[queue])
+
+        return Relay(device.name, device.queue_count, listening, self._loop, connect, forget)
 
     def _listen_chardevs(self) -> list[list[socket.socket]]:
         return [

@@ -59,6 +59,8 @@ class Worker:
         self.backends = [
             build(device, held, self.loop, gate) for device, held in zip(spec.devices, memory, strict=True)
         ]
+        for backend, held in zip(self.backends, memory, strict=True):
+            backend.offer_packed(held.journals)
         for backend, listening in zip(self.backends, chardevs, strict=True):
             if isinstance(backend, ConsoleBackend):
                 for port, sock in enumerate(listening):

@@ -1,17 +1,18 @@
-"""The shared memory of a device that outlives its worker: crash-exact state, history, GPU pixels, open flows."""
+"""The shared memory of a device that outlives its worker: crash-exact state, history, pixels, open flows, journals."""
 
 from __future__ import annotations
 
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from devices.console.backend import ConsoleBackend
 from devices.gate import OPEN, Gate
 from devices.gpu.backend import GpuBackend
 from devices.input.backend import InputBackend
 from devices.state import StateStore
+from devices.virtio.packed import JOURNAL_BYTES
 from net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.worker.spec import Device
 
@@ -27,9 +28,16 @@ class DeviceMemory:
     state_fd: int = -1
     bulk_fd: int = -1
     state_bytes: int = 0
+    #: Where its packed rings are, one for each queue (devices/virtio/packed.py).
+    journals: tuple[memoryview, ...] = ()
 
     @classmethod
     def create(cls, device: Device) -> DeviceMemory:
+        held = cls._create(device)
+        return replace(held, journals=_journals(device.queue_count)) if device.packed else held
+
+    @classmethod
+    def _create(cls, device: Device) -> DeviceMemory:
         match device.kind:
             case "console":
                 bulk = ConsoleBackend.history_bytes(len(device.ports))
@@ -74,6 +82,12 @@ def shared_bytes(devices: Sequence[Device]) -> int:
         else 0
         for device in devices
     )
+
+
+def _journals(queues: int) -> tuple[memoryview, ...]:
+    """Of a keeper and all its forks."""
+    pages = memoryview(mmap.mmap(-1, queues * JOURNAL_BYTES))
+    return tuple(pages[at : at + JOURNAL_BYTES].cast("Q") for at in range(0, len(pages), JOURNAL_BYTES))
 
 
 def _memfd(device: Device, what: str, size_bytes: int = 0) -> int:

@@ -30,6 +30,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     kind: Literal["blk", "net", "gpu", "input", "console"]
     name: str
+    #: Packed rings are on offer beside split ones.
+    packed: bool = False
     #: blk: the image.
     fd: int = -1
     #: net: the tap's queues, one for each pair of the device's.
