@@ -198,7 +198,10 @@ class Pool:
                     yield ip
 
     def _in_ranges(self, ip: int) -> bool:
-        return any(first <= ip <= last for first, last in self._ranges)
+        for first, last in self._ranges:  # noqa: SIM110 - a generator costs more than the few ranges
+            if first <= ip <= last:
+                return True
+        return False
 
     def _tidy(self) -> None:
         self._expiry = [

@@ -77,7 +77,7 @@ class LeaseStore:
                 one.hardware,
                 one.client_id,
                 one.host_name,
-                one.state.value,
+                one.state._value_,  # as .value, without its descriptor in Python
                 None if one.expires == FOREVER else one.expires,
                 one.since,
                 one.port,
