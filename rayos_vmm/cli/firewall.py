@@ -78,7 +78,7 @@ def _rule(args: argparse.Namespace) -> dict[str, Any]:
         "to": args.to_,
         **{key: getattr(args, key) for key in fields},
     }
-    return {key: value for key, value in table.items() if value not in (None, False)}
+    return {key: value for key, value in table.items() if value is not None and value is not False}
 
 
 def read_rules(path: Path) -> list[FirewallRule]:

@@ -46,6 +46,12 @@ class FirewallRule(
     audit_only: Annotated[bool, Meta(description="only counted and told, never obeyed")] = False
 
 
+#: What a rule is called in its table, and here; without its name.
+_FIELDS: Final = tuple(
+    (one.encode_name, one.name) for one in msgspec.structs.fields(FirewallRule) if one.name != "name"
+)
+
+
 class FirewallConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The rules of one machine, and what it may claim to be beside its lease."""
 
@@ -102,8 +108,10 @@ def resolve(rule: FirewallRule, lookup: Lookup) -> dict[str, Any] | None:
 
     Raises what `lookup` raises.
     """
-    table = {key: value for key, value in msgspec.to_builtins(rule).items() if value not in (None, False)}
-    del table["name"]
+    given = ((key, getattr(rule, field)) for key, field in _FIELDS)
+    table = {
+        key: value for key, value in given if value is not None and value is not False
+    }  # 0 is a priority
     for side in ("from", "to"):
         if side not in table:
             continue

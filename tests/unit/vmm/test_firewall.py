@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,7 @@ from devices.net.port import SinkPort
 from devices.state import StateStore
 from net.firewall.flow import UDP_SECONDS
 from net.firewall.memory import MEMORY_BYTES
+from rayos_vmm.cli.firewall import _rule, add_firewall
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, OwnedRule, check_firewall
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
 from rayos_vmm.firewall import Firewall
@@ -230,6 +232,17 @@ def test_a_reply_finds_its_flow_although_the_worker_died() -> None:
     assert passes(second, asked, True, UDP_SECONDS / 2)
     assert passes(worker(), reply, False, UDP_SECONDS * 1.2)
     assert not passes(worker(), reply, False, UDP_SECONDS * 3)
+
+
+async def test_priority_0_comes_first(firewall: Firewall) -> None:
+    """The lowest number is a number, also at the command line."""
+    firewall.bind(MAC, GUEST)
+    await firewall.set_own("a", [rule("low", "deny", priority=1), rule("lowest", "allow", priority=0)])
+    assert (await says(firewall, f"tcp {GUEST}:1 > {HOST}:9"))[1] == "lowest"
+    parser = argparse.ArgumentParser()
+    add_firewall(parser)
+    asked = parser.parse_args(["add", "a", "lowest", "allow", "--priority", "0"])
+    assert _rule(asked) == {"name": "lowest", "action": "allow", "priority": 0}
 
 
 async def test_what_cannot_be_is_refused_and_changes_nothing(firewall: Firewall, tmp_path: Path) -> None:
