@@ -16,6 +16,8 @@ from typing import Any, Final
 GAIN: Final = 0.1
 #: Seconds.
 REST: Final = 10.0
+#: Between two samples that tell a load: the kernel counts in hundredths.
+SHORTEST: Final = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,22 @@ class Balancer:
         self._moved: dict[str, float] = {}
 
     def observe(self, samples: Mapping[str, Sample], *, now: float) -> None:
-        """Take the workers' counters; a load is known from the second sample of the same process on."""
-        loads = {}
+        """Take the workers' counters; a load is known from the second sample of the same process on.
+
+        A sample that comes less than SHORTEST seconds after another tells where a worker is, and no load.
+        """
+        loads, kept = {}, {}
         for vm, sample in samples.items():
             when, before = self._before.get(vm, (now, sample))
-            elapsed = now - when
-            is_known = before.pid == sample.pid and elapsed > 0
-            share = (sample.cpu_seconds - before.cpu_seconds) / elapsed if is_known else 0.0
-            loads[vm] = Load(vm, sample.pid, sample.core, max(0.0, share))
-        self.loads = loads
-        self._before = {vm: (now, sample) for vm, sample in samples.items()}
+            share = 0.0
+            kept[vm] = now, sample
+            if before.pid == sample.pid and now - when >= SHORTEST:
+                share = max(0.0, sample.cpu_seconds - before.cpu_seconds) / (now - when)
+            elif before.pid == sample.pid:
+                kept[vm] = when, before
+                share = self.loads[vm].share if vm in self.loads else 0.0
+            loads[vm] = Load(vm, sample.pid, sample.core, share)
+        self.loads, self._before = loads, kept
         self._moved = {vm: when for vm, when in self._moved.items() if vm in samples}
 
     def shares(self) -> dict[int, float]:
@@ -76,6 +84,12 @@ class Balancer:
             if load.core in shares:
                 shares[load.core] += load.share
         return shares
+
+    @property
+    def imbalance(self) -> float:
+        """The busiest less the idlest core."""
+        shares = self.shares().values()
+        return max(shares) - min(shares)
 
     def plan(self, *, now: float) -> list[Move]:
         """The moves that are worth their while."""
@@ -109,7 +123,7 @@ class Balancer:
         self._moved[move.vm] = now
 
     def snapshot(self) -> dict[str, Any]:
-        """By worker and by core; `imbalance` is the busiest less the idlest core, `variance` that of the cores."""
+        """By worker and by core; `variance` is that of the cores' shares."""
         shares = self.shares()
         return {
             "workers": [
@@ -124,7 +138,7 @@ class Balancer:
                 }
                 for core, share in shares.items()
             ],
-            "imbalance": round(max(shares.values()) - min(shares.values()), 4),
+            "imbalance": round(self.imbalance, 4),
             "variance": round(statistics.pvariance(shares.values()), 6),
             "moves": self.moves,
         }

@@ -19,7 +19,6 @@ from contextlib import (
     suppress,
 )
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -51,7 +50,6 @@ from rayos_vmm.vm.record import Record
 from rayos_vmm.vm.run import adopt_machine, run_machine
 from rayos_vmm.vm.timed import Piece
 from rayos_vmm.vm.view import DiskView, Event, ExecResult, ExitReason, NetView, VmState, VmView
-from rayos_vmm.worker.client import WorkerError, WorkerGone
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
@@ -73,7 +71,7 @@ class Service:
         self._clients = 0
         self._activity = trio.Event()
         self._started = time.monotonic()
-        self._workers = Workers()
+        self.workers = Workers(self.machines, self._machine, parts.events)
         self.policy = parts.authority
         self.revisions = parts.revisions
         self.firewall = parts.firewall
@@ -353,36 +351,6 @@ class Service:
     async def stats(self, name: str) -> dict[str, Any]:
         """What the machine's devices counted."""
         return await self._machine(name).need_worker().stats()
-
-    # Where the devices are served
-
-    def _runtimes(self) -> dict[str, Path]:
-        return {
-            name: machine.runtime for name, machine in self._machines.items() if machine.worker is not None
-        }
-
-    async def worker_load(self) -> dict[str, Any]:
-        """How busy each machine's device worker and each processor is; takes a second."""
-        return await self._workers.load(self._runtimes())
-
-    async def rebalance(self) -> dict[str, Any]:
-        """Measures, and moves device workers to idler processors where it is worth it."""
-        return await self._workers.rebalance(self._runtimes())
-
-    async def move_worker(self, name: str, core: int) -> dict[str, Any]:
-        """Hands a machine's devices over to a new worker on another processor; the guest does not notice.
-
-        Raises:
-            Conflict: it is not running.
-            Invalid: there is no such processor.
-        """
-        self._machine(name).need_worker()
-        try:
-            return await self._workers.move(name, self._runtimes(), core)
-        except WorkerError as error:
-            raise Invalid(str(error)) from None
-        except WorkerGone as error:
-            raise GuestGone(str(error)) from None
 
     # Disks
 
@@ -713,10 +681,12 @@ async def open_service(
         )
         send, receive = trio.open_memory_channel[tuple[_Life, Machine]](0)
         service = Service(parts, house, send)
+        service.workers.switch(config.balance)
         parts.network.on_lease(service.note_lease, machines=service.machines_by_mac)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.run_jobs, receive)
             nursery.start_soon(service.firewall.run)
+            nursery.start_soon(service.workers.run)
             await service.adopt_all()
             yield service
             nursery.cancel_scope.cancel()

@@ -55,10 +55,8 @@ RIGHTS: Final[Mapping[str, Capability]] = {
         (f"policy.{verb}" for verb in ("grants", "explain", "security", "audit", "verify", "key", "export")),
         _C.CAP_AUDIT,
     ),
-    **dict.fromkeys(
-        (f"hierarchy.{verb}" for verb in ("show", "diff", "history", "zones", "scalability")), _C.CAP_AUDIT
-    ),
-    "scalability.load": _C.CAP_AUDIT,
+    **dict.fromkeys((f"hierarchy.{verb}" for verb in ("show", "diff", "history", "zones")), _C.CAP_AUDIT),
+    **dict.fromkeys(("scalability.status", "scalability.load"), _C.CAP_AUDIT),
     **dict.fromkeys((f"tpm.{verb}" for verb in ("status", "pcrs", "log", "explain", "quote")), _C.CAP_AUDIT),
 }
 #: These have a machine in their path, and reach beyond it.

@@ -110,10 +110,6 @@ async def _zones(call: Call) -> Zones:
     return msgspec.convert({"zones": call.service.revisions.zones()}, Zones)
 
 
-async def _scalability(call: Call) -> dict[str, Any]:
-    return call.service.revisions.scalability()
-
-
 async def _create_zone(call: Call) -> Changes:
     return _changes(await call.service.revisions.create_zone(call.body.zone))
 
@@ -147,13 +143,6 @@ ENDPOINTS: Final = (
         "Put the document of a former revision in force again",
         body=Rollback,
         answers=Changes,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/scalability",
-        _scalability,
-        "How far the newest revision has come: in all, by machine, by zone",
-        answers=dict[str, Any],
     ),
     Endpoint("GET", "/v1/zones", _zones, "The zones and who is in them", answers=Zones),
     Endpoint("POST", "/v1/zones", _create_zone, "Make a zone", body=NewZone, answers=Changes, status=201),

@@ -16,19 +16,40 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     core: Annotated[int, Meta(ge=0, le=4095)]
 
 
+class Switch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether workers are moved without being asked, until the service ends (`service.balance` says how it begins)."""
+
+    on: bool
+
+
+async def _status(call: Call) -> dict[str, Any]:
+    return {**call.service.revisions.scalability(), "balance": call.service.workers.status()}
+
+
 async def _load(call: Call) -> dict[str, Any]:
-    return await call.service.worker_load()
+    return await call.service.workers.load()
 
 
 async def _rebalance(call: Call) -> dict[str, Any]:
-    return await call.service.rebalance()
+    return await call.service.workers.rebalance()
+
+
+async def _switch(call: Call) -> dict[str, Any]:
+    return call.service.workers.switch(call.body.on)
 
 
 async def _move(call: Call) -> dict[str, Any]:
-    return await call.service.move_worker(call.name, call.body.core)
+    return await call.service.workers.move(call.name, call.body.core)
 
 
 ENDPOINTS: Final = (
+    Endpoint(
+        "GET",
+        "/v1/scalability",
+        _status,
+        "How far the newest revision has come: in all, by machine, by zone; how evenly the workers are spread",
+        answers=dict[str, Any],
+    ),
     Endpoint(
         "GET",
         "/v1/scalability/load",
@@ -41,6 +62,14 @@ ENDPOINTS: Final = (
         "/v1/scalability/rebalance",
         _rebalance,
         "Measure, and move workers to idler processors where it is worth it",
+        answers=dict[str, Any],
+    ),
+    Endpoint(
+        "PUT",
+        "/v1/scalability/auto",
+        _switch,
+        "Move workers without being asked while their load is uneven, or not",
+        body=Switch,
         answers=dict[str, Any],
     ),
     Endpoint(

@@ -14,8 +14,12 @@ from rayos_vmm.cli.output import Output
 
 
 def add_scalability(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="status|vms|zones|load|rebalance|move", required=True)
-    status = verbs.add_parser("status", help="how the policy's revisions reach the workers")
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="status|vms|zones|load|rebalance|move|auto", required=True
+    )
+    status = verbs.add_parser(
+        "status", help="how the policy's revisions reach the workers; how even their load is"
+    )
     vms = verbs.add_parser("vms", help="the machines as a tree, and which revision each has applied")
     zones = verbs.add_parser("zones", help="the zones, their rules, who lags in them")
     load = verbs.add_parser("load", help="how busy each device worker is, and each processor with them")
@@ -24,7 +28,11 @@ def add_scalability(parser: argparse.ArgumentParser) -> None:
     action = move.add_argument("name", metavar="NAME", help="the machine")
     action.completer = machine_names  # type: ignore[attr-defined]  # argcomplete's convention
     move.add_argument("core", metavar="CORE", type=int, help="the processor, from 0")
-    for sub in (status, vms, zones, load, rebalance, move):
+    auto = verbs.add_parser(
+        "auto", help="move workers without being asked while their load is uneven, or not"
+    )
+    auto.add_argument("switch", metavar="on|off", choices=("on", "off"))
+    for sub in (status, vms, zones, load, rebalance, move, auto):
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
@@ -60,6 +68,11 @@ async def _run_load(args: argparse.Namespace, out: Output) -> None:
         made = msgspec.json.decode(await client.request("POST", f"/vms/{args.name}/worker", body=body))
         out.result(made, _moved(made))
         return
+    if args.verb == "auto":
+        body = {"on": args.switch == "on"}
+        found = msgspec.json.decode(await client.request("PUT", "/scalability/auto", body=body))
+        out.result(found, f"workers are{'' if body['on'] else ' not'} moved without being asked")
+        return
     if args.verb == "load":
         found = msgspec.json.decode(await client.request("GET", "/scalability/load"))
     else:
@@ -71,8 +84,10 @@ async def _run_load(args: argparse.Namespace, out: Output) -> None:
     out.table(found, ("MACHINE", "WORKER", "CORE", "BUSY"), workers)
     for entry in found["cores"]:
         out.note(f"core {entry['core']}: {entry['share']:.1%} busy with {entry['workers']} workers")
+    automatic = "on" if found["automatic"]["on"] else "off"
     out.note(
-        f"imbalance {found['imbalance']:.1%}, variance {found['variance']:.4f}, {found['moves']} moves so far"
+        f"imbalance {found['imbalance']:.1%}, variance {found['variance']:.4f}, {found['moves']} moves so far; "
+        f"automatic: {automatic}, {found['automatic']['moves']} of them"
     )
     for made in found.get("made", []):
         out.note(_moved(made))
@@ -83,7 +98,7 @@ def _moved(made: dict[str, Any]) -> str:
 
 
 async def run_scalability(args: argparse.Namespace, out: Output) -> None:
-    if args.verb in ("load", "rebalance", "move"):
+    if args.verb in ("load", "rebalance", "move", "auto"):
         await _run_load(args, out)
         return
     found = msgspec.json.decode(await the_daemon().request("GET", "/scalability"))
@@ -98,5 +113,5 @@ async def run_scalability(args: argparse.Namespace, out: Output) -> None:
         ]
         out.table(zones, ("ZONE", "RULES", "MACHINES", "LAGGING"), rows)
     else:
-        status = found["status"]
+        status = {**found["status"], "balance": found["balance"]}
         out.table(status, ("SCALABILITY", "VALUE"), flatten(status))

@@ -22,7 +22,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `subnet` is where guests live; the bridge gets its first address. When it collides with a route of the
     host the next free one of 10.86.0.0/16 is taken, unless `subnet_is_fixed`. `resolver` is who is asked for names
     that are no guest's: nobody (""), the "host"'s own name server, or an address. `shared_socket` is a second socket
-    of the API, that every user may connect to and needs a token on.
+    of the API, that every user may connect to and needs a token on. `balance`: device workers are moved to idler
+    processors while their load is uneven.
     """
 
     bridge: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,14}$")] = "rayos0"
@@ -32,6 +33,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     resolver: Annotated[str, Meta(pattern=RESOLVER_PATTERN)] = ""
     start_timeout: Duration = "60s"
     idle_exit: Duration = "10s"
+    balance: bool = True
     shared_socket: Annotated[str, Meta(pattern="^/", max_length=100)] | None = None
 
     @property

@@ -16,7 +16,8 @@ from typing import Final
 import msgspec
 import trio
 
-_STARTTIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1
+_STATE_FIELD: Final = 3  # proc_pid_stat(5), counted from 1
+STARTTIME_FIELD: Final = 22
 _IN_A_PROCESS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores these; a child must not
 
 
@@ -27,14 +28,19 @@ class ProcessId(msgspec.Struct, frozen=True):
     start_time: int
 
 
+def stat_fields(pid: int) -> dict[int, str]:
+    """Fields 3 and on by their number in proc_pid_stat(5). Errors: OSError when there is no such process."""
+    stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    return dict(enumerate(stat[stat.rindex(")") + 2 :].split(), 3))  # the name before may hold anything
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if there is none (or a zombie)."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = stat_fields(pid)
     except OSError:
         return None
-    fields = stat[stat.rindex(")") + 2 :].split()  # fields 3 and on: the name before may hold anything
-    return None if fields[0] in ("Z", "X") else int(fields[_STARTTIME_FIELD - 3])
+    return None if fields[_STATE_FIELD] in ("Z", "X") else int(fields[STARTTIME_FIELD])
 
 
 class Process:

@@ -294,16 +294,6 @@ class MemoryService:
     async def stats(self, name: str) -> dict[str, Any]:
         raise RuntimeError("a bug")
 
-    async def worker_load(self) -> dict[str, Any]:
-        return {"workers": [], "cores": [], "imbalance": 0.0, "variance": 0.0, "moves": 0}
-
-    async def rebalance(self) -> dict[str, Any]:
-        return {**await self.worker_load(), "made": []}
-
-    async def move_worker(self, name: str, core: int) -> dict[str, Any]:
-        self._find(name)
-        return {"vm": name, "core": core, "pause_ms": 1.0}
-
     def tpm(self, name: str) -> MemoryTpm:
         self._find(name)
         return self.one_tpm

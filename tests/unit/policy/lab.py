@@ -16,10 +16,18 @@ import trio
 
 from rayos_vmm.api.server import serve_api
 from rayos_vmm.cli.main import main
+from rayos_vmm.errors import NotFound
+from rayos_vmm.events import EventLog
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
 from rayos_vmm.policy.revisions import Revisions, load_book
+from rayos_vmm.service_load import Workers
 from rayos_vmm.store import open_store
+from rayos_vmm.vm.machine import Machine
+
+
+def _nobody(name: str) -> Machine:
+    raise NotFound(f"there is no machine {name!r}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class PolicyService:
     policy: Authority
     revisions: Revisions
     gatekeeper: Gatekeeper
+    workers: Workers
 
     @contextmanager
     def client(self) -> Iterator[None]:
@@ -74,7 +83,8 @@ async def open_shell(
             gatekeeper = await open_gatekeeper(
                 store, directory / "token.key", authority.audit, zone_of=book.zone_of, now=authority.now
             )
-            service = PolicyService(authority, Revisions(store, authority, kept), gatekeeper)
+            workers = Workers(list, _nobody, EventLog())
+            service = PolicyService(authority, Revisions(store, authority, kept), gatekeeper, workers)
             async with trio.open_nursery() as nursery:
                 path, shared = directory / "api.sock", Path("/tmp") / f"{directory.name}-{os.getpid()}.sock"
                 serve = partial(serve_api, cast("Any", service), path, shutdown=shutdown.wait)

@@ -66,6 +66,7 @@ async def test_scalability_shows_tree_zones_and_who_lags(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that cannot be reached lags, by name, in its zone."""
+    monkeypatch.setattr("rayos_vmm.policy.revisions.SETTLE_S", 0.1)
     async with open_shell(tmp_path, capfd, monkeypatch) as shell:
         policy, revisions = shell.service.policy, shell.service.revisions
         await revisions.create_zone("lab")
@@ -76,6 +77,9 @@ async def test_scalability_shows_tree_zones_and_who_lags(
         status = await shell.json("scalability", "status")
         assert (status["revision"], status["vms"], status["zones"], status["lagging"]) == (2, 2, 2, ["b"])
         assert status["broadcasts"] == 2 and status["queue_maximum"] == 512
+        assert not status["balance"]["automatic"]["on"] and status["balance"]["imbalance"] == 0
+        assert "workers are moved" in await shell.rayos("scalability", "auto", "on")
+        assert (await shell.json("scalability", "status"))["balance"]["automatic"]["on"]
         rows = (await shell.rayos("scalability", "vms")).splitlines()
         assert rows[1].split()[:2] == ["a", "lab"] and rows[2].startswith("  b      lab ")
         assert "cannot be reached" in rows[2] and "not running" in rows[1]
