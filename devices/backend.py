@@ -34,6 +34,8 @@ class Backend(ABC):
     SAMPLED: ClassVar[int] = SAMPLED
     #: What may be changed while it runs.
     LIMITS: ClassVar[tuple[Limit, ...]] = ()
+    #: What a ceiling leaves of them at least.
+    LEAST: ClassVar[int] = 1
 
     def __init__(self, name: str, queue_count: int, loop: Loop, stats: Stats, gate: Gate = OPEN) -> None:
         self.name = name
@@ -49,6 +51,8 @@ class Backend(ABC):
         #: Tells the frontend to read the configuration again, where it listens to that.
         self.on_config_change: Callable[[], None] | None = None
         self._owes_config_change = False
+        self._wanted: dict[Limit, int] = {}
+        self._ceilings: dict[Limit, int] = {}
 
     @property
     def features(self) -> int:
@@ -156,7 +160,7 @@ class Backend(ABC):
         for limit in self.LIMITS:
             value = account.limit(limit.index)
             if value is not None:
-                self.apply_limit(limit, value)
+                self._set_limit(limit, value)
 
     @property
     def depth(self) -> int:
@@ -178,8 +182,20 @@ class Backend(ABC):
             raise RequestError(f"{self.name} has no limit {limit.value}: it has {known}")
         if not 0 <= value <= MAXIMUM:
             raise RequestError(f"a limit of {value}: 0 to {MAXIMUM} are allowed")
-        self.apply_limit(limit, value)
+        self._set_limit(limit, value)
         self.stats.set_limit(limit.index, value)
+
+    def _set_limit(self, limit: Limit, value: int) -> None:
+        self.apply_limit(limit, value)
+        self._wanted[limit] = value
+        if self._ceilings.get(limit):
+            self.cap_limit(limit, self._ceilings[limit])
+
+    def cap_limit(self, limit: Limit, ceiling: int) -> None:
+        """Whatever one of LIMITS is set to, now or later, no more than `ceiling` from now on; 0: what it is set to."""
+        wanted = self._wanted.setdefault(limit, self.limit(limit))
+        self._ceilings[limit] = ceiling
+        self.apply_limit(limit, min(wanted or ceiling, max(ceiling, self.LEAST) if ceiling else wanted))
 
     def set_level(self, level: int) -> None:
         """How much is done to be fast (`levels.py`)."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from rayos_vmm.config.spec import Quota, VmSpec
+from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid
 from rayos_vmm.firewall import Firewall
 from rayos_vmm.vm.hardware import WORKER_LOG, DiskImage, Plugged, Worker
@@ -93,7 +93,6 @@ class Gates(Protocol):
 
     def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path: ...
     def close(self, vm: str) -> None: ...
-    def cap(self, vm: str, quota: Quota) -> Quota: ...
 
 
 class Targets(Protocol):
@@ -151,8 +150,6 @@ class WorkerHardware:
                 view, life = await open_raw_view(disk, runtime / f"disk{index}.raw", logs / WORKER_LOG)
                 disk_fds.append(view)
                 held.append(life)
-            if self._gates is not None:
-                spec = msgspec.structs.replace(spec, quota=self._gates.cap(spec.name, spec.quota))
             devices = _devices(spec, disks, disk_fds, tap_fds, has_console=has_console)
             if tap_fds and self._firewall is not None:
                 firewall = await self._firewall.plug(spec.name, runtime)

@@ -224,6 +224,7 @@ class GpuBackend(Backend):
         return True
 
     LIMITS = (Limit.MEMORY,)
+    LEAST = PAGE_BYTES
 
     def limit(self, limit: Limit) -> int:
         return self.heap.limit_bytes

@@ -109,6 +109,7 @@ class InputBackend(DurableBackend):
     # -- accounting ----------------------------------------------------------------------------------------------
 
     LIMITS = (Limit.QUEUE,)
+    LEAST = MIN_QUEUE_LIMIT
 
     @property
     def depth(self) -> int:

@@ -18,19 +18,23 @@ from rayos_vmm.policy.delegation import chain
 from rayos_vmm.policy.grant import Moment
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
-from rayos_vmm.worker.obedience import AUDITED, DISK_RATE, NET_RATE
+from rayos_vmm.worker.obedience import AUDITED, DISK_RATE, DISK_SIZE, GPU_MEMORY, INPUT_QUEUE, NET_RATE
 
 PAGE_NAME: Final = "gate.page"
 
 
 class Words(msgspec.Struct, frozen=True):
-    """A gate page. Rates in bytes a second, 0 for none beside the quota's; `audited` has a bit for each operation."""
+    """A gate page. Rates in bytes a second, sizes in bytes, 0 for none beside the quota's; `audited` has a bit for each
+    operation."""
 
     mask: int
     revision: int
     audited: int = 0
     net_rate: int = 0
     disk_rate: int = 0
+    disk_size: int = 0
+    gpu_memory: int = 0
+    input_queue: int = 0
 
 
 class GatePage:
@@ -53,6 +57,9 @@ class GatePage:
         self._word[AUDITED] = words.audited
         self._word[NET_RATE] = words.net_rate
         self._word[DISK_RATE] = words.disk_rate
+        self._word[DISK_SIZE] = words.disk_size
+        self._word[GPU_MEMORY] = words.gpu_memory
+        self._word[INPUT_QUEUE] = words.input_queue
         self._word[1] = words.revision
 
     def close(self) -> None:
@@ -64,13 +71,17 @@ class GatePage:
 def words(table: Table, book: RuleBook, vm: str) -> Words:
     """What the gate page of `vm` says: what it was given, narrowed by the rules; the least of its limits."""
     bounds = table.bounds(vm)
-    rates = [rate for rate in (bounds.net, book.net_rate(vm)) if rate is not None]
+    limits = book.of(vm).bounds()
+    rates = [rate for rate in (bounds.net, limits.get("net_rate")) if rate is not None]
     return Words(
         mask=mask(book.narrow(vm, table.holds(vm))),
         revision=book.revision,
         audited=bounds.audited,
         net_rate=min(rates, default=0) // 8,
         disk_rate=(bounds.disk or 0) // 8,
+        disk_size=limits.get("disk", 0),
+        gpu_memory=limits.get("gpu_memory", 0),
+        input_queue=limits.get("input_queue", 0),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
+from devices.limits import MAXIMUM
 from rayos_vmm.config.firewall import ZONE, OwnedRule, names
 from rayos_vmm.config.spec import Quota
 from rayos_vmm.config.units import parse_rate, parse_size
@@ -72,6 +73,10 @@ class Effective:
             if _LIMITS[name](limit) < _LIMITS[name](getattr(quota, name))
         }
         return msgspec.structs.replace(quota, **lower)
+
+    def bounds(self) -> dict[str, int]:
+        """The limits as numbers (bits a second, bytes, events), at least 1, as devices take them."""
+        return {name: min(max(1, _LIMITS[name](limit)), MAXIMUM) for name, (limit, _) in self.limits.items()}
 
     def view(self) -> dict[str, Any]:
         """For callers."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from rayos_vmm.config.firewall import ZONE, OwnedRule
 from rayos_vmm.config.spec import Quota
-from rayos_vmm.config.units import parse_rate
 from rayos_vmm.errors import Conflict, Invalid
 from rayos_vmm.policy.capability import Capability
 from rayos_vmm.policy.document import (
@@ -68,11 +67,6 @@ class RuleBook:
     def cap(self, vm: str, quota: Quota) -> Quota:
         """What the rules leave of a machine's quota."""
         return self.of(vm).cap(quota)
-
-    def net_rate(self, vm: str) -> int | None:
-        """The most that the rules allow a machine's card, bits a second."""
-        limit = self.of(vm).limits.get("net_rate")
-        return parse_rate(str(limit[0])) if limit is not None else None
 
     def trial(self, document: Document) -> Mapping[str, Effective]:
         """What another document would mean. Raises Invalid with the path of what is wrong."""

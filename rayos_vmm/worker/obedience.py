@@ -1,4 +1,4 @@
-"""What the worker takes from the gate page beside the mask: how fast its devices may be, and whose use is recorded.
+"""What the worker takes from the gate page beside the mask: how much its devices may take, and whose use is recorded.
 
 The page is the truth: a worker applies it when it starts, and again when the service says that there is news, so a
 successor knows all that its predecessor was told. Once a second it tells in sums what was done of the operations that
@@ -13,13 +13,25 @@ from typing import Any, Final
 from devices.backend import Backend
 from devices.blk.backend import BlkBackend
 from devices.gate import Gate, Op
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.net.backend import NetBackend
 
-#: Words of the page behind mask and revision (`rayos_vmm/policy/compile.py` writes them); rates in bytes a second.
+#: Words of the page behind mask and revision (`rayos_vmm/policy/compile.py` writes them); rates in bytes a second,
+#: sizes in bytes, 0 for none.
 AUDITED: Final = 2
 NET_RATE: Final = 3
 DISK_RATE: Final = 4
+DISK_SIZE: Final = 5
+GPU_MEMORY: Final = 6
+INPUT_QUEUE: Final = 7
+_CEILINGS: Final[tuple[tuple[type[Backend], Limit, int], ...]] = (
+    (BlkBackend, Limit.STORAGE, DISK_SIZE),
+    (GpuBackend, Limit.MEMORY, GPU_MEMORY),
+    (InputBackend, Limit.QUEUE, INPUT_QUEUE),
+)
 PERIOD: Final = 1.0
 
 
@@ -33,7 +45,7 @@ class Obedience:
         self._backends = backends
         self._gate = gate
         self._tell = tell
-        self._applied = (0, 0)
+        self._applied = [0] * (INPUT_QUEUE + 1 - NET_RATE)
         self._seen: dict[tuple[str, str], int] = {}
         self._is_watching = False
         self.apply()
@@ -41,16 +53,19 @@ class Obedience:
     def apply(self) -> int:
         """Does what the page says now; returns the revision that it is of."""
         mask = self._gate.mask
-        if len(mask) <= DISK_RATE:
+        if len(mask) <= INPUT_QUEUE:
             return 0
-        revision, audited, rates = mask[1], mask[AUDITED], (mask[NET_RATE], mask[DISK_RATE])
-        if rates != self._applied:
-            self._applied = rates
+        revision, audited, bounds = mask[1], mask[AUDITED], list(mask[NET_RATE : INPUT_QUEUE + 1])
+        if bounds != self._applied:
+            self._applied = bounds
             for backend in self._backends:
                 if isinstance(backend, NetBackend):
-                    backend.limit_rate(float(rates[0]))
+                    backend.limit_rate(float(bounds[0]))
                 elif isinstance(backend, BlkBackend):
-                    backend.limit_rate(float(rates[1]))
+                    backend.limit_rate(float(bounds[1]))
+                for kind, limit, word in _CEILINGS:
+                    if isinstance(backend, kind):
+                        backend.cap_limit(limit, bounds[word - NET_RATE])
         if audited and not self._is_watching:
             self._is_watching = True
             self._seen = dict(self._used())

@@ -50,6 +50,13 @@ async def denied(service: Service, device: str) -> int:
     return int((await service.stats("svc"))[device]["denials"].get("capability", 0))
 
 
+async def allotted(service: Service) -> tuple[int, int, int]:
+    """Bytes of its disk's storage and of GPU memory, events that may wait."""
+    stats = await service.stats("svc")
+    limits = {device: found["limits"] for device, found in stats.items()}
+    return limits["disk0"]["storage"], limits["gpu"]["memory"], limits["keyboard"]["queue"]
+
+
 async def applied(service: Service, revision: int) -> None:
     """Waits until the worker has said that it applied a revision."""
     broadcaster = service.revisions.broadcaster
@@ -79,10 +86,17 @@ async def rules(service: Service, paths: Paths, ping: str) -> None:
     assert (first.origin, first.rule.name) == ("zone:lab", "no-ping")
     counts = await service.firewall.counts("svc")
     assert counts is not None and counts[0] >= 1
+    caps = {"kind": "resource", "disk": "1MiB", "gpu_memory": "16MiB", "input_queue": 16}
+    document["host"] = {"rules": {"small": caps}}
+    before = await allotted(service)
+    assert (await revisions.apply(document))["lagging"] == []
+    assert await allotted(service) == (1 << 20, 16 << 20, 16) < before
+    await keeper.kill_worker()
+    assert await allotted(service) == (1 << 20, 16 << 20, 16)
     revision = (await revisions.rollback(2))["revision"]
     await applied(service, revision)
-    assert (await run(service, ping))[0] == 0
-    assert (await keeper.status())["restarts"] == 1
+    assert (await run(service, ping))[0] == 0 and await allotted(service) == before
+    assert (await keeper.status())["restarts"] == 2
     keeper.close()
     assert revisions.scalability()["zones"] == [{"zone": "lab", "rules": 0, "vms": ["svc"], "lagging": []}]
 

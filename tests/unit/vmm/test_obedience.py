@@ -12,10 +12,21 @@ import pytest
 from devices.blk.backend import BlkBackend
 from devices.blk.store import RawStore
 from devices.gate import Gate, Op
+from devices.gpu.backend import GpuBackend
+from devices.input.backend import InputBackend
+from devices.limits import Limit
 from devices.loop import Loop
 from devices.net.backend import NetBackend
 from devices.net.port import TapPort
-from rayos_vmm.worker.obedience import AUDITED, DISK_RATE, NET_RATE, Obedience
+from rayos_vmm.worker.obedience import (
+    AUDITED,
+    DISK_RATE,
+    DISK_SIZE,
+    GPU_MEMORY,
+    INPUT_QUEUE,
+    NET_RATE,
+    Obedience,
+)
 
 
 @pytest.fixture
@@ -28,7 +39,7 @@ def disk(tmp_path: Path) -> RawStore:
 def test_rates_and_use(disk: RawStore) -> None:
     loop = Loop()
     left, right = os.pipe()
-    words = memoryview(array("Q", [2**64 - 1, 7, 0, 0, 0]))
+    words = memoryview(array("Q", [2**64 - 1, 7, *[0] * 6]))
     gate = Gate(words.cast("B"))
     card = NetBackend("net", loop, TapPort(left), rate_bytes_per_second=1e6, gate=gate)
     drive = BlkBackend("disk0", loop, disk, gate=gate)
@@ -58,3 +69,32 @@ def test_rates_and_use(disk: RawStore) -> None:
     for backend in (card, drive):
         backend.close()
     os.close(right)
+
+
+def test_ceilings_come_and_go(disk: RawStore) -> None:
+    """Storage, GPU memory and input queue: never above what the page says, and what was set when it says nothing."""
+    loop = Loop()
+    words = memoryview(array("Q", [2**64 - 1, 7, *[0] * 6]))
+    gate = Gate(words.cast("B"))
+    drive = BlkBackend("disk0", loop, disk, gate=gate)
+    gpu = GpuBackend("gpu", loop, quota_bytes=1 << 20, gate=gate)
+    keyboard = InputBackend("keyboard", loop, "keyboard", queue_limit=64, gate=gate)
+    words[DISK_SIZE], words[GPU_MEMORY], words[INPUT_QUEUE] = 4096, 1 << 16, 16
+    obedience = Obedience(loop, [drive, gpu, keyboard], gate, lambda _: None)
+
+    def found() -> tuple[int, int, int]:
+        return drive.limit(Limit.STORAGE), gpu.limit(Limit.MEMORY), keyboard.limit(Limit.QUEUE)
+
+    assert found() == (4096, 1 << 16, 16)
+    keyboard.change_limit(Limit.QUEUE, 100)  # asked for, and above the ceiling for now
+    gpu.change_limit(Limit.MEMORY, 1 << 13)
+    assert found() == (4096, 1 << 13, 16)
+    words[DISK_SIZE], words[GPU_MEMORY], words[INPUT_QUEUE] = 1, 1, 1  # as little as each device can have
+    obedience.apply()
+    assert found() == (1, 4096, 8)
+    words[DISK_SIZE], words[GPU_MEMORY], words[INPUT_QUEUE] = 0, 0, 0
+    obedience.apply()
+    assert found() == (0, 1 << 13, 100)
+    for backend in (drive, gpu, keyboard):
+        backend.close()
+    loop.close()
