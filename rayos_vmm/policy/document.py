@@ -46,18 +46,22 @@ _Networks = _Word | Annotated[list[_Word], Meta(max_length=64)]
 _Capabilities = Annotated[list[CapabilityName], Meta(max_length=16)]
 
 
-class FirewallRule(
+class _Rule(
     msgspec.Struct,
     frozen=True,
     kw_only=True,
     forbid_unknown_fields=True,
     omit_defaults=True,
     tag_field="kind",
-    tag="firewall",
 ):
-    """A rule for packets, with the keys of a machine's own rules (`config.firewall`), `vm:` and `zone:` words too."""
+    """What every rule has; `kind` is the tag of its struct."""
 
     mode: Mode = "inherit"
+
+
+class FirewallRule(_Rule, frozen=True, tag="firewall"):
+    """A rule for packets, with the keys of a machine's own rules (`config.firewall`), `vm:` and `zone:` words too."""
+
     action: Literal["allow", "deny", "reject"]
     direction: Literal["in", "out"] | UnsetType = UNSET
     protocol: Annotated[int, Meta(ge=0, le=255)] | _Word | UnsetType = UNSET
@@ -76,34 +80,16 @@ class FirewallRule(
         return OwnedRule(origin, msgspec.convert({**table, "name": name}, config.FirewallRule))
 
 
-class CapabilityRule(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    omit_defaults=True,
-    tag_field="kind",
-    tag="capability",
-):
+class CapabilityRule(_Rule, frozen=True, tag="capability"):
     """Narrows what grants give: to those of `allow` (where it is there), and never to those of `deny`."""
 
-    mode: Mode = "inherit"
     allow: _Capabilities | UnsetType = UNSET
     deny: _Capabilities = []
 
 
-class ResourceRule(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    omit_defaults=True,
-    tag_field="kind",
-    tag="resource",
-):
+class ResourceRule(_Rule, frozen=True, tag="resource"):
     """Caps the quotas of machines; the least of all that are inherited holds."""
 
-    mode: Mode = "inherit"
     net_rate: Rate | UnsetType = UNSET
     gpu_memory: Size | UnsetType = UNSET
     disk: Size | UnsetType = UNSET
