@@ -12,6 +12,7 @@ from rayos_vmm.policy.capability import Capability
 from rayos_vmm.policy.constraint import Constraints
 from rayos_vmm.policy.grant import Moment
 
+Held = list[tuple[int, list[Constraints]]]
 NET, DISK = int(Capability.CAP_NET), int(Capability.CAP_DISK_R | Capability.CAP_DISK_W)
 
 
@@ -57,11 +58,13 @@ class Model:
             found &= 0 if link in self.over else self.links[link][2] & ~self.cut[link]
         return found
 
-    def held(self, vm: str) -> Iterator[tuple[int, list[Constraints]]]:
-        """(rights, the constraints along the path) of every link of a machine."""
-        for id_, (holder, _, _, _) in self.links.items():
-            if holder == vm:
-                yield self.bits(id_), [self.links[link][3] for link in self.path(id_)]
+    def held(self, vm: str) -> Held:
+        """(rights, the constraints along the path) of every link of a machine that gives any right."""
+        return [
+            (bits, [self.links[link][3] for link in self.path(id_)])
+            for id_, (holder, _, _, _) in self.links.items()
+            if holder == vm and (bits := self.bits(id_))
+        ]
 
     def holds(self, vm: str) -> int:
         found = 0
@@ -69,24 +72,28 @@ class Model:
             found |= bits
         return found
 
-    def may_use(self, vm: str, port: int) -> bool:
-        """Whether one of its links lets it use a port."""
-        return any(
-            bits & NET and all(not one.ports or any(a <= port <= b for a, b in one.ports) for one in limits)
-            for bits, limits in self.held(vm)
-        )
 
-    def rate(self, vm: str, rights: int) -> float:
-        """The fastest that one of its links allows."""
-        rates = [
-            min([float("inf"), *(one.bandwidth for one in limits if one.bandwidth is not None)])
-            for bits, limits in self.held(vm)
-            if bits & rights
-        ]
-        return max(rates, default=0.0)
+def may_use(held: Held, port: int) -> bool:
+    """Whether one of a machine's links lets it use a port."""
+    return any(
+        bits & NET and all(not one.ports or any(a <= port <= b for a, b in one.ports) for one in limits)
+        for bits, limits in held
+    )
 
-    def is_audited(self, vm: str, right: int) -> bool:
-        return any(bits & right and any(one.audit for one in limits) for bits, limits in self.held(vm))
+
+def rate(held: Held, rights: int) -> float:
+    """The fastest that one of its links allows."""
+    rates = [
+        min([float("inf"), *(one.bandwidth for one in limits if one.bandwidth is not None)])
+        for bits, limits in held
+        if bits & rights
+    ]
+    return max(rates, default=0.0)
+
+
+def is_audited(held: Held, right: int) -> bool:
+    """Whether one of its links wants the use of a right recorded."""
+    return any(bits & right and any(one.audit for one in limits) for bits, limits in held)
 
 
 def denied(tables: dict[str, Any], vm: str) -> int | None:
