@@ -7,7 +7,12 @@ from typing import Final
 
 
 class Level(IntEnum):
-    """Switched while the guest runs. Whether the rings are compiled is decided when a worker starts (`compiled.py`)."""
+    """Switched while the guest runs; compiled rings are no part of any.
+
+    They are chosen when `devices` is imported (`compiled.py`), once for all keepers; a worker and its successors are
+    forks of a keeper, whose root is empty: it has no Python to start anew, and should not have. `RAYOS_PURE=1` is for
+    the whole service.
+    """
 
     #: Every operation is timed and kept, every frame is judged by the rules, every completion is told at once.
     CHECKED = 0
