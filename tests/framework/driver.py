@@ -115,6 +115,11 @@ class DriverQueue:
         """The used index as the device stored it."""
         return self._used[1]
 
+    @property
+    def device_base(self) -> int:
+        """Where a device goes on that has nothing in hand."""
+        return self.used_index
+
     def offer(self, heads: Sequence[int]) -> None:
         """Make heads available with one store of the index; does not kick."""
         entries = memoryview(array("H", heads))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from devices.backend import Backend
 from devices.blk.backend import BlkBackend
@@ -26,12 +26,15 @@ from devices.input.backend import InputBackend
 from devices.loop import Loop
 from devices.net.backend import NetBackend
 from devices.net.port import EchoPort, open_tap
+from devices.virtio.packed import JOURNAL_BYTES
 from rayos_vmm.worker import spec
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import ANSWER_TIMEOUT
 from tests.framework.kept import Sandboxed
 from tests.framework.target import Footprint, Rig, Served, Stepped
+
+B = TypeVar("B", bound=Backend)
 
 IMAGE_BYTES: Final = 1 << 20
 SECTOR: Final = bytes(range(256)) * 2
@@ -59,20 +62,20 @@ class Device:
 
     @contextmanager
     def stepped(self, directory: Path) -> Iterator[Stepped[Backend]]:
-        with Stepped(lambda loop: self.make(loop, directory)) as target:
+        with Stepped(lambda loop: offering_packed(self.make(loop, directory))) as target:
             yield target
 
     @contextmanager
     def served(self, directory: Path) -> Iterator[Sandboxed]:
         """The real thing: a keeper and its sandboxed worker."""
         fds: list[int] = []
-        device = spec.Device(kind=self.name, name=self.name)  # type: ignore[arg-type]
+        device = spec.Device(kind=self.name, name=self.name, packed=True)  # type: ignore[arg-type]
         if self.name == "blk":
             fds = [os.open(image(directory), os.O_RDWR)]
-            device = spec.Device(kind="blk", name="blk", fd=fds[0], serial="hostile")
+            device = spec.Device(kind="blk", name="blk", fd=fds[0], serial="hostile", packed=True)
         elif self.name == "net":
             fds = open_tap("hostile%d")
-            device = spec.Device(kind="net", name="net", queue_fds=tuple(fds))
+            device = spec.Device(kind="net", name="net", queue_fds=tuple(fds), packed=True)
         try:
             target = Sandboxed(directory, device)
         finally:
@@ -80,6 +83,12 @@ class Device:
                 os.close(fd)
         with target:
             yield target
+
+
+def offering_packed(backend: B) -> B:
+    """The backend, with packed rings on offer and journals of this process."""
+    backend.offer_packed([memoryview(bytearray(JOURNAL_BYTES)).cast("Q") for _ in backend.queues])
+    return backend
 
 
 def image(directory: Path) -> Path:
@@ -174,10 +183,17 @@ def wait_for(rig: Rig, condition: Callable[[], bool], timeout: float = ANSWER_TI
     return True
 
 
-def judge(device: Device, target: Stepped[Backend] | Served, expected: Class, attack: Attack) -> None:
+def judge(
+    device: Device,
+    target: Stepped[Backend] | Served,
+    expected: Class,
+    attack: Attack,
+    *,
+    packed: bool = False,
+) -> None:
     """Run one attack. It offers and kicks, and returns the heads whose used entries are judged (none: nothing is)."""
     idle = Idle(target)
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         queue = rig.queues[device.queue]
         device.honest(rig)
         heads = attack(rig, queue)

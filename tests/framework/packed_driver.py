@@ -71,12 +71,21 @@ class PackedDriverQueue(DriverQueue):
     @property
     def used_index(self) -> int:
         """How many chains the device has completed, of those offered."""
+        return self._completed()[0]
+
+    @property
+    def device_base(self) -> int:
+        at, wrap = self._completed()[1]
+        return (at | wrap << 15) * 0x10001
+
+    def _completed(self) -> tuple[int, tuple[int, int]]:
+        """Also the place behind the last one."""
         count, place = self._used_index, self.done
         seen = 0
         while seen < self.size and self.is_used(place):
             length = self._counts.get(self.element(place[0])[2], 1)
             place, seen, count = self.step(place, length), seen + length, count + 1
-        return count & 0xFFFF
+        return count & 0xFFFF, place
 
     def offer(self, heads: Sequence[int]) -> None:
         """Write the chains into the ring, each one's first flags last; does not kick."""

@@ -25,6 +25,7 @@ from devices.backend import Backend
 from devices.loop import Loop
 from devices.vhost_user.connection import Connection
 from devices.vhost_user.message import Request
+from devices.virtio.features import Feature
 from devices.virtio.log import DirtyLog
 from devices.virtio.memory import GuestMemory
 from devices.virtio.vring import Vring
@@ -272,6 +273,7 @@ class Rig:
         self.ram = ram or GuestRam()
         self.frontend = target.connect()
         self.offered = self.frontend.negotiate(features, packed=packed)
+        assert not packed or self.frontend.features & Feature.RING_PACKED, "there are no packed rings"
         self.frontend.set_memory(self.ram)
         kind = PackedDriverQueue if packed else DriverQueue
         self.queues = [kind(self.ram, size, event_idx=event_idx) for _ in range(queues)]

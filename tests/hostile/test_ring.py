@@ -18,11 +18,11 @@ from tests.framework.driver import (
     DESC_F_NEXT,
     DESC_F_WRITE,
     DriverQueue,
-    pack_table,
 )
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import pack_address
-from tests.framework.hostile import DEVICES, Attack, Class, Device, judge, wait_for
+from tests.framework.hostile import DEVICES, Attack, Class, Device, judge, offering_packed, wait_for
+from tests.framework.packed_driver import DESC_F_AVAIL, DESC_F_USED, PackedDriverQueue
 from tests.framework.target import Rig, Served, Stepped
 
 OVER_PROCESS = [device for device in DEVICES.values() if device.name != "echo"]
@@ -154,7 +154,7 @@ def V5_bad_behind_good(rig: Rig, queue: DriverQueue) -> list[int]:
 
 
 def V5_bad_in_an_indirect_table(rig: Rig, queue: DriverQueue) -> list[int]:
-    return indirect(rig, queue, pack_table([(rig.ram.base, 16, 0), (0x10, 16, DESC_F_WRITE)]))
+    return indirect(rig, queue, queue.pack_table([(rig.ram.base, 16, 0), (0x10, 16, DESC_F_WRITE)]))
 
 
 def V6_longest_length(rig: Rig, queue: DriverQueue) -> list[int]:
@@ -162,12 +162,12 @@ def V6_longest_length(rig: Rig, queue: DriverQueue) -> list[int]:
 
 
 def V6_longest_length_many_times(rig: Rig, queue: DriverQueue) -> list[int]:
-    return indirect(rig, queue, pack_table([(rig.ram.base, 0xFFFFFFFF, 0)] * 1024))
+    return indirect(rig, queue, queue.pack_table([(rig.ram.base, 0xFFFFFFFF, 0)] * 1024))
 
 
 def V6_sum_above_4_gib(rig: Rig, queue: DriverQueue) -> list[int]:
     """1024 times the whole of 4 MiB."""
-    return indirect(rig, queue, pack_table([(rig.ram.base, rig.ram.size, DESC_F_WRITE)] * 1024))
+    return indirect(rig, queue, queue.pack_table([(rig.ram.base, rig.ram.size, DESC_F_WRITE)] * 1024))
 
 
 def V8_readable_behind_writable(rig: Rig, queue: DriverQueue) -> list[int]:
@@ -176,29 +176,29 @@ def V8_readable_behind_writable(rig: Rig, queue: DriverQueue) -> list[int]:
 
 def V8_writable_in_the_middle(rig: Rig, queue: DriverQueue) -> list[int]:
     table = [(rig.ram.base, 8, 0), (rig.ram.base, 8, DESC_F_WRITE), (rig.ram.base, 8, 0)]
-    return indirect(rig, queue, pack_table(table))
+    return indirect(rig, queue, queue.pack_table(table))
 
 
 # -- V7: indirect tables ---------------------------------------------------------------------------------------------
 
 
 def V7_nested(rig: Rig, queue: DriverQueue) -> list[int]:
-    inner = rig.ram.put(pack_table([(rig.ram.base, 1, 0)]))
-    return indirect(rig, queue, struct.pack("<QIHH", inner, 16, DESC_F_INDIRECT, 0))
+    inner = rig.ram.put(queue.pack_table([(rig.ram.base, 1, 0)]))
+    return indirect(rig, queue, queue.pack_table([(inner, 16, DESC_F_INDIRECT)]))
 
 
 def V7_nested_in_itself(rig: Rig, queue: DriverQueue) -> list[int]:
     table = rig.ram.allocate(16)
-    rig.ram.write(table, struct.pack("<QIHH", table, 16, DESC_F_INDIRECT, 0))
+    rig.ram.write(table, queue.pack_table([(table, 16, DESC_F_INDIRECT)]))
     return raw(rig, queue, (table, 16, DESC_F_INDIRECT, 0))
 
 
 def V7_with_next(rig: Rig, queue: DriverQueue) -> list[int]:
-    return indirect(rig, queue, pack_table([(rig.ram.base, 1, 0)]), flags=DESC_F_NEXT)
+    return indirect(rig, queue, queue.pack_table([(rig.ram.base, 1, 0)]), flags=DESC_F_NEXT)
 
 
 def V7_behind_a_direct_one(rig: Rig, queue: DriverQueue) -> list[int]:
-    table = rig.ram.put(pack_table([(rig.ram.base, 1, 0)]))
+    table = rig.ram.put(queue.pack_table([(rig.ram.base, 1, 0)]))
     return raw(rig, queue, (rig.ram.base, 1, DESC_F_NEXT, FREE + 1), (table, 16, DESC_F_INDIRECT, 0))
 
 
@@ -211,7 +211,7 @@ def V7_no_multiple_of_16(rig: Rig, queue: DriverQueue) -> list[int]:
 
 
 def V7_longer_than_any_queue(rig: Rig, queue: DriverQueue) -> list[int]:
-    return indirect(rig, queue, pack_table([(rig.ram.base, 1, 0)] * 1025))
+    return indirect(rig, queue, queue.pack_table([(rig.ram.base, 1, 0)] * 1025))
 
 
 def V7_longest_length(rig: Rig, queue: DriverQueue) -> list[int]:
@@ -282,6 +282,20 @@ BAD: list[Attack] = [
 ]
 
 
+#: In a packed ring a chain lies in a row: there is no index to be wrong, and a loop is a ring full of NEXT.
+SPLIT_ONLY = (
+    V2_next_is_the_size,
+    V2_next_is_65535,
+    V2_head_is_the_size,
+    V2_head_is_65535,
+    V3_avail_jumps_by_more_than_the_size,
+    V3_avail_jumps_by_half_the_range,
+    V3_avail_moves_back,
+    V7_loop_inside,
+    V7_next_outside_the_table,
+)
+
+
 def name(value: object) -> str:
     return str(getattr(value, "name", None) or getattr(value, "__name__", value))
 
@@ -292,30 +306,112 @@ def places() -> list[tuple[Device, str]]:
     ]
 
 
+def both_rings(attacks: list[Attack]) -> list[object]:
+    """Attack and whether it is on a packed ring."""
+    rings = [pytest.param(attack, False, id=name(attack)) for attack in attacks]
+    return rings + [
+        pytest.param(attack, True, id=f"{name(attack)}-packed")
+        for attack in attacks
+        if attack not in SPLIT_ONLY
+    ]
+
+
+PACKED = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
-@pytest.mark.parametrize("attack", BROKEN, ids=name)
+@pytest.mark.parametrize(("attack", "packed"), both_rings(BROKEN))
 def test_a_broken_ring_is_latched_until_reset(
-    device: Device, target: Stepped[Backend] | Served, attack: Attack
+    device: Device, target: Stepped[Backend] | Served, attack: Attack, packed: bool
 ) -> None:
     """Class Q: error eventfd, nothing parsed any more, usable after a reset of the queue."""
-    judge(device, target, Class.QUEUE, attack)
+    judge(device, target, Class.QUEUE, attack, packed=packed)
 
 
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
-@pytest.mark.parametrize("attack", BAD, ids=name)
+@pytest.mark.parametrize(("attack", "packed"), both_rings(BAD))
 def test_a_bad_chain_comes_back_unused(
-    device: Device, target: Stepped[Backend] | Served, attack: Attack
+    device: Device, target: Stepped[Backend] | Served, attack: Attack, packed: bool
 ) -> None:
     """Class C: used(head, 0), and the queue goes on."""
-    judge(device, target, Class.CHAIN, attack)
+    judge(device, target, Class.CHAIN, attack, packed=packed)
 
 
 # -- V4 --------------------------------------------------------------------------------------------------------------
 
 
+def slow_echo() -> Stepped[EchoBackend]:
+    return Stepped(lambda loop: offering_packed(EchoBackend(loop, is_slow=True)))
+
+
+def test_V4_a_packed_ring_that_is_overtaken_breaks_the_queue() -> None:
+    """The driver goes around and marks for the next round what the device has in hand."""
+    with slow_echo() as slow, Rig(slow, 1, size=8, packed=True) as rig:
+        queue = rig.queues[0]
+        assert isinstance(queue, PackedDriverQueue)
+        queue.set_descriptor(FREE, rig.ram.base, 4, DESC_F_WRITE)
+        queue.offer([FREE] * 8)
+        queue.kick(always=True)
+        rig.settle()
+        queue.offer([FREE])
+        queue.kick(always=True)
+        assert wait_for(rig, queue.has_error)
+        assert "in flight" in slow.backend.queues[0].broken
+
+
+@pytest.mark.parametrize(("device", "where"), places(), ids=name)
+def test_V3_flags_of_another_round_are_nothing(device: Device, target: Stepped[Backend] | Served) -> None:
+    """Descriptors that look used, or available in the round before or after: the device waits for its own."""
+    with Rig(target, device.queues, packed=True) as rig:
+        queue = rig.queues[device.queue]
+        assert isinstance(queue, PackedDriverQueue)
+        for turn in range(3):
+            at, wrap = queue.offered
+            for bits in (DESC_F_AVAIL | DESC_F_USED, 0, DESC_F_USED if wrap else DESC_F_AVAIL):
+                for ahead in range(8):
+                    queue.set_element(at + ahead, rig.ram.end, 1 << 31, 0xFFFF, bits | DESC_F_NEXT)
+                queue.kick(always=True)
+                rig.settle()
+                assert not queue.has_error()
+            for ahead in range(8):
+                queue.set_element(at + ahead, 0, 0, 0, 0 if wrap else DESC_F_AVAIL | DESC_F_USED)
+            for _ in range(60 + turn):
+                device.honest(rig)
+
+
+@pytest.mark.parametrize(("device", "where"), places(), ids=name)
+def test_V2_an_id_is_the_drivers(device: Device, target: Stepped[Backend] | Served) -> None:
+    """Any u16, also twice: it comes back, and nothing is looked up by it."""
+    with Rig(target, device.queues, packed=True) as rig:
+        queue = rig.queues[device.queue]
+        assert isinstance(queue, PackedDriverQueue)
+        ids = [0xFFFF, 0x8000, 300, 300, 0]
+        for identifier in ids:
+            queue.write([(rig.ram.end, 16, 0)], identifier)
+        queue.kick(always=True)
+        assert rig.wait_used(device.queue, len(ids)) == [(identifier, 0) for identifier in ids]
+        device.honest(rig)
+
+
+@pytest.mark.parametrize(("device", "where"), places(), ids=name)
+@pytest.mark.parametrize("event", [0x20000, 0x2FFFF, 0x28000, 0x207FF, 0x30000, 0xFFFFFFFF])
+def test_V13_a_packed_event_of_any_value(
+    device: Device, target: Stepped[Backend] | Served, event: int
+) -> None:
+    """Offsets beyond the ring and reserved flags decide on calls alone."""
+    with Rig(target, device.queues, packed=True) as rig:
+        queue = rig.queues[device.queue]
+        for turn in range(20):
+            rig.ram.write(queue.avail, event.to_bytes(4, "little"))
+            raw(rig, queue, (rig.ram.end, 1, 0, 0))
+            assert wait_for(rig, lambda turn=turn: queue.used_index == turn + 1)  # type: ignore[misc]
+        queue.collect()
+        device.honest(rig)
+
+
 def test_V4_a_head_offered_again_in_flight_breaks_the_queue() -> None:
     """A device that has the chain in hand sees that it is offered again."""
-    with Stepped(lambda loop: EchoBackend(loop, is_slow=True)) as slow, Rig(slow, 1) as rig:
+    with slow_echo() as slow, Rig(slow, 1) as rig:
         queue = rig.queues[0]
         head = queue.submit((), [(rig.ram.base, 4)])
         rig.settle()
@@ -327,12 +423,13 @@ def test_V4_a_head_offered_again_in_flight_breaks_the_queue() -> None:
         assert queue.collect() == [(head, 0)], "the first offer is served, once"
 
 
+@PACKED
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
 def test_V4_a_head_offered_many_times_is_served_once_each_or_breaks(
-    device: Device, target: Stepped[Backend] | Served
+    device: Device, target: Stepped[Backend] | Served, packed: bool
 ) -> None:
     """A device that finished the first before it looked at the second cannot tell: an entry per offer, never more."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         queue = rig.queues[device.queue]
         queue.set_descriptor(FREE, rig.ram.allocate(64), 16, 0, 0)
         queue.offer([FREE] * 50)
@@ -346,10 +443,13 @@ def test_V4_a_head_offered_many_times_is_served_once_each_or_breaks(
 # -- V10 -------------------------------------------------------------------------------------------------------------
 
 
+@PACKED
 @pytest.mark.parametrize("device", [DEVICES["blk"]], ids=name)
-def test_V10_a_header_in_single_bytes_is_a_header(target: Stepped[Backend] | Served, device: Device) -> None:
+def test_V10_a_header_in_single_bytes_is_a_header(
+    target: Stepped[Backend] | Served, device: Device, packed: bool
+) -> None:
     """Framing is the driver's (2.7.4.2): a request in 1-byte buffers is served as any other."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         header = rig.ram.put(struct.pack("<IIQ", 0, 0, 3))
         room = rig.ram.allocate(513)
         rig.queues[0].submit(
@@ -400,15 +500,16 @@ def test_V11_rings_on_top_of_each_other_hurt_their_guest_alone(
         device.honest(rig)
 
 
+@PACKED
 @pytest.mark.parametrize("area", ["descriptors", "avail", "used"])
 @pytest.mark.parametrize(
     ("device", "where"), [(DEVICES["blk"], "stepped"), (DEVICES["blk"], "served")], ids=name
 )
 def test_V11_a_disk_read_into_the_rings_hurts_its_guest_alone(
-    device: Device, target: Stepped[Backend] | Served, area: str
+    device: Device, target: Stepped[Backend] | Served, area: str, packed: bool
 ) -> None:
     """Buffers may lie on the rings: the device overwrites its own queue as it is told to."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         queue = rig.queues[0]
         header = rig.ram.put(struct.pack("<IIQ", 0, 0, 0))
         for _ in range(10):
@@ -427,25 +528,29 @@ def test_V11_a_disk_read_into_the_rings_hurts_its_guest_alone(
 # -- V12: the set-up of rings ----------------------------------------------------------------------------------------
 
 
+@PACKED
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
 def test_V12_a_ring_outside_memory_ends_the_session(
-    device: Device, target: Stepped[Backend] | Served
+    device: Device, target: Stepped[Backend] | Served, packed: bool
 ) -> None:
     """Class P when it should start; tests/unit/devices/test_session.py has every field."""
     for area in ("descriptors", "avail", "used"):
-        with Rig(target, device.queues) as rig:
+        with Rig(target, device.queues, packed=packed) as rig:
             queue = rig.queues[device.queue]
             setattr(queue, area, rig.ram.end)
             rig.frontend.send(Request.SET_VRING_ADDR, pack_address(device.queue, queue))
             assert rig.frontend.is_dropped()
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         device.honest(rig)
 
 
+@PACKED
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
-def test_V12_enabled_and_set_again_while_running(device: Device, target: Stepped[Backend] | Served) -> None:
+def test_V12_enabled_and_set_again_while_running(
+    device: Device, target: Stepped[Backend] | Served, packed: bool
+) -> None:
     """Twice the same is the same; a ring that moves while it runs goes on at its new place."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         device.honest(rig)
         for _ in range(5):
             rig.frontend.enable(device.queue)
@@ -456,12 +561,13 @@ def test_V12_enabled_and_set_again_while_running(device: Device, target: Stepped
 # -- V13: storms -----------------------------------------------------------------------------------------------------
 
 
+@PACKED
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
 def test_V13_kicks_without_buffers_cost_a_wake_each_at_most(
-    device: Device, target: Stepped[Backend] | Served
+    device: Device, target: Stepped[Backend] | Served, packed: bool
 ) -> None:
     """They fold into one count of the eventfd; a full one is no trouble either."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         queue = rig.queues[device.queue]
         for _ in range(2000):
             os.eventfd_write(queue.kick_fd, 1)
@@ -505,10 +611,13 @@ def test_V13_used_event_decides_on_calls_alone(
         assert target.backend.queues[device.queue].calls <= 20
 
 
+@PACKED
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
-def test_V13_a_kick_after_the_stop_is_nothing(device: Device, target: Stepped[Backend] | Served) -> None:
+def test_V13_a_kick_after_the_stop_is_nothing(
+    device: Device, target: Stepped[Backend] | Served, packed: bool
+) -> None:
     """GET_VRING_BASE was answered: the ring is the driver's own again."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         queue = rig.queues[device.queue]
         device.honest(rig)
         rig.frontend.stop(device.queue)
@@ -524,10 +633,11 @@ def test_V13_a_kick_after_the_stop_is_nothing(device: Device, target: Stepped[Ba
 # -- V14: reset while there is work ----------------------------------------------------------------------------------
 
 
+@PACKED
 @pytest.mark.parametrize(("device", "where"), places(), ids=name)
-def test_V14_stop_with_work_waiting(device: Device, target: Stepped[Backend] | Served) -> None:
+def test_V14_stop_with_work_waiting(device: Device, target: Stepped[Backend] | Served, packed: bool) -> None:
     """Every chain is either completed before the answer or served after the restart; nothing is written in between."""
-    with Rig(target, device.queues) as rig:
+    with Rig(target, device.queues, packed=packed) as rig:
         queue = rig.queues[device.queue]
         for start in range(3):
             heads = list(range(start, start + 240))
@@ -540,15 +650,16 @@ def test_V14_stop_with_work_waiting(device: Device, target: Stepped[Backend] | S
             for _ in range(3):
                 rig.settle()
             assert rig.ram.read(rig.ram.base, rig.ram.size) == before
-            assert base == queue.used_index
+            assert base == queue.device_base
             rig.frontend.start(device.queue, queue, base=base)
             done = rig.wait_used(device.queue, len(heads))
             assert [head for head, _ in done] == heads
 
 
-def test_V14_chains_in_flight_are_given_back() -> None:
+@PACKED
+def test_V14_chains_in_flight_are_given_back(packed: bool) -> None:
     """A slow device drops what it has in hand: its completion after the answer writes nothing."""
-    with Stepped(lambda loop: EchoBackend(loop, is_slow=True)) as slow, Rig(slow, 1) as rig:
+    with slow_echo() as slow, Rig(slow, 1, packed=packed) as rig:
         queue = rig.queues[0]
         heads = [queue.add([(rig.ram.base, 4)], [(rig.ram.allocate(4), 4)]) for _ in range(20)]
         queue.offer(heads)
@@ -556,7 +667,7 @@ def test_V14_chains_in_flight_are_given_back() -> None:
         rig.settle()
         slow.backend.complete(5)
         base = rig.frontend.stop(0)
-        assert base == 5
+        assert base == queue.device_base and queue.used_index == 5
         before = rig.ram.read(rig.ram.base, rig.ram.size)
         slow.backend.complete()
         assert rig.ram.read(rig.ram.base, rig.ram.size) == before
@@ -577,7 +688,7 @@ def test_V15_indirect_without_the_feature_breaks_the_queue(
     features = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.PROTOCOL_FEATURES
     with Rig(target, device.queues, features=int(features)) as rig:
         queue = rig.queues[device.queue]
-        indirect(rig, queue, pack_table([(rig.ram.base, 16, 0)]))
+        indirect(rig, queue, queue.pack_table([(rig.ram.base, 16, 0)]))
         assert wait_for(rig, queue.has_error)
         assert queue.used_index == 0
 

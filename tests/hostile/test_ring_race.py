@@ -21,6 +21,7 @@ from tests.framework.driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, D
 from tests.framework.guest_memory import GuestRam
 from tests.framework.hostile import DEVICES, IMAGE_BYTES, SECTOR, wait_for
 from tests.framework.interpreted import interpreted
+from tests.framework.packed_driver import PackedDriverQueue
 from tests.framework.target import Rig, Served
 
 ROUNDS = 150
@@ -184,6 +185,43 @@ def test_V9_a_request_header_changes(disk: Served) -> None:
         DEVICES["blk"].honest(rig)
 
 
+def test_V9_a_packed_ring_changes(disk: Served) -> None:
+    """Lengths, ids, flags and addresses all over the ring: whatever comes of it is the driver's, and its alone."""
+    with Rig(disk, size=16, packed=True) as rig:
+        queue = rig.queues[0]
+        assert isinstance(queue, PackedDriverQueue)
+        header = rig.ram.put(struct.pack("<IIQ", 0, 0, 3))
+        room, status = rig.ram.allocate(512), rig.ram.allocate(1)
+        words = [
+            length | identifier << 32 | flags << 48
+            for length, identifier, flags in product(
+                (1, 16, 512, 0xFFFFFFFF),
+                (0, 0xFFFF),
+                (0, 1, 2, 3, 4, 0x80, 0x81, 0x83, 0x8000, 0x8001, 0x8083),
+            )
+        ]
+        ring = queue._table.cast("Q")
+
+        def rewrite() -> None:
+            for at, word in enumerate(words):
+                ring[2 * (at * 5 % 16)] = (header, room, status, rig.ram.end, 0)[at % 5]
+                ring[2 * (at * 3 % 16) + 1] = word
+
+        queue.set_descriptor(0, header, 16, DESC_F_NEXT, 1)
+        queue.set_descriptor(1, room, 512, DESC_F_NEXT | DESC_F_WRITE, 2)
+        queue.set_descriptor(2, status, 1, DESC_F_WRITE)
+        chain = dict(queue._laid)
+        for _ in range(ROUNDS // 10):
+            with racing(rewrite):
+                for _ in range(10):
+                    queue.offer([0])
+                    queue.kick(always=True)
+            rig.restart(0)
+            queue._laid.update(chain)
+            DEVICES["blk"].honest(rig)
+        ring.release()
+
+
 # -- one look each ---------------------------------------------------------------------------------------------------
 
 
@@ -247,4 +285,32 @@ def test_V9_each_field_is_read_once(is_indirect: bool, length: int) -> None:
         vring.stop()
         memory.clear()
         del region, vring
+        driver.close()
+
+
+@pytest.mark.parametrize("length", [1, 3, 64])
+def test_V9_each_half_of_a_packed_descriptor_is_read_once(length: int) -> None:
+    """The flags that make it available are those that are used, and the length and the id are of the same moment."""
+    memory_module = interpreted("memory")
+    vring_module = interpreted("vring", memory=memory_module, packed=interpreted("packed"))
+    with GuestRam(1 << 20) as ram:
+        driver = PackedDriverQueue(ram, 64)
+        memory = memory_module.GuestMemory()
+        memory.replace([ram.spec], [ram.fd])
+        vring = vring_module.Vring(0)
+        areas = (driver.descriptors, 16 * 64), (driver.avail, 4), (driver.used, 4)
+        views = [memory.view(*area) for area in areas]
+        vring.attach(memory, 64, *views, base=driver.start, packed=True, event_idx=True, indirect=True)
+        buffers = [(ram.allocate(8), 8) for _ in range(length)]
+        driver.offer([driver.add(buffers[:-1], buffers[-1:])])
+        looks: Counter[Any] = Counter()
+        vring._ring._words = Counted(vring._ring._words, looks, "descriptor")
+        chain = vring.pop()
+        assert chain is not None and len(chain.readable) + len(chain.writable) == length
+        assert set(looks.values()) == {1} and len(looks) == 2 * length
+        del chain
+        views.clear()
+        vring.stop()
+        memory.clear()
+        del vring
         driver.close()
