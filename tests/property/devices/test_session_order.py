@@ -206,5 +206,5 @@ class Frontend(RuleBasedStateMachine):
 
 TestAnyOrder = Frontend.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=75, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
