@@ -12,9 +12,12 @@ cdef class TokenBucket:
 cdef class Limiter:
     cdef readonly bint is_on
     cdef readonly double operations_per_second, bytes_per_second
+    cdef readonly unsigned int at_once
+    cdef public unsigned int busy
     cdef public unsigned long long waits
     cdef TokenBucket _operations
     cdef TokenBucket _bytes
+    cpdef bint is_full(self) noexcept
     @cython.locals(seconds=cython.double)
     cpdef double wait(self, double now) noexcept
     cpdef void take(self, double size) noexcept

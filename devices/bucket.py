@@ -49,12 +49,16 @@ class TokenBucket:
 
 
 class Limiter:
-    """Operations and bytes a second of a whole device, however many queues it has; 0 is unbounded."""
+    """Operations and bytes a second of a whole device, and how many at once, however many queues it has; 0 is
+    unbounded."""
 
     def __init__(self) -> None:
         self.is_on = False
         self.operations_per_second = 0.0
         self.bytes_per_second = 0.0
+        self.at_once = 0
+        #: Operations on their way.
+        self.busy = 0
         #: How often a queue had to wait.
         self.waits = 0
         self._operations = TokenBucket(1.0, 1.0, now=0.0)
@@ -70,7 +74,19 @@ class Limiter:
         self._bytes = _changed(self._bytes, self.bytes_per_second, bytes_per_second, now)
         self.operations_per_second = operations_per_second
         self.bytes_per_second = bytes_per_second
-        self.is_on = operations_per_second > 0 or bytes_per_second > 0
+        self._turn_on()
+
+    def set_at_once(self, count: int) -> None:
+        """Change how many operations may be on their way; those that are stay."""
+        self.at_once = count
+        self._turn_on()
+
+    def _turn_on(self) -> None:
+        self.is_on = self.operations_per_second > 0 or self.bytes_per_second > 0 or self.at_once > 0
+
+    def is_full(self) -> bool:
+        """As many are on their way as may be."""
+        return 0 < self.at_once <= self.busy
 
     def wait(self, now: float) -> float:
         """Seconds until the next operation may start."""

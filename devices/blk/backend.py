@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
 from devices.blk.flight import Flight
-from devices.blk.kinds import FORMAT, IDLE, SPENT, SYNC, WAIT
+from devices.blk.kinds import FORMAT, FULL, IDLE, SPENT, SYNC, WAIT
 from devices.blk.ring import BlkRing
 from devices.blk.store import DISCARD, ZERO, RawStore
 from devices.blk.wire import (
@@ -180,7 +180,7 @@ class BlkBackend(Backend):
             self._no_uring = f"synchronous: no io_uring ({error})"
         else:
             self.loop.register(uring.fd, lambda _events: self._completed(vring.index))
-        flight = Flight(vring, self.store, self.stats, uring)
+        flight = Flight(vring, self.store, self.stats, self._limiter, uring)
         ring = BlkRing(vring, flight, self.gate, self._limiter, self.store.size_bytes, MAX_REQUEST_BYTES)
         ring.read_only = self.store.read_only
         ring.is_direct = self.store.is_direct
@@ -200,8 +200,8 @@ class BlkBackend(Backend):
                 return False
             if outcome == SPENT:
                 return True
-            if outcome == WAIT:
-                self._hold_back(queue)
+            if outcome in (WAIT, FULL):
+                self._hold_back(queue, outcome)
                 return False
             budget -= ring.served
             if self.faults is None or not self._is_hit(ring, outcome, self.faults):
@@ -213,7 +213,14 @@ class BlkBackend(Backend):
         return True
 
     def _completed(self, queue: int) -> None:
-        if self.run_queue(queue):
+        if self._limiter.at_once and self._held_back and not self._timer:
+            # Its requests that are over make room for those that wait the longest.
+            self._rings[queue].flight.reap()
+            self.queues[queue].publish()
+            if queue not in self._held_back:
+                self._held_back.append(queue)
+            self._go_on()
+        elif self.run_queue(queue):
             self.loop.call_soon(lambda: self._completed(queue))
 
     def stop_queue(self, queue: int) -> None:
@@ -284,6 +291,11 @@ class BlkBackend(Backend):
         self._ceiling = bytes_per_second
         self._shape()
 
+    def limit_concurrency(self, count: int) -> None:
+        """Requests that the disk may work on at once, of all queues; 0 is unbounded. The others wait in their ring."""
+        self._limiter.set_at_once(count)
+        self._go_on()
+
     def _shape(self) -> None:
         now = self.loop.now()
         self._limiter.set(self._operations_per_second, lower(self._bytes_per_second, self._ceiling), now=now)
@@ -320,11 +332,11 @@ class BlkBackend(Backend):
             ring.publish_every = PUBLISH_EVERY if level >= Level.BATCHING else 1
             ring.poll_ns = max(self._poll_ns, POLL_NS) if level >= Level.POLLING else self._poll_ns
 
-    def _hold_back(self, queue: int) -> None:
+    def _hold_back(self, queue: int, outcome: int) -> None:
         if queue not in self._held_back:
             self._held_back.append(queue)
             self._limiter.waits += 1
-        if not self._timer:
+        if outcome == WAIT and not self._timer:  # FULL ends with a request
             now = self.loop.now()
             self._timer = self.loop.call_at(now + self._limiter.wait(now), self._go_on)
 
@@ -521,6 +533,7 @@ class BlkBackend(Backend):
                 "limit_bytes": self.quota_bytes,
                 "operations_per_second": self._limiter.operations_per_second,
                 "bytes_per_second": self._limiter.bytes_per_second,
+                "requests_at_once": self._limiter.at_once,
                 "waits": self._limiter.waits,
             },
         }

@@ -1,5 +1,6 @@
 # C types of flight.py.
 cimport cython
+from devices.bucket cimport Limiter
 from devices.native cimport Buffers, now_ns
 from devices.stats cimport Stats
 from devices.uring cimport Uring
@@ -21,6 +22,7 @@ cdef class Request:
 
 cdef class Flight:
     cdef readonly Vring vring
+    cdef readonly Limiter limiter
     cdef readonly object store
     cdef readonly int fd
     cdef readonly Stats stats

@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 from devices.blk.kinds import FORMAT, OVER, READ, SYNC, WRITE
 from devices.blk.store import FULL, RawStore
+from devices.bucket import Limiter
 from devices.gate import Op
 from devices.native import Buffers, now_ns
 from devices.stats import Stats
@@ -78,10 +79,14 @@ _NO_REQUEST = cast("Request", None)
 
 
 class Flight:
-    """The requests of one queue, from the first that is not over; `in_flight` counts them."""
+    """The requests of one queue, from the first that is not over; `in_flight` counts them, `limiter` those of all
+    queues."""
 
-    def __init__(self, vring: Vring, store: RawStore, stats: Stats, uring: Uring | None) -> None:
+    def __init__(
+        self, vring: Vring, store: RawStore, stats: Stats, limiter: Limiter, uring: Uring | None
+    ) -> None:
         self.vring = vring
+        self.limiter = limiter
         self.store = store
         self.fd = store.fd
         self.stats = stats
@@ -109,6 +114,7 @@ class Flight:
         self.requests[slot] = request
         self._next += 1
         self.in_flight += 1
+        self.limiter.busy += 1
         self.growth += request.growth
         if request.error:
             return
@@ -234,6 +240,7 @@ class Flight:
             self.requests[slot] = _NO_REQUEST
             self._first += 1
             self.in_flight -= 1
+            self.limiter.busy -= 1
             self.growth -= request.growth
             self._end(request)
 

@@ -18,3 +18,5 @@ SPENT: Final = -2
 IDLE: Final = -3
 #: Its limits make it wait.
 WAIT: Final = -4
+#: As many requests are on their way as may be.
+FULL: Final = -5

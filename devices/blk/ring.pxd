@@ -9,7 +9,7 @@ from devices.virtio.memory cimport Region
 from devices.virtio.vring cimport Vring
 
 cdef int RWF_NOWAIT, SECTOR_SHIFT, SECTOR_MASK, HEADER_BYTES, TYPE_IN, TYPE_OUT, STATUS_OK, OVER, READ, WRITE
-cdef int NOTHING, SPENT, IDLE, WAIT, FRAME_BYTES, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EAGAIN, EINTR, EOPNOTSUPP, LATER
+cdef int NOTHING, SPENT, IDLE, WAIT, FULL, FRAME_BYTES, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EAGAIN, EINTR, EOPNOTSUPP, LATER
 cdef int POLL_SHARE_SHIFT
 cdef long long SLOW_NS, SLOW_PAUSE_NS, POLL_SAVED_NS
 
@@ -37,6 +37,7 @@ cdef class BlkRing:
 
     @cython.locals(vring=Vring, flight=Flight, head=cython.int, size=cython.ulonglong)
     cpdef int run(self, int budget) except? -9
+    cdef bint _is_full(self) except -1
     cdef bint _must_wait(self) noexcept
     @cython.locals(start=cython.ulonglong)
     cdef bint _poll(self) except *

@@ -14,7 +14,7 @@ from errno import EAGAIN, EINTR, EOPNOTSUPP
 from typing import Final
 
 from devices.blk.flight import Flight, Request
-from devices.blk.kinds import IDLE, OVER, READ, SPENT, WAIT, WRITE
+from devices.blk.kinds import FULL, IDLE, OVER, READ, SPENT, WAIT, WRITE
 from devices.bucket import Limiter
 from devices.gate import Gate, Op
 from devices.native import Buffers, now_ns
@@ -94,8 +94,8 @@ class BlkRing:
         self._started = self._gated = self._passed = 0
 
     def run(self, budget: int) -> int:
-        """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), or the head of a
-        taken chain for the general path.
+        """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), FULL, or the head
+        of a taken chain for the general path.
 
         Errors: QueueError from the vring; what was begun goes on.
         """
@@ -106,10 +106,14 @@ class BlkRing:
             flight.reap()
         try:
             while self.served < budget:
-                if self.limiter.is_on and self._must_wait():
-                    flight.submit()
-                    vring.publish()
-                    return WAIT
+                if self.limiter.is_on:
+                    if self._is_full():
+                        vring.publish()
+                        return FULL
+                    if self._must_wait():
+                        flight.submit()
+                        vring.publish()
+                        return WAIT
                 head = vring.take()
                 if head < 0:
                     flight.submit()
@@ -134,6 +138,13 @@ class BlkRing:
             flight.submit()
         vring.publish()
         return SPENT
+
+    def _is_full(self) -> bool:
+        if not self.limiter.is_full():
+            return False
+        self.flight.submit()
+        self.flight.reap()
+        return self.limiter.is_full()
 
     def _must_wait(self) -> bool:
         if self.limiter.wait(self._clock * 1e-9) <= 0.0:

@@ -101,12 +101,14 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class AskConstraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What rights may be used for: ports such as `80` and `8000-8100`, a rate, and whether use is recorded."""
+    """What rights may be used for: ports such as `80` and `8000-8100`, a rate, disk requests at once, and whether use
+    is recorded."""
 
     ports: Annotated[
         list[Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?$")]], Meta(max_length=16)
     ] = []
     bandwidth: Rate | None = None
+    concurrent: Annotated[int, Meta(ge=1, le=1 << 16)] | None = None
     audit: bool = False
 
     def constraints(self) -> Constraints:
@@ -115,6 +117,7 @@ class AskConstraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return Constraints(
             ports=tuple((one[0], one[-1]) for one in ranges),
             bandwidth=parse_rate(self.bandwidth) if self.bandwidth is not None else None,
+            concurrent=self.concurrent,
             audit=self.audit,
         )
 

@@ -38,18 +38,21 @@ def constraint_words(grant: dict[str, Any]) -> list[str]:
         words.append(f"ports={','.join(str(a) if a == b else f'{a}-{b}' for a, b in ports)}")
     if (rate := given.get("bandwidth")) is not None:
         words.append(f"bandwidth={format_rate(rate)}")
+    if (count := given.get("concurrent")) is not None:
+        words.append(f"concurrent={count}")
     return words + (["audit"] if given.get("audit") else [])
 
 
 def _add_constraints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ports", metavar="PORT,…", help="TCP and UDP ports alone, such as 80,8000-8100")
     parser.add_argument("--bandwidth", metavar="RATE", help="of network card and disks, such as 10Mbit/s")
+    parser.add_argument("--concurrent", metavar="N", type=int, help="requests that a disk works on at once")
     parser.add_argument("--audit", action="store_true", help="record each second of use")
 
 
 def _constraints(args: argparse.Namespace) -> dict[str, Any]:
     ports = args.ports.split(",") if args.ports else []
-    return {"ports": ports, "bandwidth": args.bandwidth, "audit": args.audit}
+    return {"ports": ports, "bandwidth": args.bandwidth, "concurrent": args.concurrent, "audit": args.audit}
 
 
 def _row(grant: dict[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,15 @@ from rayos_vmm.policy.delegation import chain
 from rayos_vmm.policy.grant import Moment
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
-from rayos_vmm.worker.obedience import AUDITED, DISK_RATE, DISK_SIZE, GPU_MEMORY, INPUT_QUEUE, NET_RATE
+from rayos_vmm.worker.obedience import (
+    AUDITED,
+    DISK_AT_ONCE,
+    DISK_RATE,
+    DISK_SIZE,
+    GPU_MEMORY,
+    INPUT_QUEUE,
+    NET_RATE,
+)
 
 PAGE_NAME: Final = "gate.page"
 
@@ -35,6 +43,7 @@ class Words(msgspec.Struct, frozen=True):
     disk_size: int = 0
     gpu_memory: int = 0
     input_queue: int = 0
+    disk_at_once: int = 0
 
 
 class GatePage:
@@ -60,6 +69,7 @@ class GatePage:
         self._word[DISK_SIZE] = words.disk_size
         self._word[GPU_MEMORY] = words.gpu_memory
         self._word[INPUT_QUEUE] = words.input_queue
+        self._word[DISK_AT_ONCE] = words.disk_at_once
         self._word[1] = words.revision
 
     def close(self) -> None:
@@ -82,6 +92,7 @@ def words(table: Table, book: RuleBook, vm: str) -> Words:
         disk_size=limits.get("disk", 0),
         gpu_memory=limits.get("gpu_memory", 0),
         input_queue=limits.get("input_queue", 0),
+        disk_at_once=bounds.at_once or 0,
     )
 
 

@@ -1,7 +1,8 @@
 """Constraints of a grant: what the rights may be used for, beyond having them.
 
 Ports limit CAP_NET: TCP and UDP to and from these alone, ICMP, and no protocol that has no ports. A bandwidth shapes
-the network card (each direction) and the disks of the machine; an audit requirement has each second of use recorded.
+the network card (each direction) and the disks of the machine; a concurrency is how many requests each disk works on at
+once (the only device that works on several); an audit requirement has each second of use recorded.
 A delegation's constraints are within those that it comes from. Of several grants of the same right the widest counts,
 as each is enough by itself; only an audit requirement of one is a requirement.
 """
@@ -19,6 +20,7 @@ from rayos_vmm.policy.capability import OPERATIONS, Capability
 CONSTRAINTS_MAXIMUM: Final = 512
 RANGES_MAXIMUM: Final = 16
 PORT_MAXIMUM: Final = 65535
+CONCURRENT_MAXIMUM: Final = 1 << 16
 #: Slower than this a card or disk only looks broken.
 BANDWIDTH_MINIMUM: Final = 8000  # bits a second
 _DISK: Final = Capability.CAP_DISK_R | Capability.CAP_DISK_W
@@ -26,16 +28,19 @@ Range = tuple[int, int]
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Inclusive port ranges (none: every port), bits a second (None: no limit), and whether use is recorded."""
+    """Inclusive port ranges (none: every port), bits a second, disk requests at once (None: no limit), and whether use
+    is recorded."""
 
     ports: tuple[Range, ...] = ()
     bandwidth: int | None = None
+    concurrent: int | None = None
     audit: bool = False
 
     @property
     def count(self) -> int:
         """How many of CONSTRAINTS_MAXIMUM these are."""
-        return bool(self.ports) + (self.bandwidth is not None) + self.audit
+        limits = (self.bandwidth, self.concurrent)
+        return bool(self.ports) + sum(one is not None for one in limits) + self.audit
 
     def problem(self, rights: Capability) -> str:
         """Why they make no sense with these rights; empty when they do."""
@@ -45,6 +50,10 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             return "a bandwidth limits CAP_NET and CAP_DISK_*, and none of these is among the rights"
         if self.bandwidth is not None and self.bandwidth < BANDWIDTH_MINIMUM:
             return f"a bandwidth of {self.bandwidth} bit/s; at least {BANDWIDTH_MINIMUM} are needed"
+        if self.concurrent is not None and not rights & _DISK:
+            return "operations at once are limited with CAP_DISK_*: no other device works on more than one"
+        if self.concurrent is not None and not 1 <= self.concurrent <= CONCURRENT_MAXIMUM:
+            return f"{self.concurrent} operations at once; 1 to {CONCURRENT_MAXIMUM} are allowed"
         if len(self.ports) > RANGES_MAXIMUM:
             return f"{len(self.ports)} port ranges; at most {RANGES_MAXIMUM} are allowed"
         for first, last in self.ports:
@@ -58,10 +67,12 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         own = _merged(self.ports)
         is_inside = all(any(a <= first and last <= b for a, b in ports) for first, last in own)
         is_narrow = not ports or (bool(own) and is_inside)
-        is_slow = other.bandwidth is None or (
-            self.bandwidth is not None and self.bandwidth <= other.bandwidth
+        return (
+            is_narrow
+            and _is_lower(self.bandwidth, other.bandwidth)
+            and _is_lower(self.concurrent, other.concurrent)
+            and (self.audit or not other.audit)
         )
-        return is_narrow and is_slow and (self.audit or not other.audit)
 
     def of(self, rights: Capability) -> Constraints:
         """Those of them that concern these rights."""
@@ -69,6 +80,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return Constraints(
             ports=self.ports if Capability.CAP_NET in rights else (),
             bandwidth=self.bandwidth if has_rate else None,
+            concurrent=self.concurrent if rights & _DISK else None,
             audit=self.audit,
         )
 
@@ -77,6 +89,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return Constraints(
             ports=self.ports or parent.ports,
             bandwidth=parent.bandwidth if self.bandwidth is None else self.bandwidth,
+            concurrent=parent.concurrent if self.concurrent is None else self.concurrent,
             audit=self.audit or parent.audit,
         )
 
@@ -85,11 +98,13 @@ NO_CONSTRAINTS: Final = Constraints()
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What all grants of one machine come to: ports and rates (bits a second) in use, operations that are recorded."""
+    """What all grants of one machine come to: ports, rates (bits a second) and disk requests at once, operations that
+    are recorded."""
 
     ports: tuple[Range, ...] = ()
     net: int | None = None
     disk: int | None = None
+    at_once: int | None = None
     audited: int = 0
 
 
@@ -109,15 +124,19 @@ def bounds(held: Iterable[tuple[Capability, Constraints]]) -> Bounds:
                 audited |= 1 << operation.index
     return Bounds(
         _merged([one for some in ports for one in some]) if all(ports) else (),
-        _widest(net),
-        _widest(disk),
+        _widest([limits.bandwidth for limits in net]),
+        _widest([limits.bandwidth for limits in disk]),
+        _widest([limits.concurrent for limits in disk]),
         audited,
     )
 
 
-def _widest(some: Sequence[Constraints]) -> int | None:
-    rates = [limits.bandwidth for limits in some]
-    return None if None in rates or not rates else max(rate for rate in rates if rate is not None)
+def _is_lower(limit: int | None, other: int | None) -> bool:
+    return other is None or (limit is not None and limit <= other)
+
+
+def _widest(limits: Sequence[int | None]) -> int | None:
+    return None if None in limits or not limits else max(limit for limit in limits if limit is not None)
 
 
 def _merged(ranges: Sequence[Range]) -> tuple[Range, ...]:

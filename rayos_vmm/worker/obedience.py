@@ -27,6 +27,8 @@ DISK_RATE: Final = 4
 DISK_SIZE: Final = 5
 GPU_MEMORY: Final = 6
 INPUT_QUEUE: Final = 7
+#: Requests that a disk works on at once.
+DISK_AT_ONCE: Final = 8
 _CEILINGS: Final[tuple[tuple[type[Backend], Limit, int], ...]] = (
     (BlkBackend, Limit.STORAGE, DISK_SIZE),
     (GpuBackend, Limit.MEMORY, GPU_MEMORY),
@@ -45,7 +47,7 @@ class Obedience:
         self._backends = backends
         self._gate = gate
         self._tell = tell
-        self._applied = [0] * (INPUT_QUEUE + 1 - NET_RATE)
+        self._applied = [0] * (DISK_AT_ONCE + 1 - NET_RATE)
         self._seen: dict[tuple[str, str], int] = {}
         self._is_watching = False
         self.apply()
@@ -53,16 +55,17 @@ class Obedience:
     def apply(self) -> int:
         """Does what the page says now; returns the revision that it is of."""
         mask = self._gate.mask
-        if len(mask) <= INPUT_QUEUE:
+        if len(mask) <= DISK_AT_ONCE:
             return 0
-        revision, audited, bounds = mask[1], mask[AUDITED], list(mask[NET_RATE : INPUT_QUEUE + 1])
+        revision, audited, bounds = mask[1], mask[AUDITED], list(mask[NET_RATE : DISK_AT_ONCE + 1])
         if bounds != self._applied:
             self._applied = bounds
             for backend in self._backends:
                 if isinstance(backend, NetBackend):
                     backend.limit_rate(float(bounds[0]))
                 elif isinstance(backend, BlkBackend):
-                    backend.limit_rate(float(bounds[1]))
+                    backend.limit_rate(float(bounds[DISK_RATE - NET_RATE]))
+                    backend.limit_concurrency(int(bounds[DISK_AT_ONCE - NET_RATE]))
                 for kind, limit, word in _CEILINGS:
                     if isinstance(backend, kind):
                         backend.cap_limit(limit, bounds[word - NET_RATE])

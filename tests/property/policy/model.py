@@ -81,14 +81,14 @@ def may_use(held: Held, port: int) -> bool:
     )
 
 
-def rate(held: Held, rights: int) -> float:
-    """The fastest that one of its links allows."""
-    rates = [
-        min([float("inf"), *(one.bandwidth for one in limits if one.bandwidth is not None)])
+def most(held: Held, rights: int, what: str) -> float:
+    """The most that one of its links allows of `bandwidth` or `concurrent`."""
+    allowed = [
+        min([float("inf"), *(value for one in limits if (value := getattr(one, what)) is not None)])
         for bits, limits in held
         if bits & rights
     ]
-    return max(rates, default=0.0)
+    return max(allowed, default=0.0)
 
 
 def is_audited(held: Held, right: int) -> bool:

@@ -17,7 +17,7 @@ from rayos_vmm.policy.grant import Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Table
-from tests.property.policy.model import DISK, NET, Model, denied, is_audited, is_sound, may_use, rate
+from tests.property.policy.model import DISK, NET, Model, denied, is_audited, is_sound, may_use, most
 
 EXAMPLES = int(os.environ.get("RAYOS_SOAK_EXAMPLES", "60"))
 STEPS = int(os.environ.get("RAYOS_SOAK_STEPS", "50"))
@@ -35,6 +35,7 @@ limits = st.just(Constraints()) | st.builds(
     Constraints,
     ports=st.lists(ranges, max_size=2).map(tuple),
     bandwidth=st.none() | st.sampled_from([8000, 10**6, 10**9]),
+    concurrent=st.none() | st.sampled_from([1, 4, 64]),
     audit=st.booleans(),
 )
 deny = st.lists(st.sampled_from(DEVICE_NAMES), max_size=2, unique=True)
@@ -176,9 +177,13 @@ class Rights(RuleBasedStateMachine):
             for port in PORTS if held & NET else ():
                 is_open = not found.ports or any(first <= port <= last for first, last in found.ports)
                 assert is_open is may_use(links, port)
-            for most, used in ((found.net, NET), (found.disk, DISK)):
+            for limit, used, what in (
+                (found.net, NET, "bandwidth"),
+                (found.disk, DISK, "bandwidth"),
+                (found.at_once, DISK, "concurrent"),
+            ):
                 if held & used:
-                    assert (float("inf") if most is None else most) == rate(links, used)
+                    assert (float("inf") if limit is None else limit) == most(links, used, what)
             for right, bits in OWN:
                 assert found.audited & bits == (bits if is_audited(links, right) else 0)
 

@@ -90,3 +90,42 @@ def test_two_queues_share_a_limit_fairly(target: Stepped[BlkBackend]) -> None:
                 driver.arm()
             target.loop.step(0.01)
         assert min(done) > 100, done
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_no_more_are_on_their_way_at_once_than_may_be(tmp_path: Path, at_once: int) -> None:
+    """Of both queues together, whose turns are fair; all is done, and all at once when the limit is gone."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(BLOCK * BLOCKS))
+    seen = []
+
+    def make(loop: Loop) -> BlkBackend:
+        store = RawStore(os.open(image, os.O_RDWR), is_direct=True)  # no request is over at once
+        return BlkBackend("blk", loop, store, queues=2)
+
+    with Stepped(make) as target, Rig(target, 2) as rig:
+        disk = target.backend
+        disk.limit_concurrency(at_once)
+        done = [0, 0]
+        for queue in (0, 1):
+            for block in range(16):
+                header = rig.ram.put(struct.pack("<IIQ", 0, 0, block * BLOCK // 512))
+                data, status = rig.ram.put(bytes(BLOCK), BLOCK), rig.ram.allocate(1)
+                rig.queues[queue].submit([(header, 16)], [(data, BLOCK), (status, 1)])
+        while sum(done) < 200:
+            for queue, driver in enumerate(rig.queues):
+                heads = driver.reap()
+                done[queue] += len(heads)
+                driver.offer(heads)
+                driver.kick()
+                driver.arm()
+            target.loop.step(0.01)
+            seen.append(disk.depth - len(disk._held_back))
+        assert max(seen) == at_once and min(done) > 60, (max(seen), done)
+        quota = disk.snapshot()["quota"]
+        assert quota["requests_at_once"] == at_once and quota["waits"] > 0
+        disk.limit_concurrency(0)
+        rig.settle()
+        assert disk._held_back == []
+        for queue in (0, 1):
+            rig.frontend.stop(queue)

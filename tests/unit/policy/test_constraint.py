@@ -30,6 +30,7 @@ some = st.builds(
     Constraints,
     ports=ranges,
     bandwidth=st.none() | st.integers(8000, 10**9),
+    concurrent=st.none() | st.integers(1, 100),
     audit=st.booleans(),
 )
 
@@ -44,6 +45,7 @@ def test_what_is_within_allows_nothing_more(parent: Constraints, child: Constrai
     if inherited.is_within(parent):
         assert allows(parent, port) or not allows(inherited, port)
         assert parent.bandwidth is None or (inherited.bandwidth or 10**10) <= parent.bandwidth
+        assert parent.concurrent is None or (inherited.concurrent or 101) <= parent.concurrent
         assert inherited.audit or not parent.audit
     assert NO_CONSTRAINTS.under(parent).is_within(parent) and parent.is_within(parent)
 
@@ -77,6 +79,8 @@ def test_of_several_grants_the_widest_counts_but_every_audit() -> None:
     )
     found = bounds([(NET, web), (NET | DISK, dns)])
     assert (found.ports, found.net, found.disk, found.audited) == (((53, 53), (80, 80)), 20_000, 20_000, 0)
+    few = [(DISK, Constraints(concurrent=2)), (DISK, Constraints(concurrent=8))]
+    assert bounds(few).at_once == 8 and bounds([*few, (DISK, NO_CONSTRAINTS)]).at_once is None
     assert bounds([(NET, web), (NET, NO_CONSTRAINTS)]).ports == ()
     assert bounds([(NET, web), (NET, NO_CONSTRAINTS)]).net is None
     assert bounds([(INPUT, NO_CONSTRAINTS), (NET, web)]).ports == ((80, 80),)
@@ -90,6 +94,8 @@ def test_of_several_grants_the_widest_counts_but_every_audit() -> None:
         (DISK, Constraints(ports=((80, 80),)), "ports limit CAP_NET"),
         (INPUT, Constraints(bandwidth=10_000), "none of these is among the rights"),
         (NET, Constraints(bandwidth=7999), "at least 8000"),
+        (NET, Constraints(concurrent=4), "no other device works on more than one"),
+        (DISK, Constraints(concurrent=0), "1 to 65536 are allowed"),
         (NET, Constraints(ports=((80, 79),)), "no range"),
         (NET, Constraints(ports=((1, 70000),)), "no range"),
         (NET, Constraints(ports=((1, 1),) * 17), "17 port ranges; at most 16"),
@@ -106,21 +112,22 @@ def test_a_delegation_is_within_what_it_comes_from() -> None:
     table = Table()
     for vm, rights in (("a", Capability(0)), ("b", Capability(0)), ("c", Capability(0))):
         table.define(vm, rights)
-    web = Constraints(ports=((80, 80), (8000, 8100)), bandwidth=1_000_000, audit=True)
+    web = Constraints(ports=((80, 80), (8000, 8100)), bandwidth=1_000_000, concurrent=8, audit=True)
     table.grant("a", NET | DISK, None, "", NOW, web)
     for wider in (
         Constraints(ports=((80, 81),)),
         Constraints(ports=((22, 22),)),
         Constraints(bandwidth=1_000_001),
+        Constraints(concurrent=9),
     ):
         with pytest.raises(Denied, match="within these constraints"):
-            table.delegate("a", "b", NET, None, NOW, wider)
+            table.delegate("a", "b", NET | DISK, None, NOW, wider)
     inherited = table.delegate("a", "b", NET, None, NOW)
-    assert inherited.constraints == web
+    assert inherited.constraints == web.of(NET)
     narrow = table.delegate("b", "c", NET, None, NOW, Constraints(ports=((8000, 8001),), bandwidth=9000))
     assert narrow.constraints == Constraints(ports=((8000, 8001),), bandwidth=9000, audit=True)
     disk = table.delegate("a", "c", DISK, None, NOW)
-    assert disk.constraints == Constraints(bandwidth=1_000_000, audit=True)
+    assert disk.constraints == Constraints(bandwidth=1_000_000, concurrent=8, audit=True)
     table.revoke(inherited.id, NOW)
     assert table.bounds("c").ports == () and table.holds("c") == DISK
 

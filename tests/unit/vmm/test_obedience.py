@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> RawStore:
 def test_rates_and_use(disk: RawStore) -> None:
     loop = Loop()
     left, right = os.pipe()
-    words = memoryview(array("Q", [2**64 - 1, 7, *[0] * 6]))
+    words = memoryview(array("Q", [2**64 - 1, 7, *[0] * 7]))
     gate = Gate(words.cast("B"))
     card = NetBackend("net", loop, TapPort(left), rate_bytes_per_second=1e6, gate=gate)
     drive = BlkBackend("disk0", loop, disk, gate=gate)
@@ -74,7 +74,7 @@ def test_rates_and_use(disk: RawStore) -> None:
 def test_ceilings_come_and_go(disk: RawStore) -> None:
     """Storage, GPU memory and input queue: never above what the page says, and what was set when it says nothing."""
     loop = Loop()
-    words = memoryview(array("Q", [2**64 - 1, 7, *[0] * 6]))
+    words = memoryview(array("Q", [2**64 - 1, 7, *[0] * 7]))
     gate = Gate(words.cast("B"))
     drive = BlkBackend("disk0", loop, disk, gate=gate)
     gpu = GpuBackend("gpu", loop, quota_bytes=1 << 20, gate=gate)
