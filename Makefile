@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: help run smoke build test test-compiled test-interpreted soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy
+.PHONY: help run smoke build test test-compiled test-interpreted soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy bench-sandbox
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -40,7 +40,7 @@ check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -q tests/unit/test_imports.py
 
-bench: bench-blk bench-net bench-latency bench-limits bench-gpu bench-scale bench-firewall bench-policy bench-tpm bench-dhcp bench-boot  ## all below but the slow bench-guest
+bench: bench-blk bench-net bench-latency bench-limits bench-gpu bench-scale bench-sandbox bench-firewall bench-policy bench-tpm bench-dhcp bench-boot  ## all below but the slow bench-guest
 
 bench-boot: setup-dev build  ## boot time beside QEMU's own virtio devices
 	RAYOS_BENCH_REPORT=1 $(PYTHON) -m benchmarks.boot
@@ -99,3 +99,6 @@ bench-policy: setup-dev build  ## a policy change on its way to 64 workers
 
 bench-gpu: setup-dev build  ## a 1920x1080 frame through the worker, beside a plain copy of its bytes
 	$(PYTHON) -m benchmarks.gpu
+
+bench-sandbox: setup-dev build  ## a worker with all layers of its sandbox, and with none
+	$(PYTHON) -m benchmarks.sandbox
