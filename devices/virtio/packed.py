@@ -52,8 +52,13 @@ def forget_position(journal: memoryview) -> None:
 def is_packed_base(base: int, size: int) -> bool:
     """Whether the positions (as `PackedRing.base`) are inside the ring, and not further apart than it is long."""
     taken, used = base & 0x7FFF, base >> 16 & 0x7FFF
-    apart = taken - used + (size if (base >> 15 ^ base >> 31) & 1 else 0)
-    return taken < size and used < size and 0 <= apart <= size
+    return taken < size and used < size and 0 <= _in_flight(base, size) <= size
+
+
+def _in_flight(base: int, size: int) -> int:
+    """Descriptors between the two positions."""
+    around = size if (base >> 15 ^ base >> 31) & 1 else 0
+    return (base & 0x7FFF) - (base >> 16 & 0x7FFF) + around
 
 
 class PackedRing:
@@ -107,7 +112,7 @@ class PackedRing:
             self._wrap = base >> 15 & 1
             self._used = base >> 16 & 0x7FFF
             self._used_wrap = base >> 31
-            self.room = size - (self.slot - self._used + (size if self._wrap != self._used_wrap else 0))
+            self.room = size - _in_flight(base, size)
             # Twice around, the last descriptor is not as its driver zeroed it.
             self.is_unused = (
                 base == PACKED_START and not self._words[2 * size - 2] | self._words[2 * size - 1]

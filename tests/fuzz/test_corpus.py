@@ -11,10 +11,10 @@ from types import ModuleType
 import pytest
 
 from tests.framework.target import Footprint
-from tests.fuzz import blk, message, vring
+from tests.fuzz import blk, message, packed, vring
 from tests.fuzz.engine import corpus, mutations
 
-TARGETS = [blk, message, vring]
+TARGETS = [blk, message, packed, vring]
 MUTATIONS = 20_000
 
 

@@ -260,6 +260,27 @@ def test_a_stopped_queue_goes_on_from_its_base(
     vring.stop()
 
 
+@pytest.mark.parametrize(
+    ("base", "room"),
+    [(0x80008000, 8), (0x80000000, 0), (0x80060002, 4), (0x00068002, 4), (0x80038005, 6), (0x80070000, 7)],
+)
+def test_a_base_with_chains_in_flight(ram: GuestRam, driver: PackedDriverQueue, base: int, room: int) -> None:
+    """A frontend may hand over a ring with some; also when the available position is around and the used is not."""
+    assert is_packed_base(base, SIZE)
+    vring, memory = attach(driver, base=base)
+    driver.offered = base & 0x7FFF, base >> 15 & 1
+    driver.write(
+        [(ram.base, 1, DESC_F_WRITE | DESC_F_NEXT, 0)] * (room - 1) + [(ram.base, 1, DESC_F_WRITE, 0)], 1
+    )
+    if room:
+        assert vring.take() == base & 0x7FFF
+    else:
+        with pytest.raises(QueueError, match="in flight"):
+            vring.take()
+    vring.stop()
+    memory.clear()
+
+
 def test_only_a_fresh_ring_is_unused(ram: GuestRam, driver: PackedDriverQueue, vring: Vring) -> None:
     """Twice around, the positions are as in the beginning; the driver's memory is not."""
     assert vring.is_unused
