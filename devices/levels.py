@@ -18,7 +18,7 @@ class Level(IntEnum):
     CHECKED = 0
     #: Operations are sampled, and the verdict on a flow is remembered.
     REMEMBERING = 1
-    #: Completions are told in batches.
+    #: Completions are told in batches, and a busy disk queue is looked at a moment longer.
     BATCHING = 2
     #: Work is looked for before sleeping.
     POLLING = 3

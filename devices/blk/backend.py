@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
 from devices.blk.flight import Flight
-from devices.blk.kinds import FORMAT, FULL, IDLE, SPENT, SYNC, WAIT
+from devices.blk.kinds import FORMAT, FULL, IDLE, LINGER_NS, SPENT, SYNC, WAIT
 from devices.blk.ring import BlkRing
 from devices.blk.store import DISCARD, ZERO, RawStore
 from devices.blk.wire import (
@@ -330,6 +330,7 @@ class BlkBackend(Backend):
         super().set_level(level)
         for ring in self._rings:
             ring.publish_every = PUBLISH_EVERY if level >= Level.BATCHING else 1
+            ring.linger_ns = LINGER_NS if level >= Level.BATCHING else 0
             ring.poll_ns = max(self._poll_ns, POLL_NS) if level >= Level.POLLING else self._poll_ns
 
     def _hold_back(self, queue: int, outcome: int) -> None:

@@ -20,3 +20,6 @@ IDLE: Final = -3
 WAIT: Final = -4
 #: As many requests are on their way as may be.
 FULL: Final = -5
+
+#: How long a queue is looked at after several requests, all of them over: the next ones are near then.
+LINGER_NS: Final = 10_000

@@ -11,7 +11,7 @@ from devices.virtio.vring cimport Vring
 cdef int RWF_NOWAIT, SECTOR_SHIFT, SECTOR_MASK, HEADER_BYTES, TYPE_IN, TYPE_OUT, STATUS_OK, OVER, READ, WRITE
 cdef int NOTHING, SPENT, IDLE, WAIT, FULL, FRAME_BYTES, PUBLISH_EVERY, READ_OP, WRITE_OP, MISS_STREAK, RETRY_MASK, EAGAIN, EINTR, EOPNOTSUPP, LATER
 cdef int POLL_SHARE_SHIFT
-cdef long long SLOW_NS, SLOW_PAUSE_NS, POLL_SAVED_NS
+cdef long long SLOW_NS, SLOW_PAUSE_NS, POLL_SAVED_NS, LINGER_NS
 
 cdef class BlkRing:
     cdef readonly Vring vring
@@ -21,7 +21,7 @@ cdef class BlkRing:
     cdef public unsigned long long size_bytes, max_bytes
     cdef public bint is_watched, read_only, is_direct, is_durable
     cdef public long long headroom
-    cdef public unsigned long long poll_ns
+    cdef public unsigned long long poll_ns, linger_ns
     cdef public int publish_every
     cdef readonly Stats stats
     cdef readonly Gate gate
@@ -39,7 +39,7 @@ cdef class BlkRing:
     cpdef int run(self, int budget) except? -9
     cdef bint _is_full(self) except -1
     cdef bint _must_wait(self) noexcept
-    @cython.locals(start=cython.ulonglong)
+    @cython.locals(start=cython.ulonglong, wait=cython.longlong)
     cdef bint _poll(self) except *
     @cython.locals(vring=Vring, count=cython.uint, split=cython.uint, length=cython.ulonglong, is_whole=cython.bint,
                    operation=cython.int)

@@ -14,7 +14,7 @@ from errno import EAGAIN, EINTR, EOPNOTSUPP
 from typing import Final
 
 from devices.blk.flight import Flight, Request
-from devices.blk.kinds import FULL, IDLE, OVER, READ, SPENT, WAIT, WRITE
+from devices.blk.kinds import FULL, IDLE, LINGER_NS, OVER, READ, SPENT, WAIT, WRITE
 from devices.bucket import Limiter
 from devices.gate import Gate, Op
 from devices.native import Buffers, now_ns
@@ -54,8 +54,9 @@ class BlkRing:
     """One queue's loop. `headroom` bytes may still be written before a quota on storage must be measured.
 
     `kind` and `sector` are those of the request that `run` returned. `is_watched`: it returns every one, since
-    it may have to fail on purpose. `poll_ns` is how long an empty queue is looked at before a kick is asked for; 0 is
-    never. `publish_every` is after how many requests the driver is told.
+    it may have to fail on purpose. `poll_ns` is how long an empty queue is looked at before a kick is asked for, 0 is
+    never, and `linger_ns` the same after more than one request, none of them on its way. `publish_every` is after how
+    many requests the driver is told.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class BlkRing:
         self.is_durable = False
         self.headroom = 0
         self.poll_ns = 0
+        self.linger_ns = LINGER_NS
         self.publish_every = PUBLISH_EVERY
         self.stats = flight.stats
         self.gate = gate
@@ -120,7 +122,7 @@ class BlkRing:
                     if flight.in_flight:
                         flight.reap()  # what was in the page cache after all is back already
                     vring.publish()
-                    if self.poll_ns and self._poll():
+                    if self._poll():
                         continue
                     if vring.arm():
                         continue
@@ -154,21 +156,26 @@ class BlkRing:
         return self.limiter.wait(self._clock * 1e-9) > 0.0
 
     def _poll(self) -> bool:
-        """Look at the queue for up to `poll_ns`, within the budget; True when something came."""
+        """Look at the queue for a while, within the budget; True when something came."""
+        wait = self.poll_ns
+        if self.served > 1 and self.flight.in_flight == 0 and wait < self.linger_ns:
+            wait = self.linger_ns
+        if wait == 0:
+            return False
         start = now_ns()
         self._poll_credit += (start - self._poll_stamp) >> POLL_SHARE_SHIFT
         if self._poll_credit > POLL_SAVED_NS:
             self._poll_credit = POLL_SAVED_NS
         self._poll_stamp = start
-        if self._poll_credit < self.poll_ns:
+        if self._poll_credit < wait:
             return False
-        while now_ns() - start < self.poll_ns:
+        while now_ns() - start < wait:
             if self.vring.is_waiting():
                 return True
             if self.flight.in_flight:
                 self.flight.reap()
                 self.vring.publish()
-        self._poll_credit -= self.poll_ns
+        self._poll_credit -= wait
         return False
 
     def _serve(self, head: int) -> bool:
