@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,23 @@ def write(rig: Rig, queue: int, block: int) -> None:
     request = struct.pack("<IIQ", 1, 0, block * BLOCK // 512) + bytes([block + 1]) * BLOCK
     source, status = rig.ram.put(request, 4096), rig.ram.allocate(1)
     rig.queues[queue].submit([(source, len(request))], [(status, 1)])
+
+
+def keep_busy(
+    target: Stepped[BlkBackend], rig: Rig, count: int, look: Callable[[], None] = lambda: None
+) -> list[int]:
+    """Offer what has come back again until `count` requests have; how many of each queue. `look` after every step."""
+    done = [0, 0]
+    while sum(done) < count:
+        for queue, driver in enumerate(rig.queues):
+            heads = driver.reap()
+            done[queue] += len(heads)
+            driver.offer(heads)
+            driver.kick()
+            driver.arm()
+        target.loop.step(0.01)
+        look()
+    return done
 
 
 @pytest.mark.parametrize(
@@ -77,18 +94,10 @@ def test_two_queues_share_a_limit_fairly(target: Stepped[BlkBackend]) -> None:
     """Both always have more to do; neither gets less than a third."""
     target.backend.set_limits(operations_per_second=5000)
     with Rig(target, 2) as rig:
-        done = [0, 0]
         for queue in (0, 1):
             for block in range(16):
                 write(rig, queue, block)
-        while sum(done) < 300:
-            for queue, driver in enumerate(rig.queues):
-                heads = driver.reap()
-                done[queue] += len(heads)
-                driver.offer(heads)
-                driver.kick()
-                driver.arm()
-            target.loop.step(0.01)
+        done = keep_busy(target, rig, 300)
         assert min(done) > 100, done
 
 
@@ -97,7 +106,7 @@ def test_no_more_are_on_their_way_at_once_than_may_be(tmp_path: Path, at_once: i
     """Of both queues together, whose turns are fair; all is done, and all at once when the limit is gone."""
     image = tmp_path / "image"
     image.write_bytes(bytes(BLOCK * BLOCKS))
-    seen = []
+    seen: list[int] = []
 
     def make(loop: Loop) -> BlkBackend:
         store = RawStore(os.open(image, os.O_RDWR), is_direct=True)  # no request is over at once
@@ -106,21 +115,12 @@ def test_no_more_are_on_their_way_at_once_than_may_be(tmp_path: Path, at_once: i
     with Stepped(make) as target, Rig(target, 2) as rig:
         disk = target.backend
         disk.limit_concurrency(at_once)
-        done = [0, 0]
         for queue in (0, 1):
             for block in range(16):
                 header = rig.ram.put(struct.pack("<IIQ", 0, 0, block * BLOCK // 512))
                 data, status = rig.ram.put(bytes(BLOCK), BLOCK), rig.ram.allocate(1)
                 rig.queues[queue].submit([(header, 16)], [(data, BLOCK), (status, 1)])
-        while sum(done) < 200:
-            for queue, driver in enumerate(rig.queues):
-                heads = driver.reap()
-                done[queue] += len(heads)
-                driver.offer(heads)
-                driver.kick()
-                driver.arm()
-            target.loop.step(0.01)
-            seen.append(disk.depth - len(disk._held_back))
+        done = keep_busy(target, rig, 200, lambda: seen.append(disk.depth - len(disk._held_back)))
         assert max(seen) == at_once and min(done) > 60, (max(seen), done)
         quota = disk.snapshot()["quota"]
         assert quota["requests_at_once"] == at_once and quota["waits"] > 0
