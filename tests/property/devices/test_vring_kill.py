@@ -105,8 +105,8 @@ class Model:
 
 
 @pytest.mark.parametrize("kind", [DriverQueue, PackedDriverQueue])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(event_idx=st.booleans(), steps=st.lists(STEP, min_size=1, max_size=60))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(event_idx=st.booleans(), steps=st.lists(STEP, min_size=40, max_size=80))
 def test_nothing_is_lost_or_told_twice(
     kind: type[DriverQueue],
     event_idx: bool,
