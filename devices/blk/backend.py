@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 from devices.backend import Backend
 from devices.blk.flight import Flight
-from devices.blk.kinds import FORMAT, FULL, IDLE, LINGER_NS, SPENT, SYNC, WAIT
+from devices.blk.kinds import CROWDED, FORMAT, IDLE, LINGER_NS, SPENT, SYNC, WAIT
 from devices.blk.ring import BlkRing
 from devices.blk.store import DISCARD, ZERO, RawStore
 from devices.blk.wire import (
@@ -200,7 +200,7 @@ class BlkBackend(Backend):
                 return False
             if outcome == SPENT:
                 return True
-            if outcome in (WAIT, FULL):
+            if outcome in (WAIT, CROWDED):
                 self._hold_back(queue, outcome)
                 return False
             budget -= ring.served
@@ -337,7 +337,7 @@ class BlkBackend(Backend):
         if queue not in self._held_back:
             self._held_back.append(queue)
             self._limiter.waits += 1
-        if outcome == WAIT and not self._timer:  # FULL ends with a request
+        if outcome == WAIT and not self._timer:  # CROWDED ends with a request
             now = self.loop.now()
             self._timer = self.loop.call_at(now + self._limiter.wait(now), self._go_on)
 

@@ -19,7 +19,7 @@ IDLE: Final = -3
 #: Its limits make it wait.
 WAIT: Final = -4
 #: As many requests are on their way as may be.
-FULL: Final = -5
+CROWDED: Final = -5
 
 #: How long a queue is looked at after several requests, all of them over: the next ones are near then.
 LINGER_NS: Final = 10_000

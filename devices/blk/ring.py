@@ -14,7 +14,7 @@ from errno import EAGAIN, EINTR, EOPNOTSUPP
 from typing import Final
 
 from devices.blk.flight import Flight, Request
-from devices.blk.kinds import FULL, IDLE, LINGER_NS, OVER, READ, SPENT, WAIT, WRITE
+from devices.blk.kinds import CROWDED, IDLE, LINGER_NS, OVER, READ, SPENT, WAIT, WRITE
 from devices.bucket import Limiter
 from devices.gate import Gate, Op
 from devices.native import Buffers, now_ns
@@ -96,8 +96,8 @@ class BlkRing:
         self._started = self._gated = self._passed = 0
 
     def run(self, budget: int) -> int:
-        """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), FULL, or the head
-        of a taken chain for the general path.
+        """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), CROWDED, or the
+        head of a taken chain for the general path.
 
         Errors: QueueError from the vring; what was begun goes on.
         """
@@ -111,7 +111,7 @@ class BlkRing:
                 if self.limiter.is_on:
                     if self._is_full():
                         vring.publish()
-                        return FULL
+                        return CROWDED
                     if self._must_wait():
                         flight.submit()
                         vring.publish()
