@@ -202,7 +202,8 @@ class NetBackend(Backend):
             budget -= ring.served
             # In more pieces than one call takes: by way of memory of ours.
             data = bytearray(vring.chain(outcome).read(vring.readable_bytes))
-            ring.buffers.set(address_of(data), len(data))
+            ring.buffers.clear()
+            ring.buffers.add(address_of(data), len(data))
             ring.forward(len(data))
             vring.push(outcome, 0)
         vring.publish()
@@ -302,7 +303,8 @@ class NetBackend(Backend):
             data[HEADER_BYTES:] = frame
             if not is_to_guest:
                 ring = self._rings[TX]
-                ring.buffers.set(address_of(data), len(data))
+                ring.buffers.clear()
+                ring.buffers.add(address_of(data), len(data))
                 ring.path.send(ring.buffers)
                 ring.path.flush()
             elif self.queues[RX].attached and (chain := self.queues[RX].pop()) is not None:
@@ -447,13 +449,12 @@ class NetBackend(Backend):
     def snapshot(self) -> dict[str, Any]:
         found = {**super().snapshot(), "quota": {"rate_bytes_per_second": self._rate() or None}}
         if self.judge is not None:
-            found["firewall"] = self.firewall_snapshot(self.judge)
+            cache = [one.snapshot() for one in self._filters]
+            found["firewall"] = {
+                **self.judge.snapshot(),
+                "cache": {key: sum(one[key] for one in cache) for key in cache[0]},
+            }
         return found
-
-    def firewall_snapshot(self, judge: Judge) -> dict[str, Any]:
-        """What `judge`, its own, and the memory before it decided, JSON-ready."""
-        cache = [one.snapshot() for one in self._filters]
-        return {**judge.snapshot(), "cache": {key: sum(one[key] for one in cache) for key in cache[0]}}
 
     def close(self) -> None:
         self._ignore_all()

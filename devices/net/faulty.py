@@ -43,7 +43,7 @@ class FaultyPath(Path):
     def _send_late(self, frame: bytearray) -> None:
         self._late -= 1
         buffers = Buffers()
-        buffers.set(address_of(frame), len(frame))
+        buffers.add(address_of(frame), len(frame))
         self.path.send(buffers)  # what became of it was told when it was taken
         self.path.flush()
 

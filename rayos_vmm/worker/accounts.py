@@ -106,7 +106,7 @@ class AccountWriter:
 
     def _count_layers(self) -> None:
         found = [
-            list(layers(backend.firewall_snapshot(backend.judge)).values())
+            list(layers(backend.snapshot()["firewall"]).values())
             for backend in self._backends
             if isinstance(backend, NetBackend) and backend.judge is not None
         ]
