@@ -13,7 +13,7 @@ smoke: build  ## boot a guest, check every device from inside, print one JSON ob
 	@.venv/bin/rayos smoke
 
 build: setup  ## compile the data path; without a C compiler it runs interpreted, and says so
-	@$(PYTHON) -m devices.build || test $$? = 1
+	@$(PYTHON) -m rayos_devices.build || test $$? = 1
 
 test: check build  ## the checks, then every test, those of the devices also interpreted; a skipped test fails
 	@$(MAKE) --no-print-directory -j2 test-compiled test-interpreted
@@ -50,7 +50,7 @@ format: setup-dev  ## let ruff rewrite the sources
 	.venv/bin/ruff format .
 
 images: setup  ## build the guest's kernel and initramfs, find or fetch QEMU, say where they are
-	@$(PYTHON) -m images
+	@$(PYTHON) -m rayos_images
 
 setup:  ## install what `make run` needs: Debian packages, .venv
 	@scripts/setup
@@ -62,7 +62,7 @@ lock: setup-dev  ## resolve the dependencies anew (scripts/lock --upgrade for ne
 	scripts/lock
 
 clean:  ## remove the virtual environment and what tools and tests left in this folder
-	rm -rf .venv devices/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist artifacts
+	rm -rf .venv devices/rayos_devices/_compiled .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bench-blk: setup-dev build  ## block against qemu-storage-daemon; the results go into docs/performance.md

@@ -15,14 +15,14 @@ class CompiledWheel(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel" or version == "editable":
             return  # a checkout is compiled by `make build`
-        sys.path.insert(0, self.root)
-        from devices.build import BuildError, build
+        sys.path.insert(0, str(Path(self.root) / "devices"))
+        from rayos_devices.build import BuildError, build
 
         try:
             folder = build()
         except BuildError as error:
             self.app.display_warning(f"{error}: the data path will run interpreted")
             return
-        build_data["force_include"][str(folder)] = str(folder.relative_to(Path(self.root)))
+        build_data["force_include"][str(folder)] = str(folder.relative_to(Path(self.root, "devices")))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True

@@ -22,10 +22,10 @@ from typing import Final
 import trio
 
 from benchmarks.report import publish, table
-from images import Cache, initramfs
-from images import kernel as kernels
-from images import qemu as qemus
-from net.link import Links
+from rayos_images import Cache, initramfs
+from rayos_images import kernel as kernels
+from rayos_images import qemu as qemus
+from rayos_net.link import Links
 from rayos_vmm.paths import default_paths
 from rayos_vmm.testing.daemon import PrivateDaemon, open_daemon
 from rayos_vmm.testing.open import open_guest

@@ -53,7 +53,16 @@ class Result:
 
 def ours(lab: Lab, directory: Path) -> list[str]:
     """Our server, without the bounds for a port and with perfdhcp's relay believed."""
-    argv = [sys.executable, "-P", "-m", "net.dhcp.service", "--link", "s0", "--subnet", str(lab.address)]
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "rayos_net.dhcp.service",
+        "--link",
+        "s0",
+        "--subnet",
+        str(lab.address),
+    ]
     argv += [
         "--pool",
         "10.77.1.0-10.77.250.255",

@@ -32,12 +32,12 @@ import msgspec
 import trio
 
 from benchmarks.report import publish, table
-from net import nft, tap
-from net.firewall.flow import FlowKey, FlowTable
-from net.firewall.rule import Action, Rule
-from net.firewall.table import NO_RULE, Table
-from net.firewall.verdict import Port
-from net.guard import Guard
+from rayos_net import nft, tap
+from rayos_net.firewall.flow import FlowKey, FlowTable
+from rayos_net.firewall.rule import Action, Rule
+from rayos_net.firewall.table import NO_RULE, Table
+from rayos_net.firewall.verdict import Port
+from rayos_net.guard import Guard
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, resolve
 from rayos_vmm.firewall import Firewall
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks.report import publish, table
-from devices.gpu.wire import Rect
+from rayos_devices.gpu.wire import Rect
 from tests.framework.gpu import OK, GpuGuest
 
 WIDTH, HEIGHT = 1920, 1080

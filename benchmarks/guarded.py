@@ -10,10 +10,10 @@ import signal
 from pathlib import Path
 from typing import Any, Final
 
-from devices.loop import Loop
-from devices.net.backend import NetBackend
-from devices.net.port import EchoPort, SinkPort
-from devices.serve import Listener, listen
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import EchoPort, SinkPort
+from rayos_devices.serve import Listener, listen
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 
 #: The card, and the address that its guest has.

@@ -1,8 +1,9 @@
 """Our devices beside QEMU's own in one Linux guest, end to end: `make bench-guest`.
 
-The guest has a disk and a network card of each kind: ours over vhost-user (`devices.serve`), QEMU's in its process. The
-same fio job and the same TCP transfer take turns on both, so that guest, vCPU and moment are the same. CPU is that of
-QEMU with all its vCPUs, and of our worker, per operation: under TCG the guest's own driver is most of it.
+The guest has a disk and a network card of each kind: ours over vhost-user (`rayos_devices.serve`), QEMU's in its
+process. The same fio job and the same TCP transfer take turns on both, so that guest, vCPU and moment are the same.
+CPU is that of QEMU with all its vCPUs, and of our worker, per operation: under TCG the guest's own driver is most of
+it.
 
 fio comes from the host's Debian package (`apt-get install fio`) with its libraries, in a second archive behind the
 guest's initramfs.
@@ -25,9 +26,9 @@ from typing import Any, Final
 
 from benchmarks.report import Series, publish, table
 from benchmarks.servers import Server, make_image, ours, serve, workspace
-from images import initramfs, kernel, qemu
-from images.cache import Cache
-from images.cpio import Archive
+from rayos_images import initramfs, kernel, qemu
+from rayos_images.cache import Cache
+from rayos_images.cpio import Archive
 from rayos_vmm.paths import default_paths
 
 MEMORY: Final = "768M"

@@ -57,12 +57,12 @@ def measure(what: str, checks: str) -> float:
     """CPU nanoseconds of one request in the loop of this process's `devices`; `checks`: none, limits or all."""
     import fcntl
 
-    from devices.blk.backend import BlkBackend
-    from devices.blk.store import RawStore
-    from devices.loop import Loop
-    from devices.net.backend import NetBackend
-    from devices.net.port import EchoPort, SinkPort, TapPort
-    from devices.virtio.memory import GuestMemory, RegionSpec
+    from rayos_devices.blk.backend import BlkBackend
+    from rayos_devices.blk.store import RawStore
+    from rayos_devices.loop import Loop
+    from rayos_devices.net.backend import NetBackend
+    from rayos_devices.net.port import EchoPort, SinkPort, TapPort
+    from rayos_devices.virtio.memory import GuestMemory, RegionSpec
 
     fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, RAM_BYTES)
@@ -153,7 +153,7 @@ def open_bench_tap() -> int:
     import fcntl
     import socket
 
-    from devices.net.port import open_tap
+    from rayos_devices.net.port import open_tap
 
     (fd,) = open_tap(TAP)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -163,13 +163,17 @@ def open_bench_tap() -> int:
 
 def strip(folder: Path) -> None:
     """A copy of the sources without the checks, compiled."""
-    shutil.copytree(ROOT / "devices", folder / "devices", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "devices" / "rayos_devices",
+        folder / "rayos_devices",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     for name, there, instead in REMOVED:
-        path = folder / "devices" / name
+        path = folder / "rayos_devices" / name
         text = path.read_text()
         assert there in text, f"{name}: {there.strip()!r} is no longer there"
         path.write_text(text.replace(there, instead))
-    subprocess.run([sys.executable, "-m", "devices.build"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "rayos_devices.build"], cwd=folder, check=True)
 
 
 def ask(tree: Path, what: str, checks: str) -> float:
@@ -185,14 +189,14 @@ def ask(tree: Path, what: str, checks: str) -> float:
 
 
 def child() -> None:
-    import devices.compiled
+    import rayos_devices.compiled
 
     print(
         json.dumps(
             {
                 "ns": measure(sys.argv[2], sys.argv[3]),
-                "from": devices.compiled.__file__,
-                "compiled": devices.compiled.is_compiled(),
+                "from": rayos_devices.compiled.__file__,
+                "compiled": rayos_devices.compiled.is_compiled(),
             }
         )
     )

@@ -13,13 +13,13 @@ import struct
 import time
 
 from benchmarks.report import publish, table
-from devices.gate import Op
-from devices.limits import Limit
-from devices.loop import Loop
-from devices.net.backend import TX, NetBackend
-from devices.net.port import SinkPort
-from devices.net.wire import HEADER_BYTES
-from devices.virtio.memory import GuestMemory, RegionSpec
+from rayos_devices.gate import Op
+from rayos_devices.limits import Limit
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import TX, NetBackend
+from rayos_devices.net.port import SinkPort
+from rayos_devices.net.wire import HEADER_BYTES
+from rayos_devices.virtio.memory import GuestMemory, RegionSpec
 
 #: bit/s
 RATES = (1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9)

@@ -81,7 +81,7 @@ def serve(
 
 
 def ours(*arguments: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "devices.serve", *arguments]
+    return [sys.executable, "-P", "-m", "rayos_devices.serve", *arguments]
 
 
 def qemu_storage_daemon(path: Path, image: Path, *, direct: bool = False) -> list[str]:

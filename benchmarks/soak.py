@@ -28,9 +28,9 @@ import msgspec
 import trio
 
 from benchmarks.report import publish, table
-from images import initramfs
-from images import kernel as kernels
-from images.cache import Cache
+from rayos_images import initramfs
+from rayos_images import kernel as kernels
+from rayos_images.cache import Cache
 from rayos_vmm.api.client import Client
 from rayos_vmm.cli.daemon import log_path, start_daemon
 from rayos_vmm.config.spec import Gpu, VmSpec

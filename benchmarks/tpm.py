@@ -24,12 +24,12 @@ from typing import Final
 
 import trio
 
-from tpm import control
-from tpm.authority import Authority
-from tpm.launch import Tpm, start_tpm
-from tpm.measurement import of_bytes
-from tpm.phase import Phase
-from tpm.spawner import Spawner, open_spawner
+from rayos_tpm import control
+from rayos_tpm.authority import Authority
+from rayos_tpm.launch import Tpm, start_tpm
+from rayos_tpm.measurement import of_bytes
+from rayos_tpm.phase import Phase
+from rayos_tpm.spawner import Spawner, open_spawner
 
 TARGET_S: Final = 2.0
 MEASUREMENTS: Final = [of_bytes(phase, f"benchmark {phase}", phase.encode()) for phase in Phase]

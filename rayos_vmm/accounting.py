@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
-from devices.account import Account
-from devices.levels import Level
-from devices.limits import Limit
+from rayos_devices.account import Account
+from rayos_devices.levels import Level
+from rayos_devices.limits import Limit
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from devices.compiled import describe
-from devices.gate import Gate, Op
-from devices.metrics import METRICS_BYTES, MetricsRing
-from devices.native import fence, now_ns
-from devices.net.filter import Filter
-from devices.net.wire import HEADER_BYTES
-from devices.stats import Stats
+from rayos_devices.compiled import describe
+from rayos_devices.gate import Gate, Op
+from rayos_devices.metrics import METRICS_BYTES, MetricsRing
+from rayos_devices.native import fence, now_ns
+from rayos_devices.net.filter import Filter
+from rayos_devices.net.wire import HEADER_BYTES
+from rayos_devices.stats import Stats
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 
 RULES: Final = 256

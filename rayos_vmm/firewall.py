@@ -22,9 +22,9 @@ from typing import Any, Final, Protocol
 import msgspec
 import trio
 
-from net.firewall.text import BadText
-from net.guard import ANY_SERVER
-from net.naming import tap_name
+from rayos_net.firewall.text import BadText
+from rayos_net.guard import ANY_SERVER
+from rayos_net.naming import tap_name
 from rayos_vmm.config.firewall import (
     VM,
     ZONE,
@@ -375,7 +375,8 @@ class Firewall:
         return self._subnet().network_address + 1
 
     def _dhcp_server(self, port: _Port) -> IPv4Address:
-        # An upstream one is not known before it answers; the bridge carries no answers but ours (net.dhcp.upstream).
+        # An upstream one is not known before it answers; the bridge carries no answers but ours
+        # (rayos_net.dhcp.upstream).
         return IPv4Address(ANY_SERVER) if port.is_upstream else self._server
 
     def _port(self, vm: str) -> _Port:

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from devices.account import LATENCY_BUCKETS, Account
-from devices.gate import Op
+from rayos_devices.account import LATENCY_BUCKETS, Account
+from rayos_devices.gate import Op
 from rayos_vmm.vm.view import VmState
 from rayos_vmm.worker.layers import hit_ratio
 

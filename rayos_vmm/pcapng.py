@@ -21,7 +21,7 @@ _MAGIC: Final = 0x1A2B3C4D
 _IF_NAME, _IF_TSRESOL, _EPB_FLAGS, _EPB_DROPCOUNT, _ISB_IFRECV, _ISB_IFDROP = 2, 9, 2, 4, 4, 5
 _FRAMING_BYTES: Final = 12  # type, length, length again
 _PACKET_HEAD: Final = struct.Struct("<IIIII")
-# What a worker tells of a frame (devices/net/capture.py).
+# What a worker tells of a frame (devices/rayos_devices/net/capture.py).
 _RECORD: Final = struct.Struct("<QIIQ")
 
 

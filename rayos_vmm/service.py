@@ -644,7 +644,7 @@ class Service:
 
 def is_compiled() -> bool:
     """True when the device code runs as compiled extension modules."""
-    import devices.virtio.vring as module
+    import rayos_devices.virtio.vring as module
 
     return not str(module.__file__).endswith(".py")
 

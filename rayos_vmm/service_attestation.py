@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rayos_tpm import pcr
+from rayos_tpm.client import TpmClient
+from rayos_tpm.errors import TpmError, Unavailable
+from rayos_tpm.event_log import Log
+from rayos_tpm.explain import explain
+from rayos_tpm.policy import Policy
+from rayos_tpm.protocol import Attestation, DeviceInfo, Status
 from rayos_vmm.errors import Conflict, GuestGone, Invalid
 from rayos_vmm.vm.machine import Machine
-from tpm import pcr
-from tpm.client import TpmClient
-from tpm.errors import TpmError, Unavailable
-from tpm.event_log import Log
-from tpm.explain import explain
-from tpm.policy import Policy
-from tpm.protocol import Attestation, DeviceInfo, Status
 
 
 def parse_pcrs(text: str | None) -> list[int] | None:

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import trio
 
-from net.dhcp.binding import Binding, State
-from net.dns.service import DnsError, DnsService, serve_dns
-from net.dns.zone import Zone
+from rayos_net.dhcp.binding import Binding, State
+from rayos_net.dns.service import DnsError, DnsService, serve_dns
+from rayos_net.dns.zone import Zone
 from rayos_vmm.errors import one_error
 from rayos_vmm.events import EventLog
 

@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import trio
 
-from net import tap
-from net.dhcp.binding import EventKind, LeaseEvent, State
-from net.dhcp.config import SubnetConfig
-from net.dhcp.service import DhcpError, DhcpService, serve_dhcp
-from net.link import LinkError, Links
-from net.naming import mac, tap_name
+from rayos_net import tap
+from rayos_net.dhcp.binding import EventKind, LeaseEvent, State
+from rayos_net.dhcp.config import SubnetConfig
+from rayos_net.dhcp.service import DhcpError, DhcpService, serve_dhcp
+from rayos_net.link import LinkError, Links
+from rayos_net.naming import mac, tap_name
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, Invalid, NotFound
 from rayos_vmm.events import EventLog

@@ -8,15 +8,15 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from images.accel import Accel
-from images.accel import probe as probe_accelerator
-from images.cache import Cache
-from images.errors import ImageError
-from images.initramfs import build as build_initramfs
-from images.kernel import DEFAULT_CMDLINE
-from images.kernel import build as build_kernel
-from images.qemu import Qemu
-from images.qemu import find as find_qemu
+from rayos_images.accel import Accel
+from rayos_images.accel import probe as probe_accelerator
+from rayos_images.cache import Cache
+from rayos_images.errors import ImageError
+from rayos_images.initramfs import build as build_initramfs
+from rayos_images.kernel import DEFAULT_CMDLINE
+from rayos_images.kernel import build as build_kernel
+from rayos_images.qemu import Qemu
+from rayos_images.qemu import find as find_qemu
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import GuestGone
 from rayos_vmm.events import EventLog

@@ -1,8 +1,8 @@
 """The spoof guards in the kernel, one on each guest's tap: what a worker that was taken over cannot get past.
 
-The same verdicts as the worker's own guard (`net.firewall.nftables`). Changes are collected and applied by `settle`,
-all in one nft transaction; without nft, or where the kernel refuses, the worker's guard stands alone, which is said
-once.
+The same verdicts as the worker's own guard (`rayos_net.firewall.nftables`). Changes are collected and applied by
+`settle`, all in one nft transaction; without nft, or where the kernel refuses, the worker's guard stands alone, which
+is said once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Final
 
 import trio
 
-from net import nft
-from net.firewall import nftables
-from net.guard import Guard
+from rayos_net import nft
+from rayos_net.firewall import nftables
+from rayos_net.guard import Guard
 
 log: Final = logging.getLogger(__name__)
 

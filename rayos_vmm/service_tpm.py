@@ -12,6 +12,19 @@ from typing import Final
 import msgspec
 import trio
 
+from rayos_tpm import pcr, seal
+from rayos_tpm.artefact import Artefact, ArtefactStore, MeasuredBoot, measure_boot
+from rayos_tpm.authority import Authority
+from rayos_tpm.client import TpmClient
+from rayos_tpm.errors import TpmError
+from rayos_tpm.launch import Tpm, start_tpm
+from rayos_tpm.phase import Phase
+from rayos_tpm.policy import Policy
+from rayos_tpm.process import Process
+from rayos_tpm.program import find_swtpm
+from rayos_tpm.protocol import Sealed, State, Status
+from rayos_tpm.qemu import qemu_arguments
+from rayos_tpm.spawner import Spawner, open_spawner
 from rayos_vmm.config.spec import Tpm as TpmSpec
 from rayos_vmm.errors import GuestGone, Invalid
 from rayos_vmm.vm.arguments import is_booted_by_qboot
@@ -20,19 +33,6 @@ from rayos_vmm.vm.confine import Reach, confined, program_directories
 from rayos_vmm.vm.hardware import MeasuredTpm
 from rayos_vmm.vm.process import ProcessId
 from rayos_vmm.vm.record import Record
-from tpm import pcr, seal
-from tpm.artefact import Artefact, ArtefactStore, MeasuredBoot, measure_boot
-from tpm.authority import Authority
-from tpm.client import TpmClient
-from tpm.errors import TpmError
-from tpm.launch import Tpm, start_tpm
-from tpm.phase import Phase
-from tpm.policy import Policy
-from tpm.process import Process
-from tpm.program import find_swtpm
-from tpm.protocol import Sealed, State, Status
-from tpm.qemu import qemu_arguments
-from tpm.spawner import Spawner, open_spawner
 
 POLICY_MAXIMUM_BYTES: Final = 1 << 20
 

@@ -1,7 +1,7 @@
 """Machines whose address comes from somebody else's DHCP: `net.address = "upstream"` on a bridge with an uplink.
 
-Invariant: before a port is served, the bridge carries no DHCP between it and the uplink (`net.dhcp.upstream`); when
-the port is gone, nothing of it is left but the stored lease, which the machine asks for when it starts again.
+Invariant: before a port is served, the bridge carries no DHCP between it and the uplink (`rayos_net.dhcp.upstream`);
+when the port is gone, nothing of it is left but the stored lease, which the machine asks for when it starts again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import trio
 
-from net import nft
-from net.dhcp.client_action import Acquired, Lost
-from net.dhcp.packet_socket import LinkGone
-from net.dhcp.upstream import Event, Given, Upstream, barrier, load_lease, run_upstream, unbar
-from net.nft import NftError
+from rayos_net import nft
+from rayos_net.dhcp.client_action import Acquired, Lost
+from rayos_net.dhcp.packet_socket import LinkGone
+from rayos_net.dhcp.upstream import Event, Given, Upstream, barrier, load_lease, run_upstream, unbar
+from rayos_net.nft import NftError
 from rayos_vmm.errors import Busy, Conflict, one_error
 from rayos_vmm.events import EventLog
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import trio
 
-from devices.compiled import describe, is_compiled
+from rayos_devices.compiled import describe, is_compiled
 from rayos_vmm.testing.leftovers import Leftovers
 
 ASYNC_TEST_LIMIT_S: Final = 600.0

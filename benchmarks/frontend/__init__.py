@@ -7,7 +7,7 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from devices.build import compile_extension
+from rayos_devices.build import compile_extension
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parents[1]

@@ -8,10 +8,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from devices.account import OPERATIONS
-from devices.levels import Level
-from devices.limits import MAXIMUM
-from devices.metrics import SAMPLES
+from rayos_devices.account import OPERATIONS
+from rayos_devices.levels import Level
+from rayos_devices.limits import MAXIMUM
+from rayos_devices.metrics import SAMPLES
 from rayos_vmm.api.endpoint import Call, Endpoint
 from rayos_vmm.metrics import CONTENT_TYPE, render
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from devices.faults import MAX_RULES
+from rayos_devices.faults import MAX_RULES
 from rayos_vmm.api.endpoint import Call, Endpoint
 from rayos_vmm.config.fault import FaultRule
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from rayos_tpm.event_log import Log
+from rayos_tpm.nv import POLICY_SIZE
+from rayos_tpm.policy import Policy
+from rayos_tpm.protocol import Attestation, DeviceInfo, Status
 from rayos_vmm.api.endpoint import Call, Endpoint
-from tpm.event_log import Log
-from tpm.nv import POLICY_SIZE
-from tpm.policy import Policy
-from tpm.protocol import Attestation, DeviceInfo, Status
 
 _Registers = Annotated[str, Meta(max_length=200, examples=["0,4,8-11"])]
 _NONCE_HEX: Final = r"^([0-9a-fA-F]{2}){0,64}$"

@@ -1,4 +1,4 @@
-"""What machines' devices did, and their limits, live. `rayos device serve` is one backend alone (devices/serve.py)."""
+"""What machines' devices did, and their limits, live. `rayos device serve` serves one backend alone."""
 
 from __future__ import annotations
 

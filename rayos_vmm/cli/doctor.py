@@ -18,10 +18,10 @@ from typing import Final, Literal
 import msgspec
 import trio
 
-from images import accel, qemu
-from images.cache import Cache
-from images.errors import ImageError
-from images.qemu_probe import VHOST_USER_DEVICES
+from rayos_images import accel, qemu
+from rayos_images.cache import Cache
+from rayos_images.errors import ImageError
+from rayos_images.qemu_probe import VHOST_USER_DEVICES
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _translated(list(sys.argv[1:] if argv is None else argv))
     plain = [word for word in words if word != "--json"]
     if plain[:2] == ["device", "serve"]:  # has its own parser: see `rayos device serve --help`
-        from devices.serve import main as serve_device
+        from rayos_devices.serve import main as serve_device
 
         return serve_device(plain[2:])
     if plain[:2] == ["dhcp", "serve"]:  # likewise; its events are JSON lines in any case

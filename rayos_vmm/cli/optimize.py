@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from devices.levels import Level
+from rayos_devices.levels import Level
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output

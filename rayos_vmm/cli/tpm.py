@@ -14,16 +14,16 @@ from urllib.parse import quote
 
 import msgspec
 
+from rayos_tpm import files, verify
+from rayos_tpm.errors import TpmError
+from rayos_tpm.event_log import Log
+from rayos_tpm.nv import POLICY_SIZE as NV_BYTES
+from rayos_tpm.policy import Policy
+from rayos_tpm.protocol import Attestation
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.errors import Invalid, RayosError
-from tpm import files, verify
-from tpm.errors import TpmError
-from tpm.event_log import Log
-from tpm.nv import POLICY_SIZE as NV_BYTES
-from tpm.policy import Policy
-from tpm.protocol import Attestation
 
 _NONCE_BYTES: Final = 32
 _NONCE_MAXIMUM: Final = 64  # TPM2B_DATA: a digest's length and what names its algorithm

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from devices.faults import ACTIONS, Fault
+from rayos_devices.faults import ACTIONS, Fault
 from rayos_vmm.config.units import Duration, parse_duration
 from rayos_vmm.errors import Invalid
 
@@ -15,7 +15,7 @@ EXAMPLE: Final = "read:error,sector=128 or tx:drop,every=3 or write:delay,delay=
 
 
 class FaultRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """See `devices.faults.Fault` for what each means."""
+    """See `rayos_devices.faults.Fault` for what each means."""
 
     op: Annotated[str, Meta(max_length=16, examples=list(ACTIONS))]
     action: Annotated[str, Meta(max_length=16)]

@@ -1,7 +1,8 @@
 """A machine's firewall as it is written down: in TOML, in the API, in the store.
 
 A rule's addresses are addresses, networks, `vm:NAME` or `zone:NAME`; the service puts addresses in the place of names
-whenever a lease changes. What a rule then means, and in which order rules are looked at, is `net.firewall.rule`'s.
+whenever a lease changes. What a rule then means, and in which order rules are looked at, is
+`rayos_net.firewall.rule`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from net.firewall.rule import RuleError, parse
+from rayos_net.firewall.rule import RuleError, parse
 from rayos_vmm.errors import Invalid
 
 RULES_MAXIMUM: Final = 2048
@@ -104,7 +105,7 @@ def check_rules(rules: Sequence[FirewallRule], known: Sequence[FirewallRule] = (
 
 
 def resolve(rule: FirewallRule, lookup: Lookup) -> dict[str, Any] | None:
-    """The rule as `net.firewall.rule.parse` takes it; None when a side of it stands for no address now.
+    """The rule as `rayos_net.firewall.rule.parse` takes it; None when a side of it stands for no address now.
 
     Raises what `lookup` raises.
     """

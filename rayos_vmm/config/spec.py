@@ -36,7 +36,7 @@ MODES_MAXIMUM: Final = 17  # what an EDID has room for beside the preferred mode
 CONSOLE_PORT_NAMES: Final = ("org.rayos.console", "org.rayos.agent", "org.rayos.log")
 PORTS_MAXIMUM: Final = 31 - len(CONSOLE_PORT_NAMES)  # QEMU's virtio-serial has 31
 SCANOUTS_MAXIMUM: Final = 16  # VIRTIO 1.3, 5.7.6.8: VIRTIO_GPU_MAX_SCANOUTS
-#: Bytes of a captured frame (devices.net.capture.MAX_SNAP).
+#: Bytes of a captured frame (rayos_devices.net.capture.MAX_SNAP).
 SNAP_MAXIMUM: Final = (64 << 10) - 48
 QUEUES_MAXIMUM: Final = 16
 #: Queues of a device that was not told how many: one a CPU, so that no two CPUs share a lock, up to this.
@@ -57,7 +57,7 @@ PortName = Annotated[
     Meta(pattern=PORT_NAME_PATTERN, description="1 to 63 of a-z, 0-9, . _ -, a letter first"),
 ]
 InputName = Literal["keyboard", "mouse", "tablet", "touch"]
-Layout = Literal["us", "de", "fr"]  # devices.input.keymap.LAYOUTS
+Layout = Literal["us", "de", "fr"]  # rayos_devices.input.keymap.LAYOUTS
 
 CapabilityName = Literal[
     "CAP_NET", "CAP_DISK_R", "CAP_DISK_W", "CAP_GPU", "CAP_INPUT", "CAP_CONSOLE_R", "CAP_CONSOLE_W"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntFlag
 from typing import Final
 
-from devices.gate import Op
+from rayos_devices.gate import Op
 
 
 class Capability(IntFlag):

@@ -18,7 +18,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from devices.bucket import TokenBucket
+from rayos_devices.bucket import TokenBucket
 from rayos_vmm.errors import Conflict, Invalid, NotFound, RayosError
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog

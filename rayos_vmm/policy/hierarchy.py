@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from devices.limits import MAXIMUM
+from rayos_devices.limits import MAXIMUM
 from rayos_vmm.config.firewall import ZONE, OwnedRule, names
 from rayos_vmm.config.spec import Quota
 from rayos_vmm.config.units import parse_rate, parse_size

@@ -1,6 +1,6 @@
 """The guest's agent as a client: commands and files over console port 1.
 
-The conversation is `images.guest.protocol`'s (no I/O there); this is its clock and its wire. Invariants: one
+The conversation is `rayos_images.guest.protocol`'s (no I/O there); this is its clock and its wire. Invariants: one
 request at a time; every wait is bounded by the caller; a request that was given up is killed in the guest, at
 the latest by the next one's hello. A guest that resets loses its request with `GuestGone`, never silently.
 """
@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from images.guest.protocol import (
+from rayos_images.guest.protocol import (
     AgentProtocol,
     Done,
     Exited,

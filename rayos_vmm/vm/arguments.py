@@ -191,7 +191,7 @@ def command_line(
         accelerator: "kvm" or "tcg".
         boot: what to boot; its paths were checked.
         mac: of the network card; needed when `sockets.net` is there.
-        tpm: the arguments that connect the TPM, from `tpm.qemu`.
+        tpm: the arguments that connect the TPM, from `rayos_tpm.qemu`.
         has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
         has_dbus_display: whether a display may be reached by D-Bus (`vm/doorbell.py`).
         has_reconnect_ms: whether a socket chardev takes `reconnect-ms` (QEMU 9.2) or only `reconnect`.

@@ -1,7 +1,7 @@
 """A machine's network card as QEMU shows it to the guest: its link, and what the driver asked of it.
 
 The frames are our worker's; configuration space and control queue of the card are QEMU's own with `-netdev vhost-user`
-(devices/net/wire.py), so they are asked and changed by QMP.
+(devices/rayos_devices/net/wire.py), so they are asked and changed by QMP.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import trio
 
-from devices.input import keymap
+from rayos_devices.input import keymap
 from rayos_vmm.errors import Invalid, RayosError
 from rayos_vmm.vm.input_record import Held, Recording, Step
 from rayos_vmm.vm.machine import Machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from devices.levels import DEFAULT
+from rayos_devices.levels import DEFAULT
 from rayos_vmm.errors import RayosError
 from rayos_vmm.vm.machine import Machine
 from rayos_vmm.vm.seat import worker_errors

@@ -6,7 +6,7 @@ import time
 
 import msgspec
 
-from devices.levels import DEFAULT
+from rayos_devices.levels import DEFAULT
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.vm.process import ProcessId
 from rayos_vmm.vm.view import ExitReason, VmState, VmView

@@ -1,9 +1,9 @@
 """One VM's accounts: a file in its run directory that its worker writes and anybody who may read it maps.
 
-One account (`devices.account`) for each device in their order, then the worker's ring of metrics (`devices.metrics`),
-its level of optimization, and what each layer of the firewall decided (`layers.py`), a second old at most. The keeper
-holds the descriptor for the workers; a worker maps it and lets go of it before it serves, so that it cannot make the
-file shorter under its readers. What it writes there is a guest's word, no more.
+One account (`rayos_devices.account`) for each device in their order, then the worker's ring of metrics
+(`rayos_devices.metrics`), its level of optimization, and what each layer of the firewall decided (`layers.py`), a
+second old at most. The keeper holds the descriptor for the workers; a worker maps it and lets go of it before it
+serves, so that it cannot make the file shorter under its readers. What it writes there is a guest's word, no more.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from devices.account import ACCOUNT_BYTES, Account
-from devices.backend import Backend
-from devices.levels import DEFAULT, Level
-from devices.loop import Loop
-from devices.metrics import METRICS_BYTES, MetricsRing, read_samples
-from devices.net.backend import NetBackend
+from rayos_devices.account import ACCOUNT_BYTES, Account
+from rayos_devices.backend import Backend
+from rayos_devices.levels import DEFAULT, Level
+from rayos_devices.loop import Loop
+from rayos_devices.metrics import METRICS_BYTES, MetricsRing, read_samples
+from rayos_devices.net.backend import NetBackend
 from rayos_vmm.worker.layers import LAYERS, layers
 
 FILE_NAME: Final = "accounts"

@@ -136,8 +136,8 @@ class PacketClient:
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """A piece of a capture: records as devices/net/capture.py has them, how far the worker's steady clock is from the
-    epoch, frames that passed so far and those that were lost."""
+    """A piece of a capture: records as devices/rayos_devices/net/capture.py has them, how far the worker's steady
+    clock is from the epoch, frames that passed so far and those that were lost."""
 
     records: bytes
     offset_ns: int
@@ -183,7 +183,7 @@ class WorkerClient:
             client.close()
 
     async def limit(self, device: str, limits: Mapping[str, int]) -> dict[str, int]:
-        """Change limits of a running device (`devices.limits`); returns all that it has now, 0 is unbounded.
+        """Change limits of a running device (`rayos_devices.limits`); returns all that it has now, 0 is unbounded.
 
         Errors: WorkerError "no_such_device", "refused", "bad_request"; those before the refused one hold.
         """
@@ -192,7 +192,7 @@ class WorkerClient:
         return changed
 
     async def set_level(self, level: int) -> int:
-        """Switch all devices to a level of optimization (`devices.levels`); returns it. Errors: WorkerError."""
+        """Switch all devices to a level of optimization (`rayos_devices.levels`); returns it. Errors: WorkerError."""
         head, _, _ = await self._client.call("level", level=level)
         return int(head["level"])
 
@@ -232,7 +232,7 @@ class WorkerClient:
         return int(head["size_bytes"])
 
     async def set_faults(self, device: str, rules: Sequence[dict[str, Any]], seed: int) -> None:
-        """Have things go wrong in a disk or network card from now on (fields of `devices.faults.Fault`)."""
+        """Have things go wrong in a disk or network card from now on (fields of `rayos_devices.faults.Fault`)."""
         await self._client.call("faults", device=device, rules=list(rules), seed=seed)
 
     async def faults(self, device: str) -> list[dict[str, Any]]:

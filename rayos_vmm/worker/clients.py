@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from devices.loop import Loop
+from rayos_devices.loop import Loop
 from rayos_vmm.worker import packet
 
 

@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from devices.backend import Backend
-from devices.blk.backend import BlkBackend
-from devices.console.backend import ConsoleBackend
-from devices.errors import RequestError
-from devices.faults import Fault, Faults
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-from devices.limits import Limit
-from devices.loop import Loop
-from devices.net.backend import NetBackend
+from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.errors import RequestError
+from rayos_devices.faults import Fault, Faults
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.limits import Limit
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.accounts import AccountWriter
 from rayos_vmm.worker.clients import Clients

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from devices.account import DENIAL_BASE
-from devices.backend import Backend
-from devices.gate import Denial, Op
-from devices.loop import Loop
+from rayos_devices.account import DENIAL_BASE
+from rayos_devices.backend import Backend
+from rayos_devices.gate import Denial, Op
+from rayos_devices.loop import Loop
 
 #: Seconds between two looks at the counters.
 PERIOD: Final = 1.0

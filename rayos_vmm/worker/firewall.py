@@ -1,9 +1,10 @@
-"""The firewall and spoof guard of one guest's network card: `net.firewall` answers what `devices.net.filter` asks.
+"""The firewall and spoof guard of one guest's network card: `rayos_net.firewall` answers what
+`rayos_devices.net.filter` asks.
 
 What it was told last is in its state store before it says so, so a worker's successor judges by the same rules from
-its first frame on, and knows the flows that are open (`net.firewall.memory`). A new list of rules is compiled beside
-the old one and takes its place between two frames: there is none that meets half of it, or neither. Which addresses the
-guest has leased is on a page (`addresses.py`).
+its first frame on, and knows the flows that are open (`rayos_net.firewall.memory`). A new list of rules is compiled
+beside the old one and takes its place between two frames: there is none that meets half of it, or neither. Which
+addresses the guest has leased is on a page (`addresses.py`).
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from typing import Any, Final
 
 import msgspec
 
-from devices.net.outcome import HOLDS, SLOT_SHIFT, SLOTS
-from devices.state import StateStore
-from net.firewall import text
-from net.firewall.flow import FlowEvent, FlowTable
-from net.firewall.memory import FlowMemory
-from net.firewall.reject import answer
-from net.firewall.rule import Rule, RuleError, parse
-from net.firewall.table import Layer, Table
-from net.firewall.verdict import REJECT, Port, reason_name
-from net.guard import Guard
-from net.packet import Fault, Packet
-from net.packet import parse as parse_packet
+from rayos_devices.net.outcome import HOLDS, SLOT_SHIFT, SLOTS
+from rayos_devices.state import StateStore
+from rayos_net.firewall import text
+from rayos_net.firewall.flow import FlowEvent, FlowTable
+from rayos_net.firewall.memory import FlowMemory
+from rayos_net.firewall.reject import answer
+from rayos_net.firewall.rule import Rule, RuleError, parse
+from rayos_net.firewall.table import Layer, Table
+from rayos_net.firewall.verdict import REJECT, Port, reason_name
+from rayos_net.guard import Guard
+from rayos_net.packet import Fault, Packet
+from rayos_net.packet import parse as parse_packet
 from rayos_vmm.worker.addresses import AddressView
 
 #: Rules of one guest, its own and inherited, and bytes of them as JSON.
@@ -47,8 +48,8 @@ TRACE_SECONDS: Final = 5.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the service tells: everything but the leased addresses. `rules` are tables of `net.firewall.rule.parse`
-    with their name and origin beside."""
+    """What the service tells: everything but the leased addresses. `rules` are tables of
+    `rayos_net.firewall.rule.parse` with their name and origin beside."""
 
     revision: int = 0
     rules: list[dict[str, Any]] = []
@@ -65,7 +66,7 @@ class NoGuard(Guard):
 
 
 class PortFirewall:
-    """A `devices.net.filter.Judge`. `server` is our DHCP server's address, 0 for none."""
+    """A `rayos_devices.net.filter.Judge`. `server` is our DHCP server's address, 0 for none."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class PortFirewall:
     # -- the data path -------------------------------------------------------------------------------------------
 
     def judge(self, frame: bytes, is_outgoing: bool, now: float) -> int:
-        """See `devices.net.filter.Judge`."""
+        """See `rayos_devices.net.filter.Judge`."""
         self._follow_addresses()
         port = self._port
         action = port.check(frame, is_outgoing, now)
@@ -185,7 +186,7 @@ class PortFirewall:
             self._counts = Counter({key: count for key, count in self._counts.items() if key in stay})
 
     def explain(self, words: str) -> dict[str, Any]:
-        """What would happen to a packet in words (`net.firewall.text`), and by which rule. Errors: text.BadText."""
+        """Says what would happen to a packet (`rayos_net.firewall.text`), and by which rule. Errors: text.BadText."""
         self._follow_addresses()
         frame, outgoing = text.frame(words, guest=self.mac, other=b"\x52\x59\0\0\0\0")
         return _explanation(self._port, frame, outgoing, monotonic())

@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from devices.loop import Loop
-from net.firewall.rule import RuleError
-from net.firewall.text import BadText
+from rayos_devices.loop import Loop
+from rayos_net.firewall.rule import RuleError
+from rayos_net.firewall.text import BadText
 from rayos_vmm.worker.firewall import BYTES_MAX, PortFirewall, decode
 
 #: None: not yet; else the answer's fields, its bytes and its descriptors (as `control`).

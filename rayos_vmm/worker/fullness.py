@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from devices.backend import Backend
-from devices.blk.backend import BlkBackend
-from devices.loop import Loop
+from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.loop import Loop
 
 #: Seconds for which refusals are summed up.
 PERIOD: Final = 60.0

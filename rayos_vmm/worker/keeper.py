@@ -25,10 +25,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from devices.loop import Loop
-from devices.serve import listen
-from devices.vhost_user.relay import Relay
-from devices.virtio.packed import forget_position
+from rayos_devices.loop import Loop
+from rayos_devices.serve import listen
+from rayos_devices.vhost_user.relay import Relay
+from rayos_devices.virtio.packed import forget_position
 from rayos_vmm.worker import packet, sandbox
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.main import run_worker

@@ -1,7 +1,7 @@
 """The worker: serves every device of one VM on one thread. It opens nothing; all it has was handed to it.
 
 It may be killed between any two instructions. What its successor must know is in guest memory, in the keeper's
-transcript and in the devices' state stores (devices/state.py), never only here.
+transcript and in the devices' state stores (devices/rayos_devices/state.py), never only here.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import socket
 from ipaddress import IPv4Address
 from typing import Any
 
-from devices.backend import Backend
-from devices.blk.backend import BlkBackend
-from devices.blk.store import RawStore
-from devices.console.backend import ConsoleBackend
-from devices.console.chardev import ChardevPort
-from devices.console.port import PortSpec
-from devices.gate import Gate
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-from devices.loop import Loop
-from devices.net.backend import NetBackend
-from devices.net.port import tap_ports
-from devices.state import StateStore
-from devices.vhost_user.connection import Connection
+from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.console.chardev import ChardevPort
+from rayos_devices.console.port import PortSpec
+from rayos_devices.gate import Gate
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import tap_ports
+from rayos_devices.state import StateStore
+from rayos_devices.vhost_user.connection import Connection
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.accounts import AccountWriter
 from rayos_vmm.worker.addresses import AddressView

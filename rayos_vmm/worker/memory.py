@@ -7,13 +7,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from devices.console.backend import ConsoleBackend
-from devices.gate import OPEN, Gate
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-from devices.state import StateStore
-from devices.virtio.packed import JOURNAL_BYTES
-from net.firewall.memory import MEMORY_BYTES
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.gate import OPEN, Gate
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.state import StateStore
+from rayos_devices.virtio.packed import JOURNAL_BYTES
+from rayos_net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.worker.spec import Device
 
 DEFAULT_GPU_QUOTA_BYTES = 128 << 20
@@ -28,7 +28,7 @@ class DeviceMemory:
     state_fd: int = -1
     bulk_fd: int = -1
     state_bytes: int = 0
-    #: Where its packed rings are, one for each queue (devices/virtio/packed.py).
+    #: Where its packed rings are, one for each queue (devices/rayos_devices/virtio/packed.py).
     journals: tuple[memoryview, ...] = ()
 
     @classmethod

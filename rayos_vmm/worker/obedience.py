@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from devices.backend import Backend
-from devices.blk.backend import BlkBackend
-from devices.gate import Gate, Op
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-from devices.limits import Limit
-from devices.loop import Loop
-from devices.net.backend import NetBackend
+from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.gate import Gate, Op
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.limits import Limit
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
 
 #: Words of the page behind mask and revision (`rayos_vmm/policy/compile.py` writes them); rates in bytes a second,
 #: sizes in bytes, 0 for none.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from devices.backend import Backend
-from devices.loop import Loop
-from devices.net.backend import NetBackend
+from rayos_devices.backend import Backend
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
 from rayos_vmm.worker.firewall import PortFirewall
 
 #: Seconds between two looks.

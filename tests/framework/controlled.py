@@ -20,15 +20,15 @@ from typing import Any, Final, Self
 
 import pytest
 
-from devices.console.port import PENDING_BYTES
-from devices.console.wire import CONFIG
-from devices.gpu.scanout import Frame
-from devices.input.kind import KINDS, Event
-from devices.input.wire import CONFIG_BYTES, Led
-from devices.net.backend import NetBackend
-from devices.net.port import open_tap
-from devices.net.wire import HEADER_BYTES
-from devices.vhost_user.message import Request
+from rayos_devices.console.port import PENDING_BYTES
+from rayos_devices.console.wire import CONFIG
+from rayos_devices.gpu.scanout import Frame
+from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.wire import CONFIG_BYTES, Led
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import open_tap
+from rayos_devices.net.wire import HEADER_BYTES
+from rayos_devices.vhost_user.message import Request
 from rayos_vmm.worker import packet
 from rayos_vmm.worker.spec import CONTROL_SOCKET, Device, Firewall
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar
 
-from devices.backend import Backend
-from devices.gate import Op
-from devices.loop import Loop
-from devices.stats import Stats
-from devices.virtio.chain import Chain
+from rayos_devices.backend import Backend
+from rayos_devices.gate import Op
+from rayos_devices.loop import Loop
+from rayos_devices.stats import Stats
+from rayos_devices.virtio.chain import Chain
 
 
 class EchoBackend(Backend):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from devices.vhost_user.message import (
+from rayos_devices.vhost_user.message import (
     ANSWERED,
     CONFIG_HEADER,
     FLAG_REPLY,
@@ -30,7 +30,7 @@ from devices.vhost_user.message import (
     pack_region,
     pack_request,
 )
-from devices.virtio.features import Feature
+from rayos_devices.virtio.features import Feature
 from tests.framework.driver import DriverQueue
 from tests.framework.guest_memory import GuestRam
 

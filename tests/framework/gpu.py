@@ -12,10 +12,10 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
-from devices.gpu.backend import GpuBackend
-from devices.gpu.commands import CONTROL, CURSOR
-from devices.gpu.display import MESSAGE_BYTES
-from devices.gpu.wire import (
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.gpu.commands import CONTROL, CURSOR
+from rayos_devices.gpu.display import MESSAGE_BYTES
+from rayos_devices.gpu.wire import (
     FLAG_FENCE,
     HEADER_BYTES,
     MEMORY_ENTRY,
@@ -31,7 +31,7 @@ from devices.gpu.wire import (
     TransferToHost2d,
     UpdateCursor,
 )
-from devices.state import StateStore
+from rayos_devices.state import StateStore
 from tests.framework.guest_memory import GuestRam
 from tests.framework.target import Rig, Stepped
 

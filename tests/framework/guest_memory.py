@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import Final, Self
 
-from devices.virtio.memory import RegionSpec
+from rayos_devices.virtio.memory import RegionSpec
 
 F_ADD_SEALS: Final = 1033
 F_SEAL_SHRINK: Final = 0x0002

@@ -16,17 +16,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, TypeVar
 
-from devices.backend import Backend
-from devices.blk.backend import BlkBackend
-from devices.blk.store import RawStore
-from devices.console.backend import ConsoleBackend
-from devices.console.port import PortSpec
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-from devices.loop import Loop
-from devices.net.backend import NetBackend
-from devices.net.port import EchoPort, open_tap
-from devices.virtio.packed import JOURNAL_BYTES
+from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.console.port import PortSpec
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import EchoPort, open_tap
+from rayos_devices.virtio.packed import JOURNAL_BYTES
 from rayos_vmm.worker import spec
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
@@ -42,7 +42,7 @@ PROCESS_RSS_LIMIT: Final = 256 << 20
 
 
 class Class(Enum):
-    """What an attack must end in (devices.errors)."""
+    """What an attack must end in (rayos_devices.errors)."""
 
     FINE = "served"
     REQUEST = "R"

@@ -9,16 +9,18 @@ from types import ModuleType
 
 import pytest
 
-import devices.virtio
+import rayos_devices.virtio
 
 
 def interpreted(name: str, **replaced: ModuleType) -> ModuleType:
-    """A module of devices.virtio, with others `replaced` in its imports."""
-    path = Path(devices.virtio.__file__).with_name(f"{name}.py")
+    """A module of rayos_devices.virtio, with others `replaced` in its imports."""
+    path = Path(rayos_devices.virtio.__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"interpreted_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    loaded = {spec.name: module} | {f"devices.virtio.{other}": module for other, module in replaced.items()}
+    loaded = {spec.name: module} | {
+        f"rayos_devices.virtio.{other}": module for other, module in replaced.items()
+    }
     with pytest.MonkeyPatch.context() as patch:
         for other, instead in loaded.items():
             patch.setitem(sys.modules, other, instead)

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, Generic, TypeVar
 
-import devices
-from devices.backend import Backend
-from devices.loop import Loop
-from devices.virtio.memory import GuestMemory
-from devices.virtio.packed import JOURNAL_WORDS
+import rayos_devices
+from rayos_devices.backend import Backend
+from rayos_devices.loop import Loop
+from rayos_devices.virtio.memory import GuestMemory
+from rayos_devices.virtio.packed import JOURNAL_WORDS
 from tests.framework.driver import DriverQueue, descriptor_table_bytes
 from tests.framework.guest_memory import GuestRam
 from tests.framework.packed_driver import PackedDriverQueue
@@ -28,7 +28,7 @@ from tests.framework.packed_driver import PackedDriverQueue
 B = TypeVar("B", bound=Backend)
 R = TypeVar("R")
 
-_OURS: Final = str(Path(devices.__path__[0]))
+_OURS: Final = str(Path(rayos_devices.__path__[0]))
 #: Its memory fence takes and gives back a lock of this process, which a real kill would end.
 _NOT_KILLED_IN: Final = str(Path(_OURS, "native.py"))
 _STORES: Final = frozenset(("STORE_SUBSCR", "STORE_SLICE"))

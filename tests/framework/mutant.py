@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from typing import Final
 
-from devices.native import Buffers
+from rayos_devices.native import Buffers
 from rayos_vmm.worker.spawner import main
 from tests.framework.synchronous import no_uring
 

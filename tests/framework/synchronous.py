@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Never
 
-import devices.uring
+import rayos_devices.uring
 from rayos_vmm.worker.spawner import main
 
 
@@ -15,7 +15,7 @@ def _refuse(*_: object) -> Never:
 
 def no_uring() -> None:
     """From here on this process makes no io_uring."""
-    devices.uring._setup = _refuse  # type: ignore[assignment]
+    rayos_devices.uring._setup = _refuse  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 * `Stepped`: in this thread, on a loop that moves only while a frontend waits or `settle` is called: deterministic;
 * `Threaded`: on a loop in a thread of its own, behind a socket pair: for races and timing;
-* `Served`: a real process, `python -P -m devices.serve …` or any other command that listens on a socket path.
+* `Served`: a real process, `python -P -m rayos_devices.serve …` or any other command that listens on a socket path.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
-from devices.backend import Backend
-from devices.loop import Loop
-from devices.vhost_user.connection import Connection
-from devices.vhost_user.message import Request
-from devices.virtio.features import Feature
-from devices.virtio.log import DirtyLog
-from devices.virtio.memory import GuestMemory
-from devices.virtio.vring import Vring
+from rayos_devices.backend import Backend
+from rayos_devices.loop import Loop
+from rayos_devices.vhost_user.connection import Connection
+from rayos_devices.vhost_user.message import Request
+from rayos_devices.virtio.features import Feature
+from rayos_devices.virtio.log import DirtyLog
+from rayos_devices.virtio.memory import GuestMemory
+from rayos_devices.virtio.vring import Vring
 from tests.framework.driver import DriverQueue, descriptor_table_bytes
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 from tests.framework.guest_memory import GuestRam
@@ -173,7 +173,7 @@ class Threaded(Generic[B]):
 
 
 class Served:
-    """A process that serves `socket_path`: `python -P -m devices.serve` with `arguments`, or `command`."""
+    """A process that serves `socket_path`: `python -P -m rayos_devices.serve` with `arguments`, or `command`."""
 
     #: Descriptors of a session that was only connected.
     session_fds = 1
@@ -189,7 +189,7 @@ class Served:
         self.path = socket_path
         self.idle_fds = 0
         if command is None:
-            command = [sys.executable, "-P", "-m", "devices.serve", *arguments, "--socket", socket_path]
+            command = [sys.executable, "-P", "-m", "rayos_devices.serve", *arguments, "--socket", socket_path]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -6,8 +6,8 @@ import os
 from collections import deque
 from contextlib import suppress
 
-from devices.net.port import SinkPort
-from devices.net.wire import MAX_FRAME_BYTES
+from rayos_devices.net.port import SinkPort
+from rayos_devices.net.wire import MAX_FRAME_BYTES
 
 
 class Wire(SinkPort):

@@ -10,11 +10,11 @@ import os
 import struct
 from typing import Final
 
-from devices.blk.backend import BlkBackend
-from devices.blk.store import RawStore
-from devices.errors import QueueError
-from devices.loop import Loop
-from devices.virtio.memory import GuestMemory
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.errors import QueueError
+from rayos_devices.loop import Loop
+from rayos_devices.virtio.memory import GuestMemory
 from tests.framework.guest_memory import GuestRam
 from tests.fuzz.engine import MAX_BYTES, main
 from tests.fuzz.vring import AVAIL, RAM_BYTES, SIZE, TABLE, USED

@@ -10,9 +10,9 @@ import os
 import struct
 from typing import Final
 
-from devices.errors import ProtocolError
-from devices.loop import Loop
-from devices.vhost_user.message import (
+from rayos_devices.errors import ProtocolError
+from rayos_devices.loop import Loop
+from rayos_devices.vhost_user.message import (
     HEADER,
     MEMORY_HEADER,
     U64,
@@ -24,8 +24,8 @@ from devices.vhost_user.message import (
     VringAddress,
     pack_region,
 )
-from devices.vhost_user.session import Session
-from devices.virtio.memory import RegionSpec
+from rayos_devices.vhost_user.session import Session
+from rayos_devices.virtio.memory import RegionSpec
 from tests.framework.echo import EchoBackend
 from tests.framework.guest_memory import USER_BASE, GuestRam
 from tests.fuzz.engine import main

@@ -11,11 +11,11 @@ import struct
 from array import array
 from typing import Final
 
-from devices.errors import QueueError
-from devices.virtio.layout import PACKED_START
-from devices.virtio.memory import GuestMemory
-from devices.virtio.packed import JOURNAL_WORDS, is_packed_base
-from devices.virtio.vring import Vring
+from rayos_devices.errors import QueueError
+from rayos_devices.virtio.layout import PACKED_START
+from rayos_devices.virtio.memory import GuestMemory
+from rayos_devices.virtio.packed import JOURNAL_WORDS, is_packed_base
+from rayos_devices.virtio.vring import Vring
 from tests.framework.guest_memory import GuestRam
 from tests.fuzz.engine import MAX_BYTES, main
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from devices.errors import QueueError
-from devices.virtio.memory import GuestMemory
-from devices.virtio.vring import Vring
+from rayos_devices.errors import QueueError
+from rayos_devices.virtio.memory import GuestMemory
+from rayos_devices.virtio.vring import Vring
 from tests.framework.guest_memory import GuestRam
 from tests.fuzz.engine import MAX_BYTES, main
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.backend import Backend
+from rayos_devices.backend import Backend
 from tests.framework.hostile import DEVICES, Device
 from tests.framework.kept import close_shared_parent
 from tests.framework.target import Served, Stepped

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
-from devices.backend import Backend
-from devices.blk.backend import MAX_REQUEST_BYTES, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, BlkBackend
-from devices.blk.store import RawStore
-from devices.blk.wire import BlkFeature, RequestType, Status
-from devices.loop import Loop
+from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import MAX_REQUEST_BYTES, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.blk.wire import BlkFeature, RequestType, Status
+from rayos_devices.loop import Loop
 from rayos_vmm.worker.spec import Device
 from tests.framework.hostile import DEVICES, IMAGE_BYTES, SECTOR, image
 from tests.framework.kept import Sandboxed

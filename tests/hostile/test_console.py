@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.console.backend import ConsoleBackend
-from devices.console.history import BATCH_BYTES, HISTORY_BYTES
-from devices.console.port import PENDING_BYTES, PortSpec
-from devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, Event, queue_count, rx_queue, tx_queue
-from devices.loop import Loop
-from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.console.history import BATCH_BYTES, HISTORY_BYTES
+from rayos_devices.console.port import PENDING_BYTES, PortSpec
+from rayos_devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, Event, queue_count, rx_queue, tx_queue
+from rayos_devices.loop import Loop
+from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from rayos_vmm.worker.spec import Device
 from tests.framework.controlled import Bounds, RealConsole, SeenConsole
 from tests.framework.driver import DESC_F_NEXT, DESC_F_WRITE

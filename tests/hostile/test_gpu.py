@@ -14,11 +14,11 @@ from functools import partial
 
 import pytest
 
-from devices.gpu.commands import CONTROL, CURSOR
-from devices.gpu.heap import PAGE_BYTES
-from devices.gpu.resource import MAX_RESOURCES
-from devices.gpu.scanout import MAX_SCANOUT_SIDE
-from devices.gpu.wire import (
+from rayos_devices.gpu.commands import CONTROL, CURSOR
+from rayos_devices.gpu.heap import PAGE_BYTES
+from rayos_devices.gpu.resource import MAX_RESOURCES
+from rayos_devices.gpu.scanout import MAX_SCANOUT_SIDE
+from rayos_devices.gpu.wire import (
     DISPLAY_INFO_BYTES,
     EDID_BYTES,
     HEADER_BYTES,

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pytest
 
-from devices.blk.wire import WRITEBACK_OFFSET, BlkFeature
+from rayos_devices.blk.wire import WRITEBACK_OFFSET, BlkFeature
 from rayos_vmm.worker.sandbox import Mode
 from rayos_vmm.worker.spec import Device
 from tests.framework.durable_disk import BETWEEN_KILLS, BLOCK, kill_under_load, stamp

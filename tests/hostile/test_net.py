@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from devices.net.backend import RX, TX, NetBackend
-from devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, NetFeature
-from devices.vhost_user.message import VRING_STATE, Request
-from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_devices.net.backend import RX, TX, NetBackend
+from rayos_devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, NetFeature
+from rayos_devices.vhost_user.message import VRING_STATE, Request
+from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card
 from tests.framework.driver import DESC_F_WRITE
 from tests.framework.hostile import DEVICES

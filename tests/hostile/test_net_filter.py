@@ -24,8 +24,8 @@ from scapy.layers.inet6 import (  # type: ignore[import-untyped,unused-ignore]
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # type: ignore[import-untyped,unused-ignore]
 
-from devices.net.backend import RX, TX, NetBackend
-from devices.net.wire import HEADER_BYTES
+from rayos_devices.net.backend import RX, TX, NetBackend
+from rayos_devices.net.wire import HEADER_BYTES
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 from rayos_vmm.worker.spec import Firewall
 from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.vhost_user.message import Request
+from rayos_devices.vhost_user.message import Request
 from rayos_vmm.worker.spec import Device
 from tests.framework.hostile import DEVICES, image
 from tests.framework.kept import Kept, Link

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from devices.backend import Backend
-from devices.vhost_user.message import (
+from rayos_devices.backend import Backend
+from rayos_devices.vhost_user.message import (
     HEADER,
     MEMORY_HEADER,
     U64,
@@ -24,7 +24,7 @@ from devices.vhost_user.message import (
     pack_region,
     pack_request,
 )
-from devices.virtio.memory import MAX_REGIONS, RegionSpec
+from rayos_devices.virtio.memory import MAX_REGIONS, RegionSpec
 from tests.framework.frontend import Dropped, pack_address
 from tests.framework.guest_memory import F_ADD_SEALS, GuestRam
 from tests.framework.hostile import DEVICES, Device, Idle

@@ -10,9 +10,9 @@ import struct
 
 import pytest
 
-from devices.backend import Backend
-from devices.vhost_user.message import Request
-from devices.virtio.features import Feature
+from rayos_devices.backend import Backend
+from rayos_devices.vhost_user.message import Request
+from rayos_devices.virtio.features import Feature
 from tests.framework.driver import (
     DESC_F_INDIRECT,
     DESC_F_NEXT,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from devices.virtio.layout import MAX_QUEUE_SIZE
+from rayos_devices.virtio.layout import MAX_QUEUE_SIZE
 from tests.framework.driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DriverQueue, pack_table
 from tests.framework.guest_memory import GuestRam
 from tests.framework.hostile import DEVICES, IMAGE_BYTES, SECTOR, wait_for

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import pytest
 
-from devices.uring import Uring
+from rayos_devices.uring import Uring
 from rayos_vmm.worker import sandbox, seccomp
 from rayos_vmm.worker.spec import Device
 from tests.framework.frontend import Dropped

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import pytest
 
-from images import qemu
-from images.cache import Cache
+from rayos_images import qemu
+from rayos_images.cache import Cache
 from rayos_vmm.paths import default_paths
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.vm.arguments import SANDBOX

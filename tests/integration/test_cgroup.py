@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rayos_tpm.client import TpmClient
 from rayos_vmm.config.spec import Gpu, Net, Quota, VmSpec
 from rayos_vmm.errors import GuestGone
 from rayos_vmm.service import Service
@@ -13,7 +14,6 @@ from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.vm import cgroup
 from rayos_vmm.worker.client import KeeperClient
 from tests.integration.service_lab import home, lab, running
-from tpm.client import TpmClient
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

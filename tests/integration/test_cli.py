@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from scapy.utils import RawPcapNgReader
 
-from images import kernel
-from images.cache import Cache
-from images.cpio import Archive
-from images.initramfs import find_busybox
+from rayos_images import kernel
+from rayos_images.cache import Cache
+from rayos_images.cpio import Archive
+from rayos_images.initramfs import find_busybox
 from rayos_vmm.paths import default_paths
 from tests.integration.cli_lab import Lab, multiboot_kernel, open_lab
 

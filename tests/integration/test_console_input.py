@@ -18,16 +18,16 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from devices.backend import Backend
-from devices.console.backend import ConsoleBackend
-from devices.console.chardev import serve_chardevs
-from devices.console.port import PortSpec
-from devices.input.backend import InputBackend
-from devices.input.codes import Button, Key
-from devices.input.wire import Abs, EventType, Led, Rel
-from devices.loop import Loop
-from devices.serve import Listener, listen
-from images import Cache, accel, initramfs, kernel, qemu
+from rayos_devices.backend import Backend
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.console.chardev import serve_chardevs
+from rayos_devices.console.port import PortSpec
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.input.codes import Button, Key
+from rayos_devices.input.wire import Abs, EventType, Led, Rel
+from rayos_devices.loop import Loop
+from rayos_devices.serve import Listener, listen
+from rayos_images import Cache, accel, initramfs, kernel, qemu
 
 pytestmark = pytest.mark.guest
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from devices.blk.wire import BlkFeature
-from devices.virtio.features import TRANSPORT_FEATURES, Feature
+from rayos_devices.blk.wire import BlkFeature
+from rayos_devices.virtio.features import TRANSPORT_FEATURES, Feature
 from rayos_vmm.errors import Invalid, NotFound, RayosError
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing.daemon import PrivateDaemon

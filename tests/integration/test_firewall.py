@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from net.naming import tap_name
+from rayos_net.naming import tap_name
 from rayos_vmm.config.firewall import FirewallRule
 from rayos_vmm.config.spec import Gpu, VmSpec
 from rayos_vmm.service import Service

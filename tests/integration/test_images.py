@@ -21,8 +21,8 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from images import Cache, ImageError, accel, initramfs, kernel, qemu, qemu_probe
-from images.guest.protocol import AgentProtocol, Done, Exited, Failed, FileData, Hello, Ready, Reply
+from rayos_images import Cache, ImageError, accel, initramfs, kernel, qemu, qemu_probe
+from rayos_images.guest.protocol import AgentProtocol, Done, Exited, Failed, FileData, Hello, Ready, Reply
 
 pytestmark = pytest.mark.guest
 

@@ -22,9 +22,9 @@ from typing import Any, Final, Self
 
 import pytest
 
-from devices.net.port import open_tap
-from images import initramfs, kernel, qemu
-from images.cache import Cache
+from rayos_devices.net.port import open_tap
+from rayos_images import initramfs, kernel, qemu
+from rayos_images.cache import Cache
 from rayos_vmm.paths import default_paths
 from rayos_vmm.worker.spec import Device, device_socket
 from tests.framework.kept import Kept

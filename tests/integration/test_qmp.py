@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from images.cache import Cache
-from images.qemu import find
+from rayos_images.cache import Cache
+from rayos_images.qemu import find
 from rayos_vmm.errors import GuestGone, Timeout_
 from rayos_vmm.paths import default_paths
 from rayos_vmm.qmp import QmpRefused, open_qmp

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from images import Cache, accel, initramfs, kernel, qemu
+from rayos_images import Cache, accel, initramfs, kernel, qemu
 from rayos_vmm.testing.picture import decode_ppm
 
 pytestmark = pytest.mark.guest

@@ -12,18 +12,18 @@ import msgspec
 import pytest
 import trio
 
+from rayos_tpm import appraisal, event_log, signature
+from rayos_tpm.client import TpmClient
+from rayos_tpm.measurement import Measurement
+from rayos_tpm.phase import Phase
+from rayos_tpm.policy import Policy
+from rayos_tpm.protocol import State
 from rayos_vmm.config.spec import Gpu, Net, Secret, Tpm, VmSpec
 from rayos_vmm.errors import GuestGone, RayosError
 from rayos_vmm.service import Service
 from rayos_vmm.service_hardware import WorkerHardware
 from rayos_vmm.vm.view import Event
 from tests.integration.service_lab import home, lab, running, traces
-from tpm import appraisal, event_log, signature
-from tpm.client import TpmClient
-from tpm.measurement import Measurement
-from tpm.phase import Phase
-from tpm.policy import Policy
-from tpm.protocol import State
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from devices.virtio.features import DeviceId
+from rayos_devices.virtio.features import DeviceId
 from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing.checks import CHECKS
 from rayos_vmm.testing.daemon import PrivateDaemon

@@ -10,9 +10,9 @@ import select
 import sys
 import time
 
-from net.dhcp import frame, packet_socket
-from net.dhcp import message as wire
-from net.dhcp.message import Message, MessageType
+from rayos_net.dhcp import frame, packet_socket
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp.message import Message, MessageType
 
 
 def main(link: str, clients: int, seconds: float) -> int:

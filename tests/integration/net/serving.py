@@ -9,9 +9,9 @@ from typing import Any
 
 import trio
 
-from net.dhcp.binding import EventKind, LeaseEvent
-from net.dhcp.config import SubnetConfig
-from net.dhcp.service import DhcpService, serve_dhcp
+from rayos_net.dhcp.binding import EventKind, LeaseEvent
+from rayos_net.dhcp.config import SubnetConfig
+from rayos_net.dhcp.service import DhcpService, serve_dhcp
 from tests.integration.net.lab import Lab
 
 

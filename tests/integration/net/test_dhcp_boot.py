@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from images.cache import Cache
-from images.qemu import find
-from net.dhcp.config import BootFile
-from net.link import Links
+from rayos_images.cache import Cache
+from rayos_images.qemu import find
+from rayos_net.dhcp.config import BootFile
+from rayos_net.link import Links
 from rayos_vmm.paths import default_paths
 from tests.integration.net.lab import Lab
 from tests.integration.net.peers import running

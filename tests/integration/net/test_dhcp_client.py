@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import trio
 
-from net.dhcp.binding import EventKind
-from net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost
-from net.dhcp.client_service import DhcpClient, Told, run_client
-from net.dhcp.client_state import State
-from net.dhcp.config import Limits
-from net.dhcp.conflict import QUICK
-from net.dhcp.lease import Lease
+from rayos_net.dhcp.binding import EventKind
+from rayos_net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost
+from rayos_net.dhcp.client_service import DhcpClient, Told, run_client
+from rayos_net.dhcp.client_state import State
+from rayos_net.dhcp.config import Limits
+from rayos_net.dhcp.conflict import QUICK
+from rayos_net.dhcp.lease import Lease
 from tests.integration.net.lab import Lab
 from tests.integration.net.serving import serving, subnet
 

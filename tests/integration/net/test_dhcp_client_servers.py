@@ -5,9 +5,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from net.dhcp.client_action import Acquired, Lost
-from net.dhcp.client_state import State
-from net.dhcp.lease import Lease
+from rayos_net.dhcp.client_action import Acquired, Lost
+from rayos_net.dhcp.client_state import State
+from rayos_net.dhcp.lease import Lease
 from tests.integration.net.lab import Lab
 from tests.integration.net.peers import SERVERS, Subnet, dhcp_server
 from tests.integration.net.test_dhcp_client import client

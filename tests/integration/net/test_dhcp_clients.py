@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from net.dhcp.binding import EventKind, State
+from rayos_net.dhcp.binding import EventKind, State
 from tests.integration.net import peers
 from tests.integration.net.lab import Lab
 from tests.integration.net.serving import run, serving, subnet, told

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from net.dhcp.binding import State
-from net.dhcp.store import LeaseStore
+from rayos_net.dhcp.binding import State
+from rayos_net.dhcp.store import LeaseStore
 from tests.integration.net.lab import Lab
 
 pytestmark = pytest.mark.root
@@ -27,7 +27,7 @@ def server(lab: Lab, *more: str, link: str = "") -> Iterator[subprocess.Popen[st
     argv = [
         sys.executable,
         "-m",
-        "net.dhcp.service",
+        "rayos_net.dhcp.service",
         "--link",
         link or lab.server_link,
         "--subnet",
@@ -91,7 +91,7 @@ def test_a_storm_of_forged_addresses_leaves_other_ports_unharmed(lab: Lab, hook:
     udhcpc reads every broadcast of its link, and would itself be flooded.
     """
     flood = (
-        "import sys, time; from net.dhcp import packet_socket; from tests.integration.net import load\n"
+        "import sys, time; from rayos_net.dhcp import packet_socket; from tests.integration.net import load\n"
         "sock = packet_socket.open_udp(sys.argv[1], 68); print('up', flush=True); end = time.monotonic() + 30\n"
         "while time.monotonic() < end: load._send(sock, time.monotonic_ns(), load.MessageType.DISCOVER, {})\n"
     )

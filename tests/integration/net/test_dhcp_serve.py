@@ -1,4 +1,4 @@
-"""`python -m net.dhcp.service`: one clear sentence for each mistake, and nothing left behind."""
+"""`python -m rayos_net.dhcp.service`: one clear sentence for each mistake, and nothing left behind."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from net.dhcp.service import DhcpError
+from rayos_net.dhcp.service import DhcpError
 from tests.integration.net.lab import Lab
 from tests.integration.net.serving import serving
 from tests.integration.net.test_dhcp_load import server
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 def serve(lab: Lab, *options: str) -> tuple[int, str]:
     """The exit status and what was said."""
-    argv = [sys.executable, "-m", "net.dhcp.service", "--store", str(lab.directory / "l.db"), *options]
+    argv = [sys.executable, "-m", "rayos_net.dhcp.service", "--store", str(lab.directory / "l.db"), *options]
     done = subprocess.run(lab.in_server(argv), capture_output=True, text=True, cwd=ROOT, timeout=30)
     return done.returncode, done.stderr
 

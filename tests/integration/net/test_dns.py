@@ -11,9 +11,9 @@ import pytest
 import trio
 from dnslib import DNSRecord  # type: ignore[import-untyped]
 
-from net.dns import stream
-from net.dns.service import DnsError, DnsService, serve_dns
-from net.dns.zone import Zone
+from rayos_net.dns import stream
+from rayos_net.dns.service import DnsError, DnsService, serve_dns
+from rayos_net.dns.zone import Zone
 from tests.integration.net.lab import Lab
 from tests.integration.net.peers import running
 from tests.integration.net.serving import run
@@ -57,7 +57,7 @@ async def test_a_flood_from_one_port_leaves_the_others_their_names(lab: Lab) -> 
     """One guest asks without end, from ever new addresses: the rest of what it sends is thrown away."""
     lab.run(["ip", "address", "add", "10.77.0.2/16", "dev", "c0"])
     flood = (
-        "import itertools, sys; from net.dhcp import frame, packet_socket\n"
+        "import itertools, sys; from rayos_net.dhcp import frame, packet_socket\n"
         "sock = packet_socket.open_sender(sys.argv[1]); print('up', flush=True)\n"
         "query = bytes.fromhex('000101000001000000000000') + b'\\3web\\5guest\\5rayos\\0\\0\\1\\0\\1'\n"
         "for n in itertools.count():\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from net import tap
-from net.dhcp.ports import PortWatch
-from net.link import LinkError, Links
+from rayos_net import tap
+from rayos_net.dhcp.ports import PortWatch
+from rayos_net.link import LinkError, Links
 from tests.integration.net.lab import Lab
 
 pytestmark = pytest.mark.root
@@ -151,7 +151,7 @@ def test_a_mistake_is_one_clear_sentence(links: Links, call: object, message: st
 def test_a_sweep_after_a_crash_removes_ours_and_keeps_what_a_guest_uses(links: Links, tmp_path: Path) -> None:
     """kill -9 of the daemon leaves a bridge; the next one removes it, unless a guest still holds a tap in it."""
     program = (
-        "import ipaddress, sys; from net.link import Links\n"
+        "import ipaddress, sys; from rayos_net.link import Links\n"
         "links = Links(); links.ensure_bridge('ray0', ipaddress.IPv4Interface('10.91.0.1/24'))\n"
         "links.ensure_bridge('ray1', ipaddress.IPv4Interface('10.92.0.1/24'))\n"
         "fd = links.open_tap('ray-a-0', bridge='ray0'); print('up', flush=True); sys.stdin.read()\n"

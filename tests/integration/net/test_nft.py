@@ -25,12 +25,12 @@ from scapy.layers.inet6 import (  # type: ignore[import-untyped,unused-ignore]
 )
 from scapy.layers.l2 import ARP, Dot1Q  # type: ignore[import-untyped,unused-ignore]
 
-from devices.net.backend import TX, NetBackend
-from net import nft
-from net.guard import Guard
-from net.link import Links
-from net.packet import Fault, parse
-from net.tap import VNET_HEADER_SIZE
+from rayos_devices.net.backend import TX, NetBackend
+from rayos_net import nft
+from rayos_net.guard import Guard
+from rayos_net.link import Links
+from rayos_net.packet import Fault, parse
+from rayos_net.tap import VNET_HEADER_SIZE
 from rayos_vmm.worker.firewall import PortFirewall
 from tests.framework.target import Rig, Stepped
 from tests.framework.wire import Wire
@@ -130,7 +130,7 @@ def python_says(guard: Guard, frame: bytes) -> bool:
 
 
 def is_beyond_nft(frame: bytes) -> bool:
-    """Frames of which net.firewall.nftables says that only the parser knows: about 40 of these 10,000 differ."""
+    """Frames of which rayos_net.firewall.nftables says that only the parser knows: about 40 of these 10,000 differ."""
     packet = parse(frame)
     return packet in (Fault.TRANSPORT, Fault.EXTENSION, Fault.SOURCE_ROUTE)
 
@@ -194,7 +194,7 @@ def passes(guest: int, other: int, frame: bytes) -> bool:
 
 
 def test_the_kernel_gives_the_same_verdicts_as_python(lab: Lab) -> None:
-    """10,000 frames, honest, forged and broken, through a real tap and through net.guard."""
+    """10,000 frames, honest, forged and broken, through a real tap and through rayos_net.guard."""
     guard = Guard(MAC, addresses=[int(ip_address(GUEST))])
     chance = random.Random(11)
     frames = bases()

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import trio
 
-from net import nft
-from net.dhcp.client_action import Acquired, Lost
-from net.dhcp.lease import Lease
-from net.dhcp.message import MessageType
-from net.dhcp.upstream import Event, Given, Upstream, barrier, run_upstream, unbar
+from rayos_net import nft
+from rayos_net.dhcp.client_action import Acquired, Lost
+from rayos_net.dhcp.lease import Lease
+from rayos_net.dhcp.message import MessageType
+from rayos_net.dhcp.upstream import Event, Given, Upstream, barrier, run_upstream, unbar
 from tests.integration.net.lab import Lab
 from tests.integration.net.peers import SERVERS, Subnet, dhcp_server, running
 from tests.integration.net.serving import told

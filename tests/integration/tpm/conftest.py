@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rayos_tpm.spawner import open_spawner
 from tests.integration.tpm.machine import Bench
-from tpm.spawner import open_spawner
 
 
 @pytest.fixture

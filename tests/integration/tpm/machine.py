@@ -17,15 +17,15 @@ from typing import Any, Final
 
 import trio
 
-from images import kernel, qemu
-from images.cache import Cache
-from images.cpio import Archive
-from tpm.authority import Authority
-from tpm.launch import Tpm, start_tpm
-from tpm.measurement import Measurement, in_order, of_bytes, of_command_line, of_descriptor
-from tpm.phase import Phase
-from tpm.qemu import qemu_arguments
-from tpm.spawner import Spawner
+from rayos_images import kernel, qemu
+from rayos_images.cache import Cache
+from rayos_images.cpio import Archive
+from rayos_tpm.authority import Authority
+from rayos_tpm.launch import Tpm, start_tpm
+from rayos_tpm.measurement import Measurement, in_order, of_bytes, of_command_line, of_descriptor
+from rayos_tpm.phase import Phase
+from rayos_tpm.qemu import qemu_arguments
+from rayos_tpm.spawner import Spawner
 
 CACHE: Final = Cache(Path("/var/cache/rayos"))
 APPEND: Final = "console=ttyS0 quiet no_timer_check tsc=reliable random.trust_cpu=on cryptomgr.notests"

@@ -12,13 +12,13 @@ import pytest
 import trio
 from cryptography import x509
 
+from rayos_tpm import appraisal, authority, command, files, key, nv, pcr, signature
+from rayos_tpm.command import RH_ENDORSEMENT, RH_OWNER, RH_PLATFORM, Code
+from rayos_tpm.errors import Unavailable
+from rayos_tpm.policy import Policy
+from rayos_tpm.protocol import Sealed, State
+from rayos_tpm.verify import main
 from tests.integration.tpm.machine import APPEND, UUID, Bench, Machine
-from tpm import appraisal, authority, command, files, key, nv, pcr, signature
-from tpm.command import RH_ENDORSEMENT, RH_OWNER, RH_PLATFORM, Code
-from tpm.errors import Unavailable
-from tpm.policy import Policy
-from tpm.protocol import Sealed, State
-from tpm.verify import main
 
 pytestmark = pytest.mark.guest
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from rayos_tpm import state
+from rayos_tpm.errors import StateError, TpmError, Unavailable
+from rayos_tpm.launch import Tpm
+from rayos_tpm.process import Process, start_time
+from rayos_tpm.protocol import State
+from rayos_tpm.spawner import open_spawner
 from tests.integration.tpm.machine import UUID, Bench
-from tpm import state
-from tpm.errors import StateError, TpmError, Unavailable
-from tpm.launch import Tpm
-from tpm.process import Process, start_time
-from tpm.protocol import State
-from tpm.spawner import open_spawner
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
 

@@ -9,13 +9,13 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 import trio
 
+from rayos_tpm import command, event_log, pcr
+from rayos_tpm.artefact import ArtefactStore
+from rayos_tpm.command import Code
+from rayos_tpm.event_log import Source
+from rayos_tpm.phase import Phase
+from rayos_tpm.protocol import State
 from tests.integration.tpm.machine import APPEND, Bench
-from tpm import command, event_log, pcr
-from tpm.artefact import ArtefactStore
-from tpm.command import Code
-from tpm.event_log import Source
-from tpm.phase import Phase
-from tpm.protocol import State
 
 pytestmark = pytest.mark.guest
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]

@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
+from rayos_tpm import event_log, pcr
 from tests.integration.tpm import uefi
 from tests.integration.tpm.machine import APPEND, CACHE, Bench
-from tpm import event_log, pcr
 
 pytestmark = pytest.mark.guest
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]

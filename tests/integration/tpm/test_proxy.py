@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import trio
 
+from rayos_tpm import command, control, key, pcr
+from rayos_tpm.control import Control, Request
+from rayos_tpm.emulator import Emulator
+from rayos_tpm.errors import Unavailable
+from rayos_tpm.protocol import State
 from tests.integration.tpm.machine import Bench
-from tpm import command, control, key, pcr
-from tpm.control import Control, Request
-from tpm.emulator import Emulator
-from tpm.errors import Unavailable
-from tpm.protocol import State
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.apt import ARCHIVE, Apt, mirror, unpack
-from images.cache import Cache
+from rayos_images.apt import ARCHIVE, Apt, mirror, unpack
+from rayos_images.cache import Cache
 
 _INPUTS = {"recipe": 1, "suite": "bookworm", "packages": ["linux-image-amd64", "ovmf"]}
 

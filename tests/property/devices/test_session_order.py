@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from devices.errors import ProtocolError
-from devices.loop import Loop
-from devices.vhost_user.message import (
+from rayos_devices.errors import ProtocolError
+from rayos_devices.loop import Loop
+from rayos_devices.vhost_user.message import (
     MEMORY_HEADER,
     U64,
     VRING_NO_FD,
@@ -22,8 +22,8 @@ from devices.vhost_user.message import (
     Request,
     pack_region,
 )
-from devices.vhost_user.session import Session
-from devices.virtio.memory import RegionSpec
+from rayos_devices.vhost_user.session import Session
+from rayos_devices.virtio.memory import RegionSpec
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import pack_address

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.state import NO_QUEUE, StateStore
+from rayos_devices.state import NO_QUEUE, StateStore
 
 CAPACITY = 24
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from devices.virtio.chain import Chain
-from devices.virtio.packed import JOURNAL_WORDS
+from rayos_devices.virtio.chain import Chain
+from rayos_devices.virtio.packed import JOURNAL_WORDS
 from tests.framework.driver import DriverQueue
 from tests.framework.guest_memory import GuestRam
 from tests.framework.packed_driver import PackedDriverQueue

@@ -7,9 +7,9 @@ from collections import deque
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from devices.errors import DeviceError, QueueError
-from devices.virtio.chain import Chain
-from devices.virtio.vring import Vring
+from rayos_devices.errors import DeviceError, QueueError
+from rayos_devices.virtio.chain import Chain
+from rayos_devices.virtio.vring import Vring
 from tests.framework.driver import DriverQueue
 from tests.framework.guest_memory import GuestRam
 from tests.framework.target import attach

@@ -11,13 +11,13 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from net.dhcp import frame
-from net.dhcp import message as wire
-from net.dhcp.binding import ACTIVE
-from net.dhcp.config import Limits
-from net.dhcp.message import BadMessage, MessageType
-from net.dhcp.server import Server
-from net.dhcp.server_action import Source
+from rayos_net.dhcp import frame
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp.binding import ACTIVE
+from rayos_net.dhcp.config import Limits
+from rayos_net.dhcp.message import BadMessage, MessageType
+from rayos_net.dhcp.server import Server
+from rayos_net.dhcp.server_action import Source
 from tests.unit.net.dhcp_driver import NOW, SERVER, Driver, packed, request, subnet
 
 CORPUS: Final = Path(__file__).with_name("dhcp_corpus")

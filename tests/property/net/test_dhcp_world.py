@@ -8,17 +8,17 @@ from ipaddress import IPv4Address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from net.dhcp import message as wire
-from net.dhcp.answer import Reply
-from net.dhcp.binding import Binding
-from net.dhcp.client import Client
-from net.dhcp.client_action import Acquired, ClientConfig, Lost, Output, SendArp, Transmit
-from net.dhcp.client_state import HAVE_ADDRESS, State
-from net.dhcp.conflict import QUICK
-from net.dhcp.frame import Arp
-from net.dhcp.lease import Lease
-from net.dhcp.server import Server
-from net.dhcp.server_action import Action, Commit, Probe, Send, Source
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp.answer import Reply
+from rayos_net.dhcp.binding import Binding
+from rayos_net.dhcp.client import Client
+from rayos_net.dhcp.client_action import Acquired, ClientConfig, Lost, Output, SendArp, Transmit
+from rayos_net.dhcp.client_state import HAVE_ADDRESS, State
+from rayos_net.dhcp.conflict import QUICK
+from rayos_net.dhcp.frame import Arp
+from rayos_net.dhcp.lease import Lease
+from rayos_net.dhcp.server import Server
+from rayos_net.dhcp.server_action import Action, Commit, Probe, Send, Source
 from tests.unit.net.dhcp_driver import NOW, mac, subnet
 
 CLIENTS = 6

@@ -8,12 +8,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from net.firewall.flow import FlowTable
-from net.firewall.rule import WITH_PORTS, Action, Direction, Rule
-from net.firewall.table import NO_RULE, Table
-from net.firewall.verdict import Port
-from net.guard import Guard
-from net.packet import Fault, parse
+from rayos_net.firewall.flow import FlowTable
+from rayos_net.firewall.rule import WITH_PORTS, Action, Direction, Rule
+from rayos_net.firewall.table import NO_RULE, Table
+from rayos_net.firewall.verdict import Port
+from rayos_net.guard import Guard
+from rayos_net.packet import Fault, parse
 from tests.unit.net.frames import GATEWAY, GUEST, GUEST_MAC, arp, ether, ping, tcp, udp
 
 HOSTS = [f"10.0.{n // 4}.{n % 4}" for n in range(12)]

@@ -7,13 +7,13 @@ import contextlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpm import command, control, event_log, key, pcr, quote, seal
-from tpm.control import Control
-from tpm.errors import MalformedMessage
-from tpm.event_log import Entry, Log, Source
-from tpm.journal import Journal
-from tpm.measurement import Measurement
-from tpm.phase import ORDER, PROFILES, Phase
+from rayos_tpm import command, control, event_log, key, pcr, quote, seal
+from rayos_tpm.control import Control
+from rayos_tpm.errors import MalformedMessage
+from rayos_tpm.event_log import Entry, Log, Source
+from rayos_tpm.journal import Journal
+from rayos_tpm.measurement import Measurement
+from rayos_tpm.phase import ORDER, PROFILES, Phase
 
 digests = st.binary(min_size=32, max_size=32)
 entries = st.lists(

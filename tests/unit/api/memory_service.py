@@ -11,6 +11,11 @@ from typing import Any
 import msgspec
 import trio
 
+from rayos_tpm.event_log import Entry, Log, Source
+from rayos_tpm.explain import explain
+from rayos_tpm.nv import pad_policy
+from rayos_tpm.policy import Policy
+from rayos_tpm.protocol import Attestation, DeviceInfo, QuoteBundle, State, Status
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import EventLog
@@ -23,11 +28,6 @@ from rayos_vmm.vm.history import History
 from rayos_vmm.vm.input_record import Recordings, Step
 from rayos_vmm.vm.timed import Piece, cut
 from rayos_vmm.vm.view import Damage, Event, ExecResult, VmState, VmView
-from tpm.event_log import Entry, Log, Source
-from tpm.explain import explain
-from tpm.nv import pad_policy
-from tpm.policy import Policy
-from tpm.protocol import Attestation, DeviceInfo, QuoteBundle, State, Status
 
 
 class MemoryTpm:

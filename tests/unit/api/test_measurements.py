@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from rayos_tpm.event_log import Log
+from rayos_tpm.protocol import Attestation, State, Status
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
 from tests.unit.api.serving import open_api
-from tpm.event_log import Log
-from tpm.protocol import Attestation, State, Status
 
 
 async def test_a_tpm_is_asked_through_the_api(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from devices.gate import Op
-from devices.stats import Stats
+from rayos_devices.gate import Op
+from rayos_devices.stats import Stats
 from rayos_vmm.api.prometheus import parse_address
 from rayos_vmm.errors import Invalid
 from rayos_vmm.metrics import latency

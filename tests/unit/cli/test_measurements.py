@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from rayos_tpm.policy import Policy
 from rayos_vmm.cli.main import main
 from rayos_vmm.config.spec import VmSpec
 from tests.unit.api.serving import open_api
-from tpm.policy import Policy
 
 
 async def rayos(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:

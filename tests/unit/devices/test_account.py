@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from devices.account import (
+from rayos_devices.account import (
     ACCOUNT_BYTES,
     LAYOUT,
     NEXT,
@@ -18,20 +18,20 @@ from devices.account import (
     SLOT_WORDS,
     Account,
 )
-from devices.console.backend import ConsoleBackend
-from devices.console.port import PortSpec
-from devices.errors import RequestError
-from devices.gate import Denial, Gate, Op
-from devices.gpu.backend import GpuBackend
-from devices.gpu.heap import PAGE_BYTES, Heap
-from devices.input.backend import InputBackend
-from devices.levels import Level
-from devices.limits import Limit
-from devices.loop import Loop
-from devices.metrics import METRICS_WORDS, SAMPLES, MetricsRing, read_samples
-from devices.net.backend import NetBackend
-from devices.net.port import SinkPort
-from devices.stats import Stats
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.console.port import PortSpec
+from rayos_devices.errors import RequestError
+from rayos_devices.gate import Denial, Gate, Op
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.gpu.heap import PAGE_BYTES, Heap
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.levels import Level
+from rayos_devices.limits import Limit
+from rayos_devices.loop import Loop
+from rayos_devices.metrics import METRICS_WORDS, SAMPLES, MetricsRing, read_samples
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import SinkPort
+from rayos_devices.stats import Stats
 
 
 def test_every_denial_is_kept_with_its_reason_size_and_time() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from devices.blk.backend import BlkBackend
-from devices.blk.store import RawStore
-from devices.loop import Loop
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.loop import Loop
 from tests.framework.target import Rig, Stepped
 
 BLOCK = 4096

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from devices.bucket import BURST_SECONDS, Limiter, TokenBucket
+from rayos_devices.bucket import BURST_SECONDS, Limiter, TokenBucket
 
 #: Bytes a second of 1 Mbit/s, 10 Mbit/s, … 1 Gbit/s.
 RATES = [125_000.0, 1_250_000.0, 12_500_000.0, 125_000_000.0]

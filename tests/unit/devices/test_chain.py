@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from devices.virtio.chain import Chain, gather, scatter, slice_views
+from rayos_devices.virtio.chain import Chain, gather, scatter, slice_views
 
 
 def split(flat: bytearray, *sizes: int) -> list[memoryview]:

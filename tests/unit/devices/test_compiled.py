@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from devices import compiled
+from rayos_devices import compiled
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,7 +41,7 @@ def test_what_others_import_from_compiled_modules_is_there() -> None:
 
 def ask(root: Path, **environment: str) -> str:
     """How the data path of a copy describes itself, and whether its rings then load."""
-    code = "import devices.blk.ring; from devices import compiled; print(compiled.describe())"
+    code = "import rayos_devices.blk.ring; from rayos_devices import compiled; print(compiled.describe())"
     clean = {key: value for key, value in os.environ.items() if key != compiled.PURE_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -56,13 +56,17 @@ def ask(root: Path, **environment: str) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    shutil.copytree(ROOT / "devices", tmp_path / "devices", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "devices" / "rayos_devices",
+        tmp_path / "rayos_devices",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     return tmp_path
 
 
 def test_a_changed_source_is_never_run_from_an_old_build(copy: Path) -> None:
     """Sources first: what was compiled from others is not loaded, and the reason is told."""
-    with (copy / "devices" / "blk" / "ring.py").open("a") as file:
+    with (copy / "rayos_devices" / "blk" / "ring.py").open("a") as file:
         file.write("\n# changed\n")
     assert ask(copy).startswith("interpreted: ")
 
@@ -73,5 +77,5 @@ def test_pure_can_be_asked_for(copy: Path) -> None:
 
 def test_the_same_process_says_what_it_runs() -> None:
     """The extension's file is the proof."""
-    native = importlib.import_module("devices.native")
+    native = importlib.import_module("rayos_devices.native")
     assert str(native.__file__).endswith(".so") is compiled.is_compiled()

@@ -10,11 +10,11 @@ from contextlib import suppress
 
 import pytest
 
-from devices.console.backend import MAX_PORTS, ConsoleBackend
-from devices.console.chardev import serve_chardevs
-from devices.console.history import BATCH_BYTES, HISTORY_BYTES, OUTPUT_RING_BYTES, ByteRing, read_back
-from devices.console.port import PENDING_BYTES, PORT_BYTES, Port, PortSpec, Todo
-from devices.console.wire import (
+from rayos_devices.console.backend import MAX_PORTS, ConsoleBackend
+from rayos_devices.console.chardev import serve_chardevs
+from rayos_devices.console.history import BATCH_BYTES, HISTORY_BYTES, OUTPUT_RING_BYTES, ByteRing, read_back
+from rayos_devices.console.port import PENDING_BYTES, PORT_BYTES, Port, PortSpec, Todo
+from rayos_devices.console.wire import (
     CONTROL,
     CONTROL_RX,
     CONTROL_TX,
@@ -25,10 +25,10 @@ from devices.console.wire import (
     rx_queue,
     tx_queue,
 )
-from devices.errors import ConfigurationError, RequestError
-from devices.gate import EVERYTHING, Gate, Op
-from devices.loop import Loop
-from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_devices.errors import ConfigurationError, RequestError
+from rayos_devices.gate import EVERYTHING, Gate, Op
+from rayos_devices.loop import Loop
+from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.driver import DriverQueue
 from tests.framework.guest_memory import GuestRam
 from tests.framework.target import Rig, Stepped

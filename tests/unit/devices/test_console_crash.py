@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from devices.console.backend import ConsoleBackend
-from devices.console.port import PortSpec
-from devices.console.wire import (
+from rayos_devices.console.backend import ConsoleBackend
+from rayos_devices.console.port import PortSpec
+from rayos_devices.console.wire import (
     CONTROL,
     CONTROL_RX,
     CONTROL_TX,
@@ -21,9 +21,9 @@ from devices.console.wire import (
     rx_queue,
     tx_queue,
 )
-from devices.loop import Loop
-from devices.state import StateStore
-from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_devices.loop import Loop
+from rayos_devices.state import StateStore
+from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.kill import Bench, Killed, Killer, every_kill, pairs
 
 pytestmark = pytest.mark.interpreted

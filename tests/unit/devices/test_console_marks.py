@@ -7,8 +7,8 @@ from bisect import bisect_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.console.marks import MARKS, MARKS_BYTES, MERGE_NS, MarkRing
-from devices.console.port import PORT_BYTES, Port, PortSpec
+from rayos_devices.console.marks import MARKS, MARKS_BYTES, MERGE_NS, MarkRing
+from rayos_devices.console.port import PORT_BYTES, Port, PortSpec
 
 
 @settings(deadline=None, max_examples=60)

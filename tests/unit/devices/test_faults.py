@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from devices.faults import ACTIONS, MAX_RULES, Fault, Faults
+from rayos_devices.faults import ACTIONS, MAX_RULES, Fault, Faults
 
 
 def struck(faults: Faults, op: str, count: int, **where: int) -> list[int]:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-import devices.blk.backend
-from devices.blk.backend import BlkBackend
-from devices.blk.store import RawStore
-from devices.loop import Loop
-from devices.uring import Uring
+import rayos_devices.blk.backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.loop import Loop
+from rayos_devices.uring import Uring
 from tests.framework.target import Rig, Stepped
 
 BLOCK = 4096
@@ -50,7 +50,7 @@ def rig(request: pytest.FixtureRequest, image: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(errno.EPERM, "not here")
 
     if "no io_uring" in request.param:
-        monkeypatch.setattr(devices.blk.backend, "Uring", refuse)
+        monkeypatch.setattr(rayos_devices.blk.backend, "Uring", refuse)
 
     def make(loop: Loop) -> BlkBackend:
         store = RawStore(os.open(image, os.O_RDWR), is_direct=request.param.startswith("direct"))

@@ -6,10 +6,10 @@ import os
 import random
 from collections import deque
 
-from devices.native import Buffers, address_of
-from devices.net.outcome import EMPTY
-from devices.net.port import EchoPort, join_ports
-from devices.net.queue import FrameQueue
+from rayos_devices.native import Buffers, address_of
+from rayos_devices.net.outcome import EMPTY
+from rayos_devices.net.port import EchoPort, join_ports
+from rayos_devices.net.queue import FrameQueue
 
 ROOM = 70_000
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.errors import ConfigurationError, ProtocolError, RequestError
-from devices.gate import Denial, Op
-from devices.gpu.backend import GpuBackend
-from devices.gpu.commands import CONTROL, CURSOR
-from devices.gpu.heap import PAGE_BYTES
-from devices.gpu.wire import (
+from rayos_devices.errors import ConfigurationError, ProtocolError, RequestError
+from rayos_devices.gate import Denial, Op
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.gpu.commands import CONTROL, CURSOR
+from rayos_devices.gpu.heap import PAGE_BYTES
+from rayos_devices.gpu.wire import (
     DISPLAY_INFO_BYTES,
     DISPLAY_ONE,
     EDID_BYTES,
@@ -29,8 +29,8 @@ from devices.gpu.wire import (
     TransferToHost2d,
     UpdateCursor,
 )
-from devices.loop import Loop
-from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_devices.loop import Loop
+from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.gpu import OK, GpuGuest
 from tests.framework.guest_memory import GuestRam
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.errors import ConfigurationError
-from devices.gpu.backend import GpuBackend
-from devices.gpu.commands import CONTROL, CURSOR
-from devices.gpu.wire import Command, Header, Rect, ResourceId, TransferToHost2d, UpdateCursor
-from devices.loop import Loop
-from devices.state import NO_QUEUE, StateStore
+from rayos_devices.errors import ConfigurationError
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.gpu.commands import CONTROL, CURSOR
+from rayos_devices.gpu.wire import Command, Header, Rect, ResourceId, TransferToHost2d, UpdateCursor
+from rayos_devices.loop import Loop
+from rayos_devices.state import NO_QUEUE, StateStore
 from tests.framework.gpu import OK, GpuGuest
 
 

@@ -8,9 +8,9 @@ import select
 import signal
 import time
 
-from devices.gpu.backend import GpuBackend
-from devices.gpu.wire import Format, Rect
-from devices.loop import Loop
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.gpu.wire import Format, Rect
+from rayos_devices.loop import Loop
 from tests.framework.gpu import Monitor
 
 KILLS = 40

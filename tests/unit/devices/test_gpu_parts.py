@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.gpu import edid, wire
-from devices.gpu.heap import PAGE_BYTES, Heap, pages_bytes
-from devices.gpu.scanout import to_bgra
+from rayos_devices.gpu import edid, wire
+from rayos_devices.gpu.heap import PAGE_BYTES, Heap, pages_bytes
+from rayos_devices.gpu.scanout import to_bgra
 
 PAGES = 32
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.errors import ConfigurationError, RequestError
-from devices.gpu import edid
-from devices.gpu.blend import blend
-from devices.gpu.damage import KEPT, DamageLog
-from devices.gpu.scanout import Cursor
-from devices.gpu.wire import CURSOR_SIDE, DISPLAY_INFO_BYTES, DISPLAY_ONE, Command, Rect, UpdateCursor
+from rayos_devices.errors import ConfigurationError, RequestError
+from rayos_devices.gpu import edid
+from rayos_devices.gpu.blend import blend
+from rayos_devices.gpu.damage import KEPT, DamageLog
+from rayos_devices.gpu.scanout import Cursor
+from rayos_devices.gpu.wire import CURSOR_SIDE, DISPLAY_INFO_BYTES, DISPLAY_ONE, Command, Rect, UpdateCursor
 from tests.framework.gpu import OK, GpuGuest
 
 WHOLE = Rect(0, 0, 100, 100)

@@ -8,13 +8,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.errors import ConfigurationError, RequestError
-from devices.gate import EVERYTHING, Gate, Op
-from devices.input.backend import MAX_QUEUE_LIMIT, InputBackend
-from devices.input.codes import Button, Key
-from devices.input.kind import KINDS
-from devices.input.wire import ABS_INFO, CONFIG_BYTES, EVENT, Abs, EventType, Led, Rel, Select, pack_bits
-from devices.loop import Loop
+from rayos_devices.errors import ConfigurationError, RequestError
+from rayos_devices.gate import EVERYTHING, Gate, Op
+from rayos_devices.input.backend import MAX_QUEUE_LIMIT, InputBackend
+from rayos_devices.input.codes import Button, Key
+from rayos_devices.input.kind import KINDS
+from rayos_devices.input.wire import (
+    ABS_INFO,
+    CONFIG_BYTES,
+    EVENT,
+    Abs,
+    EventType,
+    Led,
+    Rel,
+    Select,
+    pack_bits,
+)
+from rayos_devices.loop import Loop
 from tests.framework.target import Rig, Stepped
 
 SYN = (0, 0, 0)

@@ -9,12 +9,12 @@ from functools import partial
 
 import pytest
 
-from devices.input.backend import InputBackend
-from devices.input.codes import Key
-from devices.input.wire import EVENT, EVENT_QUEUE, STATUS_QUEUE, EventType, Led, Rel
-from devices.loop import Loop
-from devices.state import StateStore
-from devices.virtio.features import TRANSPORT_FEATURES
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.input.codes import Key
+from rayos_devices.input.wire import EVENT, EVENT_QUEUE, STATUS_QUEUE, EventType, Led, Rel
+from rayos_devices.loop import Loop
+from rayos_devices.state import StateStore
+from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.kill import Bench, Killer, every_kill, pairs
 
 pytestmark = pytest.mark.interpreted

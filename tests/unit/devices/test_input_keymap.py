@@ -6,10 +6,10 @@ import string
 
 import pytest
 
-from devices.input.codes import Key
-from devices.input.keymap import LAYOUTS, combo_to_events, text_to_events
-from devices.input.kind import KINDS, Event
-from devices.input.wire import EventType
+from rayos_devices.input.codes import Key
+from rayos_devices.input.keymap import LAYOUTS, combo_to_events, text_to_events
+from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.wire import EventType
 
 SYN = (0, 0, 0)
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from devices.errors import RequestError
-from devices.input.codes import Button, Key
-from devices.input.kind import KINDS, Event
-from devices.input.report import SYN, ReportQueue, is_motion, merge, split
-from devices.input.wire import EVENT, Abs, EventType, Rel
+from rayos_devices.errors import RequestError
+from rayos_devices.input.codes import Button, Key
+from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.report import SYN, ReportQueue, is_motion, merge, split
+from rayos_devices.input.wire import EVENT, Abs, EventType, Rel
 
 KEY, REL, ABS = EventType.KEY, EventType.REL, EventType.ABS
 

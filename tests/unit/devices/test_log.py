@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.virtio.log import DirtyLog
-from devices.virtio.memory import F_SEAL_SHRINK
+from rayos_devices.virtio.log import DirtyLog
+from rayos_devices.virtio.memory import F_SEAL_SHRINK
 from tests.framework.driver import DriverQueue, used_ring_bytes
 from tests.framework.guest_memory import F_ADD_SEALS, GuestRam
 from tests.framework.target import attach

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.loop import WRITE, Loop
+from rayos_devices.loop import WRITE, Loop
 from tests.framework.target import Footprint
 
 

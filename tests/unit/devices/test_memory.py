@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from devices.errors import ChainError, ProtocolError
-from devices.virtio.memory import MAX_REGIONS, GuestMemory, RegionSpec
+from rayos_devices.errors import ChainError, ProtocolError
+from rayos_devices.virtio.memory import MAX_REGIONS, GuestMemory, RegionSpec
 from tests.framework.guest_memory import F_ADD_SEALS, F_SEAL_SHRINK, GuestRam
 from tests.framework.target import Footprint, mapped
 

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from devices.errors import ProtocolError
-from devices.vhost_user.message import (
+from rayos_devices.errors import ProtocolError
+from rayos_devices.vhost_user.message import (
     FLAG_NEED_REPLY,
     FLAG_REPLY,
     HEADER,
@@ -25,7 +25,7 @@ from devices.vhost_user.message import (
     unpack_memory_region,
     unpack_memory_table,
 )
-from devices.virtio.memory import MAX_REGIONS, RegionSpec
+from rayos_devices.virtio.memory import MAX_REGIONS, RegionSpec
 
 REGION = RegionSpec(0x1000, 0x2000, 0x7F0000001000, 0x3000)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from devices.errors import RequestError
-from devices.native import Buffers, address_of
-from devices.net.backend import NetBackend
-from devices.net.capture import Capture
-from devices.net.port import EchoPort, SinkPort
-from devices.net.wire import HEADER_BYTES, NetFeature
-from devices.vhost_user.message import Request
+from rayos_devices.errors import RequestError
+from rayos_devices.native import Buffers, address_of
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.capture import Capture
+from rayos_devices.net.port import EchoPort, SinkPort
+from rayos_devices.net.wire import HEADER_BYTES, NetFeature
+from rayos_devices.vhost_user.message import Request
 from tests.framework.frontend import Frontend
 from tests.framework.target import Rig, Served, Stepped
 
@@ -97,9 +97,9 @@ def test_one_pair_is_no_multiqueue() -> None:
 
 
 def test_two_guests_are_joined_by_one_process(tmp_path: Path) -> None:
-    """`devices.serve net --join`: a frame of one guest is in the other's memory, both ways, and after one left."""
+    """`rayos_devices.serve net --join`: a frame of one guest is in the other's memory, both ways."""
     first, second = tmp_path / "one.sock", tmp_path / "other.sock"
-    command = [sys.executable, "-P", "-m", "devices.serve", "net", "--socket", first, "--join", second]
+    command = [sys.executable, "-P", "-m", "rayos_devices.serve", "net", "--socket", first, "--join", second]
     with Served(second, command=command) as target:
         target.connect().close()  # the first socket was there before it
         with Rig(Door(first), 2) as one:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from devices.native import Buffers, address_of
-from devices.net.backend import RX, TX, NetBackend
-from devices.net.filter import HOLD_NS, SETS, WAYS, Filter
-from devices.net.outcome import ALLOW, DENY, HOLDS, REJECT, SLOT_SHIFT, SLOTS
-from devices.net.wire import HEADER_BYTES
+from rayos_devices.native import Buffers, address_of
+from rayos_devices.net.backend import RX, TX, NetBackend
+from rayos_devices.net.filter import HOLD_NS, SETS, WAYS, Filter
+from rayos_devices.net.outcome import ALLOW, DENY, HOLDS, REJECT, SLOT_SHIFT, SLOTS
+from rayos_devices.net.wire import HEADER_BYTES
 from tests.framework.target import Rig, Stepped
 from tests.framework.wire import Wire
 

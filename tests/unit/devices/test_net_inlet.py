@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from devices.net.backend import RX, TX, NetBackend
-from devices.net.filter import Judge
-from devices.net.outcome import ALLOW, DENY, HOLDS, SLOTS
-from devices.net.port import EchoPort
-from devices.net.wire import HEADER_BYTES
+from rayos_devices.net.backend import RX, TX, NetBackend
+from rayos_devices.net.filter import Judge
+from rayos_devices.net.outcome import ALLOW, DENY, HOLDS, SLOTS
+from rayos_devices.net.port import EchoPort
+from rayos_devices.net.wire import HEADER_BYTES
 from tests.framework.target import Rig, Stepped
 
 MAC, OTHER = b"\x02\0\0\0\0\x02", b"\x02\0\0\0\0\x01"

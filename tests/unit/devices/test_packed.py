@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.errors import QueueError
-from devices.virtio.packed import JOURNAL_WORDS, forget_position, is_packed_base
-from devices.virtio.vring import Vring
+from rayos_devices.errors import QueueError
+from rayos_devices.virtio.packed import JOURNAL_WORDS, forget_position, is_packed_base
+from rayos_devices.virtio.vring import Vring
 from tests.framework.driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
 from tests.framework.guest_memory import GuestRam
 from tests.framework.interpreted import interpreted

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.state import StateStore
-from devices.vhost_user.message import VRING_STATE, Request
-from devices.virtio.features import Feature
-from devices.virtio.log import DirtyLog
-from devices.virtio.memory import F_SEAL_SHRINK
+from rayos_devices.state import StateStore
+from rayos_devices.vhost_user.message import VRING_STATE, Request
+from rayos_devices.virtio.features import Feature
+from rayos_devices.virtio.log import DirtyLog
+from rayos_devices.virtio.memory import F_SEAL_SHRINK
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import pack_address
 from tests.framework.guest_memory import F_ADD_SEALS, GuestRam

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.loop import Loop
-from devices.native import fence
-from devices.net.backend import NetBackend
-from devices.net.port import EchoPort
-from devices.net.wire import HEADER_BYTES
-from devices.patience import Patience
+from rayos_devices.loop import Loop
+from rayos_devices.native import fence
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import EchoPort
+from rayos_devices.net.wire import HEADER_BYTES
+from rayos_devices.patience import Patience
 from tests.framework.target import Rig, Stepped, Threaded
 
 FRAME = bytes(HEADER_BYTES) + b"\x02\0\0\0\0\x01" + b"\x02\0\0\0\0\x02" + b"\x08\x00" + bytes(46)

@@ -14,8 +14,8 @@ from itertools import permutations
 
 import pytest
 
-from devices.vhost_user.connection import MESSAGE_TIMEOUT
-from devices.vhost_user.message import (
+from rayos_devices.vhost_user.connection import MESSAGE_TIMEOUT
+from rayos_devices.vhost_user.message import (
     HEADER,
     MEMORY_HEADER,
     U64,
@@ -25,8 +25,8 @@ from devices.vhost_user.message import (
     Request,
     pack_region,
 )
-from devices.virtio.features import TRANSPORT_FEATURES, Feature
-from devices.virtio.memory import MAX_REGIONS
+from rayos_devices.virtio.features import TRANSPORT_FEATURES, Feature
+from rayos_devices.virtio.memory import MAX_REGIONS
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import Dropped, Frontend, pack_address, pack_memory_table

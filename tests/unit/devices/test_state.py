@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.state import NO_QUEUE, StateStore
+from rayos_devices.state import NO_QUEUE, StateStore
 
 CAPACITY = 64
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from devices.loop import Loop
-from devices.vhost_user.message import (
+from rayos_devices.loop import Loop
+from rayos_devices.vhost_user.message import (
     ANSWERED,
     CONFIG_HEADER,
     LOG_BASE,
@@ -21,10 +21,10 @@ from devices.vhost_user.message import (
     Request,
     pack_region,
 )
-from devices.vhost_user.session import Session
-from devices.vhost_user.transcript import Transcript
-from devices.virtio.features import TRANSPORT_FEATURES, Feature
-from devices.virtio.memory import F_SEAL_SHRINK
+from rayos_devices.vhost_user.session import Session
+from rayos_devices.vhost_user.transcript import Transcript
+from rayos_devices.virtio.features import TRANSPORT_FEATURES, Feature
+from rayos_devices.virtio.memory import F_SEAL_SHRINK
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import pack_address

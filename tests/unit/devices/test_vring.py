@@ -8,9 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.errors import QueueError
-from devices.virtio.layout import MAX_QUEUE_SIZE, avail_ring_bytes, descriptor_table_bytes, used_ring_bytes
-from devices.virtio.vring import Vring
+from rayos_devices.errors import QueueError
+from rayos_devices.virtio.layout import (
+    MAX_QUEUE_SIZE,
+    avail_ring_bytes,
+    descriptor_table_bytes,
+    used_ring_bytes,
+)
+from rayos_devices.virtio.vring import Vring
 from tests.framework.driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DriverQueue, pack_table
 from tests.framework.guest_memory import GuestRam
 from tests.framework.target import attach

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from images import Cache, ImageError
-from images.cache import key_of
+from rayos_images import Cache, ImageError
+from rayos_images.cache import key_of
 
 
 def test_an_entry_is_built_once(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from images.cpio import Archive
+from rayos_images.cpio import Archive
 
 
 def archive() -> bytes:

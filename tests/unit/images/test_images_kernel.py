@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from images import ImageError
-from images.apt import mirror
-from images.kernel import extract_vmlinux
+from rayos_images import ImageError
+from rayos_images.apt import mirror
+from rayos_images.kernel import extract_vmlinux
 
 ELF = b"\x7fELF" + bytes(range(256)) * 40
 

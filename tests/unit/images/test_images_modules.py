@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from images import ImageError
-from images.modules import depends_of, insertion_order, name_of, trim
+from rayos_images import ImageError
+from rayos_images.modules import depends_of, insertion_order, name_of, trim
 
 
 def test_dependencies_come_from_modinfo() -> None:

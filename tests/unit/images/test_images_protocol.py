@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from images.guest.protocol import (
+from rayos_images.guest.protocol import (
     MAX_DATA,
     MAX_HEADER,
     PIECE_SIZE,

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from net.dhcp import message as wire
-from net.dhcp.answer import Reply
-from net.dhcp.binding import LeaseEvent
-from net.dhcp.config import Limits, SubnetConfig
-from net.dhcp.message import Message, MessageType
-from net.dhcp.server import Server
-from net.dhcp.server_action import Action, Commit, Probe, Send, Source, Tell
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp.answer import Reply
+from rayos_net.dhcp.binding import LeaseEvent
+from rayos_net.dhcp.config import Limits, SubnetConfig
+from rayos_net.dhcp.message import Message, MessageType
+from rayos_net.dhcp.server import Server
+from rayos_net.dhcp.server_action import Action, Commit, Probe, Send, Source, Tell
 
 NETWORK = IPv4Network("10.5.0.0/24")
 SERVER = IPv4Address("10.5.0.1")

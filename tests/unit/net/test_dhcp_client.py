@@ -1,4 +1,4 @@
-"""net.dhcp.client: figure 5 of RFC 2131 against our own server core, in simulated time."""
+"""rayos_net.dhcp.client: figure 5 of RFC 2131 against our own server core, in simulated time."""
 
 import random
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from net.dhcp import message as wire
-from net.dhcp.client import HISTORY_MAX, Client
-from net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost, Output, SendArp, Transmit
-from net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, Event, State
-from net.dhcp.config import Limits, SubnetConfig
-from net.dhcp.conflict import QUICK
-from net.dhcp.frame import Arp
-from net.dhcp.lease import Lease, from_ack
-from net.dhcp.message import Message, MessageType
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp.client import HISTORY_MAX, Client
+from rayos_net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost, Output, SendArp, Transmit
+from rayos_net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, Event, State
+from rayos_net.dhcp.config import Limits, SubnetConfig
+from rayos_net.dhcp.conflict import QUICK
+from rayos_net.dhcp.frame import Arp
+from rayos_net.dhcp.lease import Lease, from_ack
+from rayos_net.dhcp.message import Message, MessageType
 from tests.unit.net.dhcp_driver import NOW, SERVER, Driver, mac, number, packed, subnet
 
 ME = mac(1)

@@ -1,17 +1,17 @@
-"""net.dhcp.handover: the guest's side of a lease that is held elsewhere; and net.dhcp.exchange."""
+"""rayos_net.dhcp.handover: the guest's side of a lease that is held elsewhere; and rayos_net.dhcp.exchange."""
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
-from net.dhcp import message as wire
-from net.dhcp.answer import Route
-from net.dhcp.exchange import ENTRIES_MAX, PORTS_MAX
-from net.dhcp.handover import Give, Handover, Step, Wish
-from net.dhcp.lease import FOREVER, Lease
-from net.dhcp.message import Message, MessageType
-from net.dhcp.server_action import Source
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp.answer import Route
+from rayos_net.dhcp.exchange import ENTRIES_MAX, PORTS_MAX
+from rayos_net.dhcp.handover import Give, Handover, Step, Wish
+from rayos_net.dhcp.lease import FOREVER, Lease
+from rayos_net.dhcp.message import Message, MessageType
+from rayos_net.dhcp.server_action import Source
 from tests.unit.net.dhcp_driver import NOW, Driver, mac, packed, request
 
 UP = IPv4Address("192.0.2.1")

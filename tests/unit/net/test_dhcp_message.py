@@ -1,13 +1,13 @@
-"""net.dhcp.message and option: bytes to values and back, with scapy as the second implementation."""
+"""rayos_net.dhcp.message and option: bytes to values and back, with scapy as the second implementation."""
 
 import struct
 
 import pytest
 from scapy.layers.dhcp import BOOTP, DHCP  # type: ignore[import-untyped,unused-ignore]
 
-from net.dhcp import message as wire
-from net.dhcp import option
-from net.dhcp.message import BadMessage, Message, MessageType
+from rayos_net.dhcp import message as wire
+from rayos_net.dhcp import option
+from rayos_net.dhcp.message import BadMessage, Message, MessageType
 from tests.unit.net.dhcp_driver import Driver, request
 
 

@@ -1,6 +1,6 @@
 """Replies come no faster than a client's receive buffer takes them."""
 
-from net.dhcp.pace import BURST, BURST_SECONDS, Pace
+from rayos_net.dhcp.pace import BURST, BURST_SECONDS, Pace
 
 
 def test_a_burst_is_followed_by_what_is_left_of_its_time() -> None:

@@ -1,14 +1,14 @@
-"""net.dhcp.server: the rules of RFC 2131, 4.3, and what one port can't do to the others."""
+"""rayos_net.dhcp.server: the rules of RFC 2131, 4.3, and what one port can't do to the others."""
 
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from net.dhcp.answer import Route
-from net.dhcp.binding import State
-from net.dhcp.config import BootFile, Limits
-from net.dhcp.message import MessageType
-from net.dhcp.server_action import Commit, Source
+from rayos_net.dhcp.answer import Route
+from rayos_net.dhcp.binding import State
+from rayos_net.dhcp.config import BootFile, Limits
+from rayos_net.dhcp.message import MessageType
+from rayos_net.dhcp.server_action import Commit, Source
 from tests.unit.net.dhcp_driver import NOW, SERVER, Driver, mac, number, packed, request, subnet
 
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = MessageType
@@ -93,7 +93,7 @@ def test_a_relayed_client_gets_the_relays_subnet_and_its_option_back_last() -> N
 
 
 def subnet_of(network: str, server: str) -> object:
-    from net.dhcp.config import SubnetConfig
+    from rayos_net.dhcp.config import SubnetConfig
 
     return SubnetConfig(IPv4Network(network), IPv4Address(server), limits=Limits.none())
 

@@ -1,12 +1,12 @@
-"""net.dhcp.store: leases come back, and a damaged file does not stop the server."""
+"""rayos_net.dhcp.store: leases come back, and a damaged file does not stop the server."""
 
 import stat
 from pathlib import Path
 
 import pytest
 
-from net.dhcp.binding import FOREVER, Binding, State
-from net.dhcp.store import LeaseStore, StoreError
+from rayos_net.dhcp.binding import FOREVER, Binding, State
+from rayos_net.dhcp.store import LeaseStore, StoreError
 
 
 def lease(ip: int = 0x0A050010, expires: float = 2e9) -> Binding:

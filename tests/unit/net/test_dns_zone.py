@@ -1,4 +1,4 @@
-"""net.dns.zone: what the zone says, whose names it knows, and that no bytes make it raise."""
+"""rayos_net.dns.zone: what the zone says, whose names it knows, and that no bytes make it raise."""
 
 import os
 import random
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dnslib import RCODE, DNSRecord  # type: ignore[import-untyped]
 
-from net.dns.zone import Zone
+from rayos_net.dns.zone import Zone
 
 SERVER = IPv4Address("10.5.0.1")
 PACKETS = int(os.environ.get("RAYOS_FUZZ_PACKETS", "20000"))  # `make soak`: a million

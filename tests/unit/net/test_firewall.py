@@ -1,4 +1,4 @@
-"""net.firewall and net.guard: what one port lets through, and that it says why."""
+"""rayos_net.firewall and rayos_net.guard: what one port lets through, and that it says why."""
 
 from ipaddress import ip_address
 from typing import Any
@@ -15,14 +15,14 @@ from scapy.layers.inet6 import (  # type: ignore[import-untyped,unused-ignore]
 )
 from scapy.layers.l2 import Ether  # type: ignore[import-untyped,unused-ignore]
 
-from net.firewall import reject
-from net.firewall.flow import FlowTable
-from net.firewall.rule import Action, Rule, RuleError, parse
-from net.firewall.table import Table
-from net.firewall.verdict import ALLOW, DENY, REJECT, Port, reason_name
-from net.guard import Guard
-from net.packet import Packet
-from net.packet import parse as parse_frame
+from rayos_net.firewall import reject
+from rayos_net.firewall.flow import FlowTable
+from rayos_net.firewall.rule import Action, Rule, RuleError, parse
+from rayos_net.firewall.table import Table
+from rayos_net.firewall.verdict import ALLOW, DENY, REJECT, Port, reason_name
+from rayos_net.guard import Guard
+from rayos_net.packet import Packet
+from rayos_net.packet import parse as parse_frame
 from tests.unit.net.frames import (
     GATEWAY,
     GUEST,

@@ -1,9 +1,9 @@
-"""net.firewall.text: what a person types is the packet that is judged, and what is told is what was seen."""
+"""rayos_net.firewall.text: what a person types is the packet that is judged, and what is told is what was seen."""
 
 import pytest
 
-from net.firewall.text import BadText, describe, frame
-from net.packet import parse
+from rayos_net.firewall.text import BadText, describe, frame
+from rayos_net.packet import parse
 from tests.unit.net.frames import GATEWAY, GUEST, arp, ether, ping, udp
 
 GUEST_MAC, OTHER_MAC = b"\x52\x59\0\0\0\1", b"\x52\x59\0\0\0\2"

@@ -3,9 +3,9 @@
 import random
 import struct
 
-from net.firewall.flow import FlowTable
-from net.firewall.memory import ENTRY_BYTES, FLOWS, MEMORY_BYTES, FlowMemory
-from net.firewall.table import Table
+from rayos_net.firewall.flow import FlowTable
+from rayos_net.firewall.memory import ENTRY_BYTES, FLOWS, MEMORY_BYTES, FlowMemory
+from rayos_net.firewall.table import Table
 
 
 def table(page: memoryview) -> FlowTable:

@@ -1,8 +1,8 @@
-"""net.naming: the names of a VM's tap and card are valid, its own, and always the same."""
+"""rayos_net.naming: the names of a VM's tap and card are valid, its own, and always the same."""
 
 import pytest
 
-from net import naming
+from rayos_net import naming
 
 
 def test_a_short_vm_name_is_readable_in_the_tap_name() -> None:

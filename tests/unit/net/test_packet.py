@@ -1,4 +1,4 @@
-"""net.packet: what a frame is, by scapy's word, and that nothing unclear gets through."""
+"""rayos_net.packet: what a frame is, by scapy's word, and that nothing unclear gets through."""
 
 from ipaddress import ip_address
 from typing import Any
@@ -15,7 +15,7 @@ from scapy.layers.inet6 import (  # type: ignore[import-untyped,unused-ignore]
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether  # type: ignore[import-untyped,unused-ignore]
 
-from net.packet import Fault, Packet, inner, parse
+from rayos_net.packet import Fault, Packet, inner, parse
 from tests.unit.net.frames import GATEWAY, GUEST, arp, ether, ping, tcp, udp, udp6
 
 A6, B6 = "fd00::a", "fd00::b"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from devices.gate import Gate, Op
+from rayos_devices.gate import Gate, Op
 from rayos_vmm.config.spec import CAPABILITIES
 from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.policy.audit import Operation

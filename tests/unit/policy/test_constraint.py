@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.gate import Op
-from net.firewall.rule import Action, parse
-from net.firewall.table import Table as Firewall
+from rayos_devices.gate import Op
+from rayos_net.firewall.rule import Action, parse
+from rayos_net.firewall.table import Table as Firewall
 from rayos_vmm.config.firewall import resolve
 from rayos_vmm.errors import Conflict, GuestGone
 from rayos_vmm.policy.authority import open_authority

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from devices.gate import Op
+from rayos_devices.gate import Op
 from rayos_vmm.config.firewall import FirewallRule, OwnedRule
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound

@@ -7,15 +7,15 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from tpm import appraisal, command, event_log, pcr, quote
-from tpm.appraisal import Code
-from tpm.errors import MalformedMessage
-from tpm.event_log import Entry, Log, Source
-from tpm.explain import explain
-from tpm.journal import Journal
-from tpm.measurement import Measurement, in_order, of_bytes
-from tpm.phase import PROFILES, Phase
-from tpm.policy import Policy
+from rayos_tpm import appraisal, command, event_log, pcr, quote
+from rayos_tpm.appraisal import Code
+from rayos_tpm.errors import MalformedMessage
+from rayos_tpm.event_log import Entry, Log, Source
+from rayos_tpm.explain import explain
+from rayos_tpm.journal import Journal
+from rayos_tpm.measurement import Measurement, in_order, of_bytes
+from rayos_tpm.phase import PROFILES, Phase
+from rayos_tpm.policy import Policy
 
 KEY = ec.derive_private_key(7, ec.SECP256R1())
 NONCE = b"nonce"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tpm.artefact import ArtefactStore, measure_boot
-from tpm.errors import TpmError
-from tpm.phase import Phase
+from rayos_tpm.artefact import ArtefactStore, measure_boot
+from rayos_tpm.errors import TpmError
+from rayos_tpm.phase import Phase
 
 
 def test_copy_is_sealed_and_measured(tmp_path: Path) -> None:

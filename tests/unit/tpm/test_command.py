@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tpm import command, key, quote, seal, signature
-from tpm.command import Code
-from tpm.errors import CommandFailed, MalformedMessage
+from rayos_tpm import command, key, quote, seal, signature
+from rayos_tpm.command import Code
+from rayos_tpm.errors import CommandFailed, MalformedMessage
 
 
 def test_startup_bytes() -> None:

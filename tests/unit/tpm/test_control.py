@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from tpm import control
-from tpm.control import Control, Request
-from tpm.errors import MalformedMessage
+from rayos_tpm import control
+from rayos_tpm.control import Control, Request
+from rayos_tpm.errors import MalformedMessage
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import struct
 
 import pytest
 
-from tpm import command, pcr
-from tpm.command import Code
-from tpm.errors import TpmError
-from tpm.event_log import GUEST_LIMIT, Source, replay
-from tpm.journal import Journal
-from tpm.measurement import of_bytes
-from tpm.phase import PROFILES, Phase
+from rayos_tpm import command, pcr
+from rayos_tpm.command import Code
+from rayos_tpm.errors import TpmError
+from rayos_tpm.event_log import GUEST_LIMIT, Source, replay
+from rayos_tpm.journal import Journal
+from rayos_tpm.measurement import of_bytes
+from rayos_tpm.phase import PROFILES, Phase
 
 DIGEST = hashlib.sha256(b"x").digest()
 OK = command.error_response(0)

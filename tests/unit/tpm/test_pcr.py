@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from tpm import pcr
+from rayos_tpm import pcr
 
 DIGEST = hashlib.sha256(b"kernel").digest()
 

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from tpm.errors import TpmError
-from tpm.phase import ORDER, PROFILES, RESET, TRANSITIONS, Phase, advance, profile_named
+from rayos_tpm.errors import TpmError
+from rayos_tpm.phase import ORDER, PROFILES, RESET, TRANSITIONS, Phase, advance, profile_named
 
 
 @pytest.mark.parametrize(("now", "event"), list(itertools.product(ORDER, [*ORDER, RESET])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from devices.faults import Fault
+from rayos_devices.faults import Fault
 from rayos_vmm.config.fault import parse_fault
 from rayos_vmm.errors import Invalid
 

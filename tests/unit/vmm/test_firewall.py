@@ -15,12 +15,12 @@ import pytest
 import trio
 import trio.testing
 
-from devices.net.backend import NetBackend
-from devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, REJECT
-from devices.net.port import SinkPort
-from devices.state import StateStore
-from net.firewall.flow import UDP_SECONDS
-from net.firewall.memory import MEMORY_BYTES
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, REJECT
+from rayos_devices.net.port import SinkPort
+from rayos_devices.state import StateStore
+from rayos_net.firewall.flow import UDP_SECONDS
+from rayos_net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.cli.firewall import _rule, add_firewall
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, OwnedRule, check_firewall
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import trio
 
-from devices.input.keymap import LAYOUTS
+from rayos_devices.input.keymap import LAYOUTS
 from rayos_vmm.cli.seat import read_recording
 from rayos_vmm.config.spec import Layout
 from rayos_vmm.errors import Invalid

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from devices.net.backend import NetBackend
+from rayos_devices.net.backend import NetBackend
 from rayos_vmm.worker import accounts
 from rayos_vmm.worker.accounts import AccountReader, AccountWriter
 from rayos_vmm.worker.layers import LAYERS, hit_ratio, layers

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from devices.blk.backend import BlkBackend
-from devices.blk.store import RawStore
-from devices.gate import Gate, Op
-from devices.gpu.backend import GpuBackend
-from devices.input.backend import InputBackend
-from devices.limits import Limit
-from devices.loop import Loop
-from devices.net.backend import NetBackend
-from devices.net.port import TapPort
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.store import RawStore
+from rayos_devices.gate import Gate, Op
+from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.input.backend import InputBackend
+from rayos_devices.limits import Limit
+from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.port import TapPort
 from rayos_vmm.worker.obedience import (
     AUDITED,
     DISK_RATE,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from net import nft
+from rayos_net import nft
 from rayos_vmm.service_taps import TapGuards
 
 MAC = b"\x52\x59\0\0\0\1"

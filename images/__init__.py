@@ -1,9 +1,0 @@
-"""What a guest boots from: kernel, initramfs, QEMU. Usable alone: imports nothing from the other packages.
-
-Everything is built from Debian packages into a `Cache`, by blocking functions that raise `ImageError`.
-"""
-
-from images.cache import Cache
-from images.errors import ImageError
-
-__all__ = ["Cache", "ImageError"]
