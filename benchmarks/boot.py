@@ -39,7 +39,7 @@ PORTS: Final = ("org.rayos.console", "org.rayos.agent", "org.rayos.log")
 def in_process_arguments(
     qemu: qemus.Qemu, kernel: kernels.Kernel, initrd: Path, tap_fd: int, disk: Path, serial: Path
 ) -> list[str]:
-    """QEMU with its own devices, otherwise as `rayos_vmm.vm.arguments` has it."""
+    """QEMU with its own devices, otherwise as `rayos_vmm.qemu.arguments` has it."""
     arguments = [
         *qemu.argv,
         "-machine",

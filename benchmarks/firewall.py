@@ -39,7 +39,7 @@ from rayos_net.firewall.table import NO_RULE, Table
 from rayos_net.firewall.verdict import Port
 from rayos_net.guard import Guard
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, resolve
-from rayos_vmm.firewall import Firewall
+from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
 from tests.integration.net.lab import open_lab
 
@@ -245,7 +245,7 @@ def words(some: Sequence[Rule]) -> list[FirewallRule]:
 
 
 class Direct:
-    """A machine's worker in this process, for `rayos_vmm.firewall`."""
+    """A machine's worker in this process, for `rayos_vmm.network.firewall`."""
 
     def __init__(self) -> None:
         self.judge = PortFirewall(MAC, fixed=[GUEST])

@@ -18,13 +18,13 @@ from typing import Any
 import trio
 
 from benchmarks.report import publish, table
+from rayos_vmm.hardware.launch import Keeper, Spawner, stop_keeper
+from rayos_vmm.host.identity import claim
 from rayos_vmm.policy.authority import open_authority
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.revisions import Revisions, load_book
-from rayos_vmm.store import open_store
-from rayos_vmm.vm.identity import claim
-from rayos_vmm.worker.launch import Keeper, Spawner, stop_keeper
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.service.store import open_store
+from rayos_vmm.shared.spec import Device
 
 TARGET_MS = 10.0
 

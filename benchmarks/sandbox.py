@@ -21,9 +21,9 @@ from benchmarks.frontend import build_loads
 from benchmarks.report import Series, publish, table
 from benchmarks.scale import children
 from benchmarks.servers import Server, fill_cache, make_image, workspace
-from rayos_vmm.vm.identity import claim
-from rayos_vmm.worker.launch import Spawner, stop_keeper
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.hardware.launch import Spawner, stop_keeper
+from rayos_vmm.host.identity import claim
+from rayos_vmm.shared.spec import Device
 
 MODES = ("off", "on")
 CASES = (Case("hot", 1), Case("hot", 32), Case("hot", 32, pinned=True))

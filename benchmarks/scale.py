@@ -22,9 +22,9 @@ from benchmarks.blk import Case, measure
 from benchmarks.frontend import build_loads
 from benchmarks.report import publish, table
 from benchmarks.servers import Server, fill_cache, make_image, ours, qemu_storage_daemon, serve, workspace
-from rayos_vmm.vm.identity import claim
-from rayos_vmm.worker.launch import Keeper, Spawner, stop_keeper
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.hardware.launch import Keeper, Spawner, stop_keeper
+from rayos_vmm.host.identity import claim
+from rayos_vmm.shared.spec import Device
 
 COUNTS = (1, 8, 64)
 

@@ -31,11 +31,11 @@ from benchmarks.report import publish, table
 from rayos_images import initramfs
 from rayos_images import kernel as kernels
 from rayos_images.cache import Cache
-from rayos_vmm.api.client import Client
-from rayos_vmm.cli.daemon import log_path, start_daemon
+from rayos_vmm.client.client import Client
+from rayos_vmm.client.daemon import log_path, start_daemon
 from rayos_vmm.config.spec import Gpu, VmSpec
 from rayos_vmm.paths import Paths, default_paths
-from rayos_vmm.service_platform import APPEND
+from rayos_vmm.qemu.platform import APPEND
 
 ZONES: Final = 16
 BOOT_LIMIT_S: Final = 900.0

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from rayos_vmm.vm.view import Event
+from rayos_vmm.machine.view import Event
 
 RING_EVENTS: Final = 4096
 

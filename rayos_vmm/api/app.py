@@ -24,8 +24,8 @@ from rayos_vmm.api import (
     events,
     faults,
     firewall,
+    grant,
     guest,
-    hierarchy,
     input,
     machines,
     net,
@@ -40,7 +40,7 @@ from rayos_vmm.api.openapi import CONSOLE_PATH, build
 from rayos_vmm.errors import RayosError
 
 if TYPE_CHECKING:
-    from rayos_vmm.service import Service
+    from rayos_vmm.service.service import Service
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *machines.ENDPOINTS,
@@ -49,8 +49,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *input.ENDPOINTS,
     *console.ENDPOINTS,
     *events.ENDPOINTS,
+    *grant.ENDPOINTS,
     *policy.ENDPOINTS,
-    *hierarchy.ENDPOINTS,
     *scalability.ENDPOINTS,
     *token.ENDPOINTS,
     *tpm.ENDPOINTS,

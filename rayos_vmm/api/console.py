@@ -30,14 +30,14 @@ from rayos_vmm.api.endpoint import (
     error_response,
 )
 from rayos_vmm.api.guard import PEER
-from rayos_vmm.api.types import ConsolePorts, ConsoleSize, PortQuery, StreamQuery, TimedQuery
+from rayos_vmm.contract.types import ConsolePorts, ConsoleSize, PortQuery, StreamQuery, TimedQuery
 from rayos_vmm.errors import Conflict
+from rayos_vmm.machine.seats import Seat
 from rayos_vmm.policy.gatekeeper import Peer
-from rayos_vmm.vm.console import Seat
-from rayos_vmm.vm.timed import Piece
+from rayos_vmm.shared.timed import Piece
 
 if TYPE_CHECKING:
-    from rayos_vmm.service import Service
+    from rayos_vmm.service.service import Service
 
 NORMAL: Final = 1000  # RFC 6455, 7.4.1
 POLICY_VIOLATION: Final = 1008

@@ -13,7 +13,7 @@ from rayos_devices.levels import Level
 from rayos_devices.limits import MAXIMUM
 from rayos_devices.metrics import SAMPLES
 from rayos_vmm.api.endpoint import Call, Endpoint
-from rayos_vmm.metrics import CONTENT_TYPE, render
+from rayos_vmm.service.metrics import CONTENT_TYPE, render
 
 _Limit = Annotated[int, Meta(ge=0, le=MAXIMUM)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rayos_vmm.api.endpoint import Call, Endpoint
-from rayos_vmm.api.types import GrantsQuery, Leases
+from rayos_vmm.contract.types import GrantsQuery, Leases
 
 
 async def _status(call: Call) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from rayos_vmm.api.endpoint import Call, Endpoint
-from rayos_vmm.api.types import DiskSize
 from rayos_vmm.config.units import parse_size
-from rayos_vmm.vm.view import DiskView
+from rayos_vmm.contract.types import DiskSize
+from rayos_vmm.machine.view import DiskView
 
 
 async def _list(call: Call) -> list[DiskView]:

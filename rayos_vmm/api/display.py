@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 
 from rayos_vmm.api.endpoint import PNG, Call, Endpoint
-from rayos_vmm.api.types import Seconds
 from rayos_vmm.config.spec import Side
-from rayos_vmm.vm.view import Damage
+from rayos_vmm.contract.types import Seconds
+from rayos_vmm.machine.view import Damage
 
 Scanout = Annotated[int, Meta(ge=0, le=15, description="monitor; 0 is the first")]
 

@@ -18,12 +18,12 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from rayos_vmm.api.body import JSON_MAXIMUM_BYTES, decode, read_limited
-from rayos_vmm.api.types import Error, ErrorBody
 from rayos_vmm.config.load import explain
+from rayos_vmm.contract.types import Error, ErrorBody
 from rayos_vmm.errors import Invalid, RayosError
 
 if TYPE_CHECKING:
-    from rayos_vmm.service import Service
+    from rayos_vmm.service.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,12 @@ class Endpoint:
     @property
     def command(self) -> str:
         """What it is called in tokens and in the record, such as `policy.grant`."""
-        return f"{self.handler.__module__.rpartition('.')[2]}.{self.handler.__name__.strip('_')}"
+        module = self.handler.__module__.rpartition(".")[2]
+        return f"{_NOUNS.get(module, module)}.{self.handler.__name__.strip('_')}"
+
+
+#: Modules that are named as their paths are, and their commands as they always were.
+_NOUNS: Final = {"grant": "policy", "policy": "hierarchy"}
 
 
 def error_response(error: RayosError) -> Response:

@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.api.types import EventsQuery
+from rayos_vmm.contract.types import EventsQuery
 
 
 async def _events(call: Call) -> StreamingResponse:

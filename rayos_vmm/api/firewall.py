@@ -9,8 +9,8 @@ import msgspec
 from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.api.types import Applied, AskPacket, AskRules, CountedRule, FirewallRules
 from rayos_vmm.config.firewall import FirewallRule
+from rayos_vmm.contract.types import Applied, AskPacket, AskRules, CountedRule, FirewallRules
 from rayos_vmm.errors import Conflict, NotFound
 
 

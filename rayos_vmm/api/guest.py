@@ -6,8 +6,8 @@ from typing import Final
 
 from rayos_vmm.api.body import FILE_MAXIMUM_BYTES, read_limited
 from rayos_vmm.api.endpoint import BYTES, Call, Endpoint
-from rayos_vmm.api.types import ConsoleSize, Exec, FileQuery, PutQuery, Qmp, QmpReturn
-from rayos_vmm.vm.view import ExecResult
+from rayos_vmm.contract.types import ConsoleSize, Exec, FileQuery, PutQuery, Qmp, QmpReturn
+from rayos_vmm.machine.view import ExecResult
 
 
 async def _size(call: Call) -> None:

@@ -11,8 +11,8 @@ from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
 from rayos_vmm.config.spec import Layout
-from rayos_vmm.vm.input import FINGERS
-from rayos_vmm.vm.input_record import EVENTS_MAXIMUM, FORMAT, STEPS_MAXIMUM, Step
+from rayos_vmm.guest.input import FINGERS
+from rayos_vmm.machine.recording import EVENTS_MAXIMUM, FORMAT, STEPS_MAXIMUM, Step
 
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Steps = Annotated[int, Meta(ge=-32768, le=32767)]

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from rayos_vmm.api.endpoint import Call, Endpoint
-from rayos_vmm.api.types import Create, Stop, VmList, WaitQuery
-from rayos_vmm.vm.view import VmView
+from rayos_vmm.contract.types import Create, Stop, VmList, WaitQuery
+from rayos_vmm.machine.view import VmView
 
 
 async def _info(call: Call) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Final
 from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import BYTES, Call, Endpoint
-from rayos_vmm.api.types import CaptureQuery, Link
-from rayos_vmm.vm.view import NetView
+from rayos_vmm.contract.types import CaptureQuery, Link
+from rayos_vmm.machine.view import NetView
 
 
 async def _view(call: Call) -> NetView:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from rayos_vmm.api.endpoint import BYTES, JSON, Endpoint
-from rayos_vmm.api.types import Error, StreamQuery
 from rayos_vmm.config.spec import Name
+from rayos_vmm.contract.types import Error, StreamQuery
 
 REF_TEMPLATE: Final = "#/components/schemas/{name}"
 CONSOLE_PATH: Final = "/v1/vms/{name}/console"

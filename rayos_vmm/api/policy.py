@@ -1,140 +1,158 @@
-"""Operations on rights: grant, delegate, revoke, explain; and on the record of them."""
+"""Operations on the policy document: show, change, compare, go back; and on the zones in it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from itertools import islice
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-import trio
-from starlette.responses import StreamingResponse
+import msgspec
+from msgspec import Meta
 
-from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.api.types import (
-    AskDelegation,
-    AskGrant,
-    AuditKey,
-    AuditQuery,
-    AuditRecords,
-    Grants,
-    GrantsQuery,
-    Rights,
-)
-from rayos_vmm.errors import Invalid, NotFound
-from rayos_vmm.policy.audit_key import public_text
+from rayos_vmm.api.endpoint import Call, Endpoint
+from rayos_vmm.config.spec import Name
+from rayos_vmm.policy.difference import Change
+from rayos_vmm.policy.revisions import Revision
 
 
-async def _grants(call: Call) -> Grants:
-    return Grants(grants=call.service.policy.grants(call.query.vm))
+class Apply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole document, why, and of which revision it is a change (absent: of whichever is in force)."""
+
+    document: dict[str, Any]
+    reason: Annotated[str, Meta(max_length=200)] = ""
+    base: Annotated[int, Meta(ge=0)] | None = None
 
 
-async def _grant(call: Call) -> dict[str, Any]:
+class Compare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A document to hold against the one in force."""
+
+    document: dict[str, Any]
+
+
+class Rollback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The revision to go back to; 0 is the empty document."""
+
+    revision: Annotated[int, Meta(ge=0)]
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """The document in force; revision 0 before the first."""
+
+    revision: int
+    document: dict[str, Any]
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed, by path; the revision that is in force now, and the machines whose workers have not applied it."""
+
+    changes: list[Change]
+    revision: int | None = None
+    lagging: list[str] = []
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """The revisions that are kept, oldest first."""
+
+    revisions: list[Revision]
+
+
+class Zone(msgspec.Struct, frozen=True, kw_only=True):
+    """A zone, the number of its rules, and its machines."""
+
+    zone: str
+    rules: int
+    vms: list[str]
+
+
+class Zones(msgspec.Struct, frozen=True, kw_only=True):
+    """All zones, by name."""
+
+    zones: list[Zone]
+
+
+class NewZone(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A zone to make."""
+
+    zone: Name
+
+
+class Assign(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to put a machine; absent leaves that as it is."""
+
+    zone: Name | None = None
+    parent: Name | None = None
+
+
+def _changes(answer: dict[str, Any]) -> Changes:
+    return msgspec.convert(answer, Changes)
+
+
+async def _show(call: Call) -> Shown:
+    return msgspec.convert(call.service.revisions.show(), Shown)
+
+
+async def _apply(call: Call) -> Changes:
     ask = call.body
-    return await call.service.policy.grant(
-        call.name, ask.capabilities, ask.ttl_s, ask.reason, ask.constraints.constraints()
-    )
+    return _changes(await call.service.revisions.apply(ask.document, ask.reason, ask.base))
 
 
-async def _delegate(call: Call) -> dict[str, Any]:
-    ask = call.body
-    return await call.service.policy.delegate(
-        call.name, ask.to, ask.capabilities, ask.ttl_s, ask.constraints.constraints()
-    )
+async def _diff(call: Call) -> Changes:
+    return Changes(changes=call.service.revisions.diff(call.body.document))
 
 
-async def _revoke(call: Call) -> Grants:
-    text = call.request.path_params["id"]
-    if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise Invalid(f"{text[:40]!r} is not the number of a grant")
-    return Grants(grants=await call.service.policy.revoke(int(text)))
+async def _history(call: Call) -> History:
+    return History(revisions=call.service.revisions.history())
 
 
-async def _revoke_rights(call: Call) -> Grants:
-    return Grants(grants=await call.service.policy.revoke_rights(call.name, call.body.capabilities))
+async def _rollback(call: Call) -> Changes:
+    return _changes(await call.service.revisions.rollback(call.body.revision))
 
 
-async def _explain(call: Call) -> dict[str, Any]:
-    return call.service.revisions.explain(call.name)
+async def _zones(call: Call) -> Zones:
+    return msgspec.convert({"zones": call.service.revisions.zones()}, Zones)
 
 
-async def _security(call: Call) -> dict[str, Any]:
-    return {**call.service.policy.status(), **call.service.gatekeeper.status()}
+async def _create_zone(call: Call) -> Changes:
+    return _changes(await call.service.revisions.create_zone(call.body.zone))
 
 
-async def _audit(call: Call) -> AuditRecords:
-    policy = call.service.policy
-    return AuditRecords(records=policy.records(call.query.limit), lost=policy.audit.lost)
+async def _remove_zone(call: Call) -> Changes:
+    return _changes(await call.service.revisions.remove_zone(call.name))
 
 
-async def _verify(call: Call) -> dict[str, Any]:
-    return await call.service.policy.verify()
-
-
-async def _key(call: Call) -> AuditKey:
-    key = call.service.policy.audit_key
-    if key is None:
-        raise NotFound("the record is not signed")
-    return AuditKey(public=public_text(key))
-
-
-async def _export(call: Call) -> StreamingResponse:
-    audit = call.service.policy.audit
-    await audit.sync()
-    lines = audit.lines()
-    return StreamingResponse(_pieces(lines), media_type=NDJSON)
-
-
-async def _pieces(lines: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Records, many a piece."""
-    while piece := await trio.to_thread.run_sync(lambda: b"".join(islice(lines, 512))):
-        yield piece
+async def _assign(call: Call) -> Changes:
+    return _changes(await call.service.revisions.assign(call.name, call.body.zone, call.body.parent))
 
 
 ENDPOINTS: Final = (
-    Endpoint("GET", "/v1/grants", _grants, "What is granted", query=GrantsQuery, answers=Grants),
-    Endpoint("DELETE", "/v1/grants/{id}", _revoke, "Revoke a grant and what was passed on", answers=Grants),
+    Endpoint("GET", "/v1/policy", _show, "The policy document in force", answers=Shown),
     Endpoint(
-        "POST",
-        "/v1/vms/{name}/grants",
-        _grant,
-        "Grant rights, for a time or until they are revoked",
-        body=AskGrant,
-        answers=dict[str, Any],
-        status=201,
+        "PUT", "/v1/policy", _apply, "Put another document in force, whole", body=Apply, answers=Changes
     ),
     Endpoint(
         "POST",
-        "/v1/vms/{name}/delegations",
-        _delegate,
-        "Let a machine pass rights on to another",
-        body=AskDelegation,
-        answers=dict[str, Any],
-        status=201,
+        "/v1/policy/diff",
+        _diff,
+        "What another document would change",
+        body=Compare,
+        answers=Changes,
     ),
+    Endpoint("GET", "/v1/policy/history", _history, "The revisions that are kept", answers=History),
     Endpoint(
         "POST",
-        "/v1/vms/{name}/revoke",
-        _revoke_rights,
-        "Take rights from a machine, wherever it has them from",
-        body=Rights,
-        answers=Grants,
+        "/v1/policy/rollback",
+        _rollback,
+        "Put the document of a former revision in force again",
+        body=Rollback,
+        answers=Changes,
     ),
+    Endpoint("GET", "/v1/zones", _zones, "The zones and who is in them", answers=Zones),
+    Endpoint("POST", "/v1/zones", _create_zone, "Make a zone", body=NewZone, answers=Changes, status=201),
+    Endpoint("DELETE", "/v1/zones/{name}", _remove_zone, "Remove an empty zone", answers=Changes),
     Endpoint(
-        "GET",
-        "/v1/vms/{name}/policy",
-        _explain,
-        "All that holds for a machine and where it comes from",
-        answers=dict[str, Any],
+        "PUT",
+        "/v1/vms/{name}/place",
+        _assign,
+        "Put a machine into a zone or under a parent",
+        body=Assign,
+        answers=Changes,
     ),
-    Endpoint(
-        "GET",
-        "/v1/security",
-        _security,
-        "How much there is of everything that has a limit, and the limit",
-        answers=dict[str, Any],
-    ),
-    Endpoint("GET", "/v1/audit", _audit, "The last audit records", query=AuditQuery, answers=AuditRecords),
-    Endpoint("GET", "/v1/audit/verify", _verify, "Check the audit file", answers=dict[str, Any]),
-    Endpoint("GET", "/v1/audit/key", _key, "What the record is signed by", answers=AuditKey),
-    Endpoint("GET", "/v1/audit/export", _export, "The audit file: a digest and JSON a line", media=NDJSON),
 )

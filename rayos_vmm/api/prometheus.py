@@ -21,10 +21,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rayos_vmm.errors import Busy, Invalid
-from rayos_vmm.metrics import CONTENT_TYPE, render
+from rayos_vmm.service.metrics import CONTENT_TYPE, render
 
 if TYPE_CHECKING:
-    from rayos_vmm.service import Service
+    from rayos_vmm.service.service import Service
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from rayos_vmm.api.guard import PEER, peer_of
 from rayos_vmm.errors import Busy, Invalid
 
 if TYPE_CHECKING:
-    from rayos_vmm.service import Service
+    from rayos_vmm.service.service import Service
 
 GRACE_S: Final = 1.0  # how long open requests and streams may go on after the shutdown was asked for
 WEBSOCKET_MESSAGE_MAXIMUM_BYTES: Final = 1 << 20

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name, machine_names
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.files import read_file, write_file
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.view import ExecResult
+from rayos_vmm.machine.view import ExecResult
 
 
 def add_exec(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid, RayosError
 
 

@@ -12,7 +12,7 @@ import json
 import time
 from typing import Final
 
-from rayos_vmm.vm.timed import Piece
+from rayos_vmm.shared.timed import Piece
 
 DEFAULT_SIZE: Final = (80, 24)
 

@@ -15,7 +15,7 @@ def machine_names(**_arguments: Any) -> list[str]:
     """The machines that a daemon knows; none when none answers."""
     import trio
 
-    from rayos_vmm.cli.daemon import the_daemon
+    from rayos_vmm.client.daemon import the_daemon
     from rayos_vmm.errors import RayosError
 
     async def names() -> list[str]:

@@ -6,16 +6,16 @@ import argparse
 import sys
 from typing import Any, Final
 
-from rayos_vmm.api.client import Client
 from rayos_vmm.cli.cast import Asciicast, Stamps
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.terminal import Ending, attach, watch
+from rayos_vmm.client.client import Client
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import is_port_name
 from rayos_vmm.errors import NotFound
-from rayos_vmm.vm.console import Wish
-from rayos_vmm.vm.machine import SERIAL_PORT
+from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.seats import Wish
 
 #: What a port may be called; others by the name that the machine's configuration gives them.
 PORTS: Final = {"shell": 0, "agent": 1, "log": 2, "serial": SERIAL_PORT}

@@ -8,13 +8,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from rayos_vmm.accounting import spell
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.observe import flatten
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import parse_rate, parse_size, parse_throughput
 from rayos_vmm.errors import Invalid
+from rayos_vmm.guest.accounting import spell
 
 _HEADER: Final = ("MACHINE", "DEVICE", "OPERATIONS", "DENIED", "BYTES", "DEPTH", "LIMITS")
 _OPTIONS: Final = ("rate", "iops", "storage", "memory", "queue")

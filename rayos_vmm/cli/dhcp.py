@@ -15,8 +15,8 @@ import msgspec
 
 from rayos_vmm.cli import observe
 from rayos_vmm.cli.completion import DAEMON_TIMEOUT_S, add_name, machine_names
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 
 
 def _links(**_arguments: Any) -> list[str]:

@@ -8,8 +8,8 @@ from urllib.parse import quote
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import format_size
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.files import write_file
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import parse_mode
 
 

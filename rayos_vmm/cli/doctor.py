@@ -22,14 +22,14 @@ from rayos_images import accel, qemu
 from rayos_images.cache import Cache
 from rayos_images.errors import ImageError
 from rayos_images.qemu_probe import VHOST_USER_DEVICES
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import RayosError
+from rayos_vmm.host import cgroup, landlock
 from rayos_vmm.paths import Paths, default_paths
-from rayos_vmm.vm import cgroup
-from rayos_vmm.worker import landlock, seccomp
+from rayos_vmm.worker import seccomp
 
 PYTHON_MINIMUM: Final = (3, 11)
 # The cache holds QEMU, kernels and initramfs (250 MiB); a guest's disks are sparse.

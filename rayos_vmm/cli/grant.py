@@ -10,8 +10,8 @@ import msgspec
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name, machine_names
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import CAPABILITIES
 from rayos_vmm.config.units import format_rate
 from rayos_vmm.errors import Invalid

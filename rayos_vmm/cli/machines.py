@@ -6,14 +6,14 @@ import argparse
 import time
 from typing import Any
 
-from rayos_vmm.api.client import Client
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
+from rayos_vmm.client.client import Client
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Conflict
-from rayos_vmm.vm.view import VmState, VmView
+from rayos_vmm.machine.view import VmState, VmView
 
 
 def _age(seconds: float) -> str:

@@ -13,10 +13,10 @@ import trio
 
 from rayos_vmm.cli import observe
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
-from rayos_vmm.pcapng import Tally
+from rayos_vmm.guest.pcapng import Tally
 
 
 def add_net(parser: argparse.ArgumentParser) -> None:

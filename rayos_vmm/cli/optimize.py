@@ -10,8 +10,8 @@ import msgspec
 
 from rayos_devices.levels import Level
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 
 _LEVELS: Final = {
     Level.CHECKED: "every operation timed, every frame judged by the rules, every completion told at once",
@@ -99,7 +99,7 @@ async def _stats(path: str, out: Output) -> None:
 
 
 def _bench(out: Output) -> None:
-    from rayos_vmm.bench import how, measure
+    from rayos_vmm.shared.stopwatch import how, measure
 
     found = list(measure())
     rows = [

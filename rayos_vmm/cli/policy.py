@@ -12,8 +12,8 @@ from urllib.parse import quote
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output, render_table
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}

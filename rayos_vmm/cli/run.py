@@ -12,20 +12,20 @@ from typing import Any, Final, get_args
 import msgspec
 import trio
 
-from rayos_vmm.api.client import Client
 from rayos_vmm.cli.agent import guest_command, print_result
 from rayos_vmm.cli.arguments import duration, size
 from rayos_vmm.cli.boot import boot_table, show_boot
 from rayos_vmm.cli.console import PORTS, port, port_number, say_goodbye
-from rayos_vmm.cli.daemon import ensure_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.cli.terminal import Ending, attach
+from rayos_vmm.client.client import Client
+from rayos_vmm.client.daemon import ensure_daemon
 from rayos_vmm.config.load import load, resolve_paths, to_spec
 from rayos_vmm.config.spec import DiskFormat, VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
-from rayos_vmm.vm.view import Event, ExitReason, VmView
+from rayos_vmm.machine.view import Event, ExitReason, VmView
 
 DEFAULT_NAME: Final = "dev"
 LAST_LINES: Final = 12

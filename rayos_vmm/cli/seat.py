@@ -12,12 +12,12 @@ import trio
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import Layout
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.input_record import FORMAT, STEPS_MAXIMUM, Step
+from rayos_vmm.machine.recording import FORMAT, STEPS_MAXIMUM, Step
 
 _BUTTONS: Final = ("left", "right", "middle")
 FILE_MAXIMUM_BYTES: Final = 16 << 20

@@ -16,12 +16,12 @@ import trio
 
 from rayos_vmm.api.prometheus import parse_address, serve_prometheus
 from rayos_vmm.api.server import serve_api
-from rayos_vmm.cli.daemon import report_error, report_ready
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import report_error, report_ready
 from rayos_vmm.config.load import Config, load
 from rayos_vmm.errors import RayosError, one_error
 from rayos_vmm.paths import default_paths
-from rayos_vmm.service import Service, open_service
+from rayos_vmm.service.service import Service, open_service
 
 #: The daemon may have so many open; with 64 guests it had 1115.
 DESCRIPTORS: Final = 65536

@@ -12,8 +12,8 @@ import msgspec
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import machine_names
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.device import totals
 from rayos_vmm.cli.output import Output, render_table
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
 
 _HEADER: Final = (

@@ -21,8 +21,8 @@ from rayos_tpm.nv import POLICY_SIZE as NV_BYTES
 from rayos_tpm.policy import Policy
 from rayos_tpm.protocol import Attestation
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid, RayosError
 
 _NONCE_BYTES: Final = 32

@@ -9,9 +9,9 @@ from urllib.parse import quote
 import msgspec
 
 from rayos_vmm.cli.completion import add_name, machine_names
-from rayos_vmm.cli.daemon import the_daemon
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.policy import show_changes
+from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
 
 

@@ -28,13 +28,13 @@ from rayos_vmm.policy import compile as compiler
 from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
+from rayos_vmm.policy.audit_trail import Witness
 from rayos_vmm.policy.capability import Capability, names, parse
 from rayos_vmm.policy.constraint import NO_BOUNDS, NO_CONSTRAINTS, Bounds, Constraints, port_rules
 from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
-from rayos_vmm.policy.witness import Witness
 
 log = logging.getLogger(__name__)
 #: The wall clock may be set while we sleep: it is looked at again after so many seconds while a grant has an end.

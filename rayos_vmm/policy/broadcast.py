@@ -17,8 +17,8 @@ import trio
 
 from rayos_vmm.errors import RayosError
 from rayos_vmm.policy.distribution import FIRST_DELAY_S, Distribution
-from rayos_vmm.worker import packet
-from rayos_vmm.worker.spec import CONTROL_SOCKET
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.spec import CONTROL_SOCKET
 
 OPERATION = "policy"
 

@@ -12,13 +12,13 @@ from typing import Final
 
 import msgspec
 
-from rayos_vmm.page import map_page
 from rayos_vmm.policy.capability import Capability, mask, names
 from rayos_vmm.policy.delegation import chain
 from rayos_vmm.policy.grant import Moment
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
-from rayos_vmm.worker.obedience import (
+from rayos_vmm.shared.page import map_page
+from rayos_vmm.worker.ceilings import (
     AUDITED,
     DISK_AT_ONCE,
     DISK_RATE,

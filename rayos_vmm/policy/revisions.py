@@ -47,7 +47,7 @@ class RevisionStore(Protocol):
 
 
 class FirewallPort(Protocol):
-    """Every machine's firewall (`rayos_vmm.firewall`)."""
+    """Every machine's firewall (`rayos_vmm.network.firewall`)."""
 
     merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]]
     zone: Callable[[str], Iterable[str]]

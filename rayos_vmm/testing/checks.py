@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import trio
 
+from rayos_vmm.machine.machine import PICTURE
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import SHELL_PORT, Guest
 from rayos_vmm.testing.picture import Picture, decode_png, decode_ppm
 from rayos_vmm.testing.ping import ping
-from rayos_vmm.vm.machine import PICTURE
 
 WAIT_S: Final = 10.0
 RETRY_S: Final = 0.1

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from rayos_vmm.api.client import Client
+from rayos_vmm.client.client import Client
 from rayos_vmm.errors import GuestGone, RayosError
 
 TIMEOUT_S: Final = 60.0

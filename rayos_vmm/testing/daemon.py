@@ -16,8 +16,8 @@ from typing import Final
 
 import trio
 
-from rayos_vmm.api.client import Client
-from rayos_vmm.cli.daemon import log_path, start_daemon
+from rayos_vmm.client.client import Client
+from rayos_vmm.client.daemon import log_path, start_daemon
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths, default_paths
 from rayos_vmm.testing.leftovers import session_mark, unique_name

@@ -10,14 +10,14 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from rayos_vmm.api.client import Client
+from rayos_vmm.client.client import Client
 from rayos_vmm.config.fault import parse_fault
 from rayos_vmm.errors import RayosError, Timeout_
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.machine.view import Damage, ExecResult, VmView
 from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.screen import PictureNotSeen, Region, Wanted, wait_for_picture
-from rayos_vmm.vm.view import Damage, ExecResult, VmView
-from rayos_vmm.worker.client import KeeperClient
 
 COMMAND_TIMEOUT_S: Final = 900.0
 RETRY_S: Final = 0.2

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import trio
 
-from rayos_vmm.api.client import Client
+from rayos_vmm.client.client import Client
 from rayos_vmm.config.load import resolve_paths, to_spec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Conflict, NotFound, RayosError

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from rayos_vmm.api.client import Client
+from rayos_vmm.client.client import Client
 from rayos_vmm.errors import Timeout_
 from rayos_vmm.testing.picture import Picture, decode_png
 

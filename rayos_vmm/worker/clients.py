@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rayos_devices.loop import Loop
-from rayos_vmm.worker import packet
+from rayos_vmm.shared import packet
 
 
 class Clients:

@@ -24,12 +24,12 @@ from rayos_devices.input.backend import InputBackend
 from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
-from rayos_vmm.worker import packet
-from rayos_vmm.worker.accounts import AccountWriter
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.accounts import AccountWriter
+from rayos_vmm.shared.layers import hit_ratio, layers
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.firewall import PortFirewall
 from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
-from rayos_vmm.worker.layers import hit_ratio, layers
 
 #: Connections, and unanswered requests of all of them: the service needs a handful.
 MAX_CLIENTS: Final = 16

@@ -31,7 +31,7 @@ from rayos_net.firewall.verdict import REJECT, Port, reason_name
 from rayos_net.guard import Guard
 from rayos_net.packet import Fault, Packet
 from rayos_net.packet import parse as parse_packet
-from rayos_vmm.worker.addresses import AddressView
+from rayos_vmm.shared.addresses import AddressView
 
 #: Rules of one guest, its own and inherited, and bytes of them as JSON.
 RULES_MAX: Final = SLOTS - 2

@@ -29,12 +29,13 @@ from rayos_devices.loop import Loop
 from rayos_devices.serve import listen
 from rayos_devices.vhost_user.relay import Relay
 from rayos_devices.virtio.packed import forget_position
-from rayos_vmm.worker import packet, sandbox
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.spec import CONTROL_SOCKET, KEEPER_SOCKET, Device, WorkerSpec, device_socket
+from rayos_vmm.worker import sandbox
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.main import run_worker
 from rayos_vmm.worker.memory import DeviceMemory
 from rayos_vmm.worker.sandbox import Report
-from rayos_vmm.worker.spec import CONTROL_SOCKET, KEEPER_SOCKET, Device, WorkerSpec, device_socket
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from rayos_devices.input.backend import InputBackend
 from rayos_devices.state import StateStore
 from rayos_devices.virtio.packed import JOURNAL_BYTES
 from rayos_net.firewall.memory import MEMORY_BYTES
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.shared.spec import Device
 
 DEFAULT_GPU_QUOTA_BYTES = 128 << 20
 #: Of a network card: what its firewall was told.

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from rayos_vmm.worker import landlock, privilege, seccomp
+from rayos_vmm.host import landlock, privilege
+from rayos_vmm.worker import seccomp
 
 #: "trap" is for tests: a refused system call is named on standard error before the worker ends. "off" is for figures.
 Mode = Literal["on", "trap", "off"]

@@ -28,9 +28,10 @@ from typing import Any, Final
 
 import msgspec
 
-from rayos_vmm.worker import packet, sandbox
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.spec import WorkerSpec
+from rayos_vmm.worker import sandbox
 from rayos_vmm.worker.keeper import Keeper
-from rayos_vmm.worker.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 

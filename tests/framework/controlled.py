@@ -29,8 +29,8 @@ from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import open_tap
 from rayos_devices.net.wire import HEADER_BYTES
 from rayos_devices.vhost_user.message import Request
-from rayos_vmm.worker import packet
-from rayos_vmm.worker.spec import CONTROL_SOCKET, Device, Firewall
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.spec import CONTROL_SOCKET, Device, Firewall
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 from tests.framework.gpu import CONTROL_QUEUE_SIZE, GpuGuest
 from tests.framework.guest_memory import GuestRam

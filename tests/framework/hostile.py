@@ -27,7 +27,7 @@ from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import EchoPort, open_tap
 from rayos_devices.virtio.packed import JOURNAL_BYTES
-from rayos_vmm.worker import spec
+from rayos_vmm.shared import spec
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.frontend import ANSWER_TIMEOUT

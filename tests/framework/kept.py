@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import msgspec
 
-from rayos_vmm.vm import identity
-from rayos_vmm.worker import packet
-from rayos_vmm.worker.launch import SPAWNER
+from rayos_vmm.hardware.launch import SPAWNER
+from rayos_vmm.host import identity
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.spec import KEEPER_SOCKET, Device, WorkerSpec, device_socket
 from rayos_vmm.worker.sandbox import Mode
 from rayos_vmm.worker.spawner import open_request
-from rayos_vmm.worker.spec import KEEPER_SOCKET, Device, WorkerSpec, device_socket
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
 from tests.framework.target import Served
 

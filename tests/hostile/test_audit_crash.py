@@ -18,7 +18,7 @@ from rayos_vmm.policy.audit import Operation, verify
 from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed, open_audit, read_lines
 from rayos_vmm.policy.authority import open_authority, read_clocks
-from rayos_vmm.store import open_store
+from rayos_vmm.service.store import open_store
 
 KILLS = int(os.environ.get("RAYOS_KILLS", "12"))
 WRITER = """

@@ -16,7 +16,7 @@ from rayos_devices.blk.backend import MAX_REQUEST_BYTES, MAX_SEGMENT_SECTORS, MA
 from rayos_devices.blk.store import RawStore
 from rayos_devices.blk.wire import BlkFeature, RequestType, Status
 from rayos_devices.loop import Loop
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.shared.spec import Device
 from tests.framework.hostile import DEVICES, IMAGE_BYTES, SECTOR, image
 from tests.framework.kept import Sandboxed
 from tests.framework.target import Rig, Served, Stepped

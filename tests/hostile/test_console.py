@@ -14,7 +14,7 @@ from rayos_devices.console.port import PENDING_BYTES, PortSpec
 from rayos_devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, Event, queue_count, rx_queue, tx_queue
 from rayos_devices.loop import Loop
 from rayos_devices.virtio.features import TRANSPORT_FEATURES
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.shared.spec import Device
 from tests.framework.controlled import Bounds, RealConsole, SeenConsole
 from tests.framework.driver import DESC_F_NEXT, DESC_F_WRITE
 from tests.framework.guest_memory import GuestRam

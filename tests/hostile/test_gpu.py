@@ -35,7 +35,7 @@ from rayos_devices.gpu.wire import (
     TransferToHost2d,
     UpdateCursor,
 )
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.shared.spec import Device
 from tests.framework.controlled import Bounds, RealGpuGuest
 from tests.framework.gpu import OK, GpuGuest, pack_entries
 from tests.framework.kept import Kept

@@ -13,7 +13,7 @@ from rayos_devices.input.codes import Key
 from rayos_devices.input.kind import KINDS
 from rayos_devices.input.wire import CONFIG_BYTES, EVENT, EVENT_QUEUE, STATUS_QUEUE, EventType
 from rayos_devices.virtio.features import Feature
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.shared.spec import Device
 from tests.framework.controlled import Bounds, RealInput
 from tests.framework.driver import DESC_F_NEXT, DESC_F_WRITE
 from tests.framework.hostile import wait_for

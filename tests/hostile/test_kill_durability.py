@@ -19,8 +19,8 @@ from typing import Any, Final
 import pytest
 
 from rayos_devices.blk.wire import WRITEBACK_OFFSET, BlkFeature
+from rayos_vmm.shared.spec import Device
 from rayos_vmm.worker.sandbox import Mode
-from rayos_vmm.worker.spec import Device
 from tests.framework.durable_disk import BETWEEN_KILLS, BLOCK, kill_under_load, stamp
 from tests.framework.kept import Kept, Link, Parent
 from tests.framework.target import Rig

@@ -26,8 +26,8 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # type: ignore[import-untyped,un
 
 from rayos_devices.net.backend import RX, TX, NetBackend
 from rayos_devices.net.wire import HEADER_BYTES
+from rayos_vmm.shared.spec import Firewall
 from rayos_vmm.worker.firewall import PortFirewall, Settings
-from rayos_vmm.worker.spec import Firewall
 from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card
 from tests.framework.kept import Kept
 from tests.framework.target import Rig, Stepped, Threaded

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayos_devices.vhost_user.message import Request
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.shared.spec import Device
 from tests.framework.hostile import DEVICES, image
 from tests.framework.kept import Kept, Link
 from tests.framework.target import Rig

@@ -23,8 +23,8 @@ from typing import Any, Final
 import pytest
 
 from rayos_devices.uring import Uring
+from rayos_vmm.shared.spec import Device
 from rayos_vmm.worker import sandbox, seccomp
-from rayos_vmm.worker.spec import Device
 from tests.framework.frontend import Dropped
 from tests.framework.guest_memory import GuestRam
 from tests.framework.kept import Kept, Link

@@ -19,11 +19,11 @@ import pytest
 
 from rayos_images import qemu
 from rayos_images.cache import Cache
+from rayos_vmm.host.confine import Reach, confined, program_directories
+from rayos_vmm.host.identity import user
 from rayos_vmm.paths import default_paths
-from rayos_vmm.pytest_plugin import GuestFactory
-from rayos_vmm.vm.arguments import SANDBOX
-from rayos_vmm.vm.confine import Reach, confined, program_directories
-from rayos_vmm.vm.identity import user
+from rayos_vmm.qemu.arguments import SANDBOX
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 
 UID: Final = user("qemu", 4000)
 TIMEOUT_S: Final = 20.0

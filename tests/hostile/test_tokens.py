@@ -34,7 +34,7 @@ from rayos_vmm.policy.gatekeeper import (
 from rayos_vmm.policy.grant import Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.token import Ask, BadToken, Circumstances, Token, is_genuine, mint, parse, violated
-from rayos_vmm.store import open_store
+from rayos_vmm.service.store import open_store
 from tests.unit.policy.lab import open_shell
 
 KEY = b"k" * 32

@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rayos_vmm.api.prometheus import serve_prometheus
 from rayos_vmm.config.spec import Disk, Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
-from rayos_vmm.metrics import render
-from rayos_vmm.service import Service
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.service.metrics import render
+from rayos_vmm.service.service import Service
 from tests.integration.service_lab import home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

@@ -10,13 +10,13 @@ import trio
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.events import EventLog
-from rayos_vmm.service_load import Workers
-from rayos_vmm.vm.identity import claim
-from rayos_vmm.vm.machine import Machine
-from rayos_vmm.vm.record import Record
-from rayos_vmm.worker.client import WorkerClient
-from rayos_vmm.worker.launch import Spawner, stop_keeper
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.hardware.client import WorkerClient
+from rayos_vmm.hardware.launch import Spawner, stop_keeper
+from rayos_vmm.host.identity import claim
+from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.record import Record
+from rayos_vmm.service.workers import Workers
+from rayos_vmm.shared.spec import Device
 
 #: To tell of so many costs a worker more than it costs us to ask.
 DEVICES = [Device(kind="input", name=f"input{index}") for index in range(16)]

@@ -12,8 +12,8 @@ from rayos_images.cache import Cache
 from rayos_tpm.protocol import State
 from rayos_vmm.config.load import resolve_paths
 from rayos_vmm.config.spec import Disk, Net, VmSpec
+from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.paths import default_paths
-from rayos_vmm.service_hardware import WorkerHardware
 from tests.integration.service_lab import expect, home, lab, traces
 from tests.integration.tpm import uefi
 

@@ -9,10 +9,10 @@ import pytest
 from rayos_tpm.client import TpmClient
 from rayos_vmm.config.spec import Gpu, Net, Quota, VmSpec
 from rayos_vmm.errors import GuestGone
-from rayos_vmm.service import Service
-from rayos_vmm.service_hardware import WorkerHardware
-from rayos_vmm.vm import cgroup
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.host import cgroup
+from rayos_vmm.service.service import Service
 from tests.integration.service_lab import home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

@@ -13,12 +13,12 @@ import pytest
 import trio
 
 from rayos_vmm.errors import Invalid, NotFound
-from rayos_vmm.pytest_plugin import GuestFactory
+from rayos_vmm.machine.view import ExitReason
 from rayos_vmm.testing import CommandFailed, PrivateDaemon, open_guest
 from rayos_vmm.testing.console import NotSeen
 from rayos_vmm.testing.picture import Picture
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 from rayos_vmm.testing.screen import PictureNotSeen
-from rayos_vmm.vm.view import ExitReason
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import pytest
 
-from rayos_vmm.vm import identity
-from rayos_vmm.vm.confine import EXIT_REFUSED, Reach, confined, program_directories
-from rayos_vmm.vm.identity import user
+from rayos_vmm.host import identity
+from rayos_vmm.host.confine import EXIT_REFUSED, Reach, confined, program_directories
+from rayos_vmm.host.identity import user
 
 UID: Final = user("qemu", 4001)
 #: Starting an interpreter and building the root; measured 35 to 60 ms.

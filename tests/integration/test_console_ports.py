@@ -11,10 +11,10 @@ import trio
 from rayos_vmm.cli.cast import Asciicast
 from rayos_vmm.config.spec import Console, Gpu, Net, VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.service import Service
-from rayos_vmm.service_hardware import WorkerHardware
-from rayos_vmm.vm.timed import Piece
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.service.service import Service
+from rayos_vmm.shared.timed import Piece
 from tests.integration.service_lab import home, lab, running
 from tests.integration.test_display import built
 

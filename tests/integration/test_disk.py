@@ -12,9 +12,9 @@ import trio
 from rayos_devices.blk.wire import BlkFeature
 from rayos_devices.virtio.features import TRANSPORT_FEATURES, Feature
 from rayos_vmm.errors import Invalid, NotFound, RayosError
-from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

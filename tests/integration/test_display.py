@@ -11,12 +11,12 @@ import trio
 
 from rayos_vmm.config.spec import Gpu, Net, VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.service import Service
-from rayos_vmm.service_hardware import WorkerHardware
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.qemu.arguments import command_line
+from rayos_vmm.qemu.display_events import NoDoorbell
+from rayos_vmm.service.service import Service
 from rayos_vmm.testing.picture import decode_png
-from rayos_vmm.vm.arguments import command_line
-from rayos_vmm.vm.doorbell import NoDoorbell
-from rayos_vmm.worker.client import KeeperClient
 from tests.integration.service_lab import home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -114,7 +114,7 @@ async def test_a_qemu_without_that_display_says_so_and_nothing_changes(
     def without(*arguments: Any, **options: Any) -> list[str]:
         return command_line(*arguments, **{**options, "has_dbus_display": False})
 
-    monkeypatch.setattr("rayos_vmm.vm.build.command_line", without)
+    monkeypatch.setattr("rayos_vmm.machine.build.command_line", without)
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         await service.define(SPEC)
         await service.start("svc")

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from rayos_vmm.errors import Invalid, NotFound
-from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing import Guest
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

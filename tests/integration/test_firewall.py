@@ -13,9 +13,9 @@ import trio
 from rayos_net.naming import tap_name
 from rayos_vmm.config.firewall import FirewallRule
 from rayos_vmm.config.spec import Gpu, VmSpec
-from rayos_vmm.service import Service
-from rayos_vmm.vm.view import VmState
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.machine.view import VmState
+from rayos_vmm.service.service import Service
 from tests.integration.service_lab import home, lab
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

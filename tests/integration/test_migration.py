@@ -26,7 +26,7 @@ from rayos_devices.net.port import open_tap
 from rayos_images import initramfs, kernel, qemu
 from rayos_images.cache import Cache
 from rayos_vmm.paths import default_paths
-from rayos_vmm.worker.spec import Device, device_socket
+from rayos_vmm.shared.spec import Device, device_socket
 from tests.framework.kept import Kept
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

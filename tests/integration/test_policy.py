@@ -14,10 +14,10 @@ import trio
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.errors import RayosError
+from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.constraint import Constraints
-from rayos_vmm.service import Service, open_service
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.service.service import Service, open_service
 from tests.integration.service_lab import BRIDGE, home
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

@@ -16,9 +16,9 @@ import trio
 from rayos_images.cache import Cache
 from rayos_images.qemu import find
 from rayos_vmm.errors import GuestGone, Timeout_
+from rayos_vmm.host.process import Process, adopt, spawn
 from rayos_vmm.paths import default_paths
-from rayos_vmm.qmp import QmpRefused, open_qmp
-from rayos_vmm.vm.process import Process, adopt, spawn
+from rayos_vmm.qemu.qmp import QmpRefused, open_qmp
 
 pytestmark = pytest.mark.guest
 

@@ -9,8 +9,8 @@ import trio
 
 from rayos_vmm.config.spec import Watchdog
 from rayos_vmm.errors import Busy, Conflict, GuestGone, NotFound, Timeout_
-from rayos_vmm.vm.machine import SERIAL_PORT
-from rayos_vmm.vm.view import ExitReason, VmState
+from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.view import ExitReason, VmState
 from tests.integration.service_lab import bare, expect, home, lab, multiboot, running, traces
 
 pytestmark = pytest.mark.guest

@@ -16,10 +16,10 @@ import trio
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import GuestGone
+from rayos_vmm.host.process import start_time
+from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.paths import Paths
-from rayos_vmm.vm.machine import SERIAL_PORT
-from rayos_vmm.vm.process import start_time
-from rayos_vmm.vm.view import ExitReason, VmState
 from tests.integration.service_lab import bare, expect, home, lab, multiboot, traces
 
 pytestmark = pytest.mark.guest
@@ -31,7 +31,7 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.paths import Paths
-from rayos_vmm.service_hardware import WorkerHardware
+from rayos_vmm.hardware.keeper import WorkerHardware
 from tests.integration.service_lab import lab
 
 async def main():

@@ -15,12 +15,12 @@ import trio
 from rayos_vmm.config.load import resolve_paths
 from rayos_vmm.config.spec import Disk, Input, Net, VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid, NotFound, Timeout_
-from rayos_vmm.service import Service
-from rayos_vmm.service_hardware import WorkerHardware
-from rayos_vmm.vm.hardware import Plugged
-from rayos_vmm.vm.input_record import Step
-from rayos_vmm.vm.view import ExitReason, VmState
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.machine.needs import Plugged
+from rayos_vmm.machine.recording import Step
+from rayos_vmm.machine.view import ExitReason, VmState
+from rayos_vmm.service.service import Service
 from tests.integration.service_lab import expect, home, lab, multiboot, running, traces
 from tests.integration.test_service_adopt import killed_service
 

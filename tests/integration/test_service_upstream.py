@@ -13,8 +13,8 @@ import trio
 
 from rayos_vmm.config.spec import Gpu, Net, VmSpec
 from rayos_vmm.errors import Busy, Conflict
-from rayos_vmm.service import Service
-from rayos_vmm.service_hardware import WorkerHardware
+from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.service.service import Service
 from tests.integration.service_lab import bare, home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from rayos_vmm.vm.identity import claim
-from rayos_vmm.vm.process import start_time
-from rayos_vmm.worker.launch import Keeper, KeeperFailed, Spawner, stop_keeper
-from rayos_vmm.worker.spec import Device
+from rayos_vmm.hardware.launch import Keeper, KeeperFailed, Spawner, stop_keeper
+from rayos_vmm.host.identity import claim
+from rayos_vmm.host.process import start_time
+from rayos_vmm.shared.spec import Device
 
 
 def make_disk(directory: Path, name: str) -> Device:

@@ -15,10 +15,10 @@ import pytest
 import trio
 
 from rayos_devices.virtio.features import DeviceId
-from rayos_vmm.pytest_plugin import GuestFactory
 from rayos_vmm.testing.checks import CHECKS
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

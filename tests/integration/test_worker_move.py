@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from rayos_vmm.errors import Invalid
-from rayos_vmm.pytest_plugin import GuestFactory
+from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.ping import ECHO_REPLY, request
-from rayos_vmm.worker.client import KeeperClient
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 

@@ -147,7 +147,7 @@ class Bench:
     """Where machines are built: directories, the spawner, an authority and the images.
 
     firmware: "qboot"; "ovmf", which the test describes; or "seabios": then the initrd is put into RAM by a loader
-        device, away from the ACPI tables that QEMU's -initrd would overwrite (see rayos_vmm.vm.arguments).
+        device, away from the ACPI tables that QEMU's -initrd would overwrite (see rayos_vmm.qemu.arguments).
     """
 
     directory: Path

@@ -19,15 +19,15 @@ from rayos_tpm.protocol import Attestation, DeviceInfo, QuoteBundle, State, Stat
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import EventLog
-from rayos_vmm.firewall import Firewall
+from rayos_vmm.guest.tpm import parse_pcrs
+from rayos_vmm.machine.history import History
+from rayos_vmm.machine.recording import Recordings, Step
+from rayos_vmm.machine.seats import Seats, Wish
+from rayos_vmm.machine.view import Damage, Event, ExecResult, VmState, VmView
+from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
-from rayos_vmm.service_attestation import parse_pcrs
-from rayos_vmm.vm.console import Seats, Wish
-from rayos_vmm.vm.history import History
-from rayos_vmm.vm.input_record import Recordings, Step
-from rayos_vmm.vm.timed import Piece, cut
-from rayos_vmm.vm.view import Damage, Event, ExecResult, VmState, VmView
+from rayos_vmm.shared.timed import Piece, cut
 
 
 class MemoryTpm:

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import trio
 
-from rayos_vmm.api.client import Client
 from rayos_vmm.api.server import serve_api
+from rayos_vmm.client.client import Client
 from tests.unit.api.memory_service import MemoryService
 
 

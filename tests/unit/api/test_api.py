@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from rayos_vmm.api.app import ENDPOINTS, OPENAPI_PATH
-from rayos_vmm.api.client import Client, NoDaemon
 from rayos_vmm.api.openapi import CONSOLE_PATH
+from rayos_vmm.client.client import Client, NoDaemon
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
-from rayos_vmm.vm.view import VmState
+from rayos_vmm.machine.view import VmState
 from tests.unit.api.serving import answer_of, open_api, post, send_raw
 
 

@@ -10,7 +10,7 @@ import trio
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.input_record import Step
+from rayos_vmm.machine.recording import Step
 from tests.unit.api.serving import open_api
 
 PRESS = [(1, 30, 1), (0, 0, 0)]

@@ -8,7 +8,7 @@ from rayos_devices.gate import Op
 from rayos_devices.stats import Stats
 from rayos_vmm.api.prometheus import parse_address
 from rayos_vmm.errors import Invalid
-from rayos_vmm.metrics import latency
+from rayos_vmm.service.metrics import latency
 
 
 def test_only_this_host_is_listened_to() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from rayos_vmm.api.client import Client, NoDaemon
 from rayos_vmm.api.server import open_socket
+from rayos_vmm.client.client import Client, NoDaemon
 from rayos_vmm.errors import Busy, Invalid
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayos_vmm.cli.cast import Asciicast, Stamps
-from rayos_vmm.vm.timed import Piece, cut
+from rayos_vmm.shared.timed import Piece, cut
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.floats(0, 5)), max_size=12))

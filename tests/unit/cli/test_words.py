@@ -16,7 +16,7 @@ from rayos_vmm.cli.output import render_table
 from rayos_vmm.cli.run import to_table
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.view import VmState, VmView
+from rayos_vmm.machine.view import VmState, VmView
 
 
 def run_arguments(*words: str) -> argparse.Namespace:

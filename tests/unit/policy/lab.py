@@ -18,12 +18,12 @@ from rayos_vmm.api.server import serve_api
 from rayos_vmm.cli.main import main
 from rayos_vmm.errors import NotFound
 from rayos_vmm.events import EventLog
+from rayos_vmm.machine.machine import Machine
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
 from rayos_vmm.policy.revisions import Revisions, load_book
-from rayos_vmm.service_load import Workers
-from rayos_vmm.store import open_store
-from rayos_vmm.vm.machine import Machine
+from rayos_vmm.service.store import open_store
+from rayos_vmm.service.workers import Workers
 
 
 def _nobody(name: str) -> Machine:

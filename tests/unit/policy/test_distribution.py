@@ -12,8 +12,8 @@ import trio
 from rayos_vmm.errors import Busy
 from rayos_vmm.policy.broadcast import Broadcaster
 from rayos_vmm.policy.distribution import ANSWER_TIMEOUT_S, ATTEMPTS, QUEUE_MAXIMUM, Distribution
-from rayos_vmm.worker import packet
-from rayos_vmm.worker.spec import CONTROL_SOCKET
+from rayos_vmm.shared import packet
+from rayos_vmm.shared.spec import CONTROL_SOCKET
 
 
 def test_a_target_gets_the_newest_revision_only() -> None:

@@ -14,12 +14,12 @@ from rayos_devices.gate import Op
 from rayos_vmm.config.firewall import FirewallRule, OwnedRule
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
-from rayos_vmm.firewall import no_zone, own_only
+from rayos_vmm.network.firewall import no_zone, own_only
 from rayos_vmm.policy.audit_log import AuditFailed
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.revisions import KEPT, Revisions, load_book
-from rayos_vmm.store import Store, StoreError, open_store
+from rayos_vmm.service.store import Store, StoreError, open_store
 from tests.unit.policy.test_authority import gate
 
 NO_GPU = {"kind": "capability", "deny": ["CAP_GPU"]}

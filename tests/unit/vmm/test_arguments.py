@@ -9,8 +9,8 @@ import pytest
 
 from rayos_vmm.config.spec import Disk, Gpu, Net, VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.arguments import Sockets, command_line
-from rayos_vmm.vm.boot import Boot, FirmwareKind
+from rayos_vmm.qemu.arguments import Sockets, command_line
+from rayos_vmm.qemu.boot import Boot, FirmwareKind
 
 SPEC = VmSpec(name="dev", memory="256MiB", cpus=2)
 

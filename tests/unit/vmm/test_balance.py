@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayos_vmm.balance import REST, Balancer, Move, Sample
+from rayos_vmm.service.balance import REST, Balancer, Move, Sample
 
 
 def observed(*workers: tuple[float, int], cores: int = 2, now: float = 1.0) -> Balancer:

@@ -9,7 +9,7 @@ import pytest
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.boot import FirmwareKind, KernelKind, firmware_kind, inspect, kernel_kind
+from rayos_vmm.qemu.boot import FirmwareKind, KernelKind, firmware_kind, inspect, kernel_kind
 
 LINUX = b"MZ" + bytes(0x200) + b"HdrS" + bytes(64)
 MULTIBOOT = b"\x7fELF" + bytes(4092) + struct.pack("<I", 0x1BADB002)

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from rayos_vmm.errors import Busy
-from rayos_vmm.vm.console import SEATS_MAXIMUM, Seats
+from rayos_vmm.machine.seats import SEATS_MAXIMUM, Seats
 
 
 def test_the_first_writes_the_second_watches_until_it_takes() -> None:

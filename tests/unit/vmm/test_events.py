@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from rayos_vmm.events import EventLog
-from rayos_vmm.vm.view import Event
+from rayos_vmm.machine.view import Event
 
 
 async def test_a_reader_sees_what_was_and_what_comes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rayos_vmm.vm.history import BoundedFile, History, Lines
+from rayos_vmm.machine.history import BoundedFile, History, Lines
 
 
 async def test_history_replays_jumps_and_ends() -> None:

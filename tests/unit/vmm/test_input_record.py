@@ -12,7 +12,7 @@ from rayos_devices.input.keymap import LAYOUTS
 from rayos_vmm.cli.seat import read_recording
 from rayos_vmm.config.spec import Layout
 from rayos_vmm.errors import Invalid
-from rayos_vmm.vm.input_record import RECORDINGS_MAXIMUM, WAITING_MAXIMUM, Held, Lagged, Recordings, Step
+from rayos_vmm.machine.recording import RECORDINGS_MAXIMUM, WAITING_MAXIMUM, Held, Lagged, Recordings, Step
 
 
 async def test_a_recorder_that_lags_loses_its_recording_alone() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rayos_devices.net.backend import NetBackend
-from rayos_vmm.worker import accounts
-from rayos_vmm.worker.accounts import AccountReader, AccountWriter
-from rayos_vmm.worker.layers import LAYERS, hit_ratio, layers
+from rayos_vmm.shared import accounts
+from rayos_vmm.shared.accounts import AccountReader, AccountWriter
+from rayos_vmm.shared.layers import LAYERS, hit_ratio, layers
 from tests.framework.target import Rig, Stepped
 from tests.framework.wire import Wire
 from tests.hostile.test_net_filter import OUTSIDE, firewall, send

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from rayos_vmm.vm.lifecycle import LIVE, MEANT, REACHABLE, TRANSITIONS, LifeEvent, WrongState, advance
-from rayos_vmm.vm.view import ExitReason, VmState
+from rayos_vmm.machine.lifecycle import LIVE, MEANT, REACHABLE, TRANSITIONS, LifeEvent, WrongState, advance
+from rayos_vmm.machine.view import ExitReason, VmState
 
 PAIRS = list(product(VmState, LifeEvent))
 

@@ -18,7 +18,7 @@ from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import TapPort
-from rayos_vmm.worker.obedience import (
+from rayos_vmm.worker.ceilings import (
     AUDITED,
     DISK_RATE,
     DISK_SIZE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rayos_vmm.vm.outcome import (
+from rayos_vmm.machine.outcome import (
     RESET_LOOP_COUNT,
     RESET_LOOP_INTERVAL_S,
     Evidence,
@@ -13,7 +13,7 @@ from rayos_vmm.vm.outcome import (
     parse_panic,
     parse_ready,
 )
-from rayos_vmm.vm.view import ExitReason as R
+from rayos_vmm.machine.view import ExitReason as R
 
 CASES = [
     (Evidence(shutdown_cause="guest-shutdown", exit_status=0), R.POWERED_OFF, "powered itself off"),

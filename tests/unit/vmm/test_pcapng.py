@@ -11,7 +11,7 @@ import pytest
 from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapNgReader
 
-from rayos_vmm import pcapng
+from rayos_vmm.guest import pcapng
 
 NOW_NS = 1_790_000_000_123_456_789
 

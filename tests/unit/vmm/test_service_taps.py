@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rayos_net import nft
-from rayos_vmm.service_taps import TapGuards
+from rayos_vmm.network.taps import TapGuards
 
 MAC = b"\x52\x59\0\0\0\1"
 

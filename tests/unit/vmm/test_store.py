@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rayos_vmm.config.spec import Disk, VmSpec
-from rayos_vmm.store import StoreError, open_store
-from rayos_vmm.vm.process import ProcessId
-from rayos_vmm.vm.record import Live, Record
-from rayos_vmm.vm.view import VmState
+from rayos_vmm.host.process import ProcessId
+from rayos_vmm.machine.record import Live, Record
+from rayos_vmm.machine.view import VmState
+from rayos_vmm.service.store import StoreError, open_store
 
 
 async def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rayos_vmm.vm.view import ExitReason
-from rayos_vmm.vm.watchdog import LOOKS, Watchdog, progress
+from rayos_vmm.machine.view import ExitReason
+from rayos_vmm.machine.watchdog import LOOKS, Watchdog, progress
 
 
 def test_a_guest_that_gets_on_is_left_alone() -> None:

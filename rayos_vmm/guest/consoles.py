@@ -1,0 +1,115 @@
+"""What a person in front of the machine does: read and type at its consoles, press keys, point.
+
+Key and pointer events are evdev's (linux/input-event-codes.h); the worker closes each batch with SYN_REPORT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any
+
+import trio
+
+from rayos_vmm.errors import GuestGone, Invalid, NotFound
+from rayos_vmm.hardware.client import WorkerError, WorkerGone
+from rayos_vmm.machine.machine import SERIAL_PORT, Machine
+from rayos_vmm.shared.timed import Piece, cut
+
+
+@contextmanager
+def worker_errors(machine: Machine) -> Iterator[None]:
+    """A worker's refusals and its absence in the service's words."""
+    try:
+        yield
+    except WorkerError as error:
+        if error.code in ("no_such_port", "no_such_device"):
+            raise NotFound(f"{machine.name}: {error}", code=error.code) from None
+        raise Invalid(f"{machine.name}: {error}", code=error.code) from None
+    except WorkerGone as error:
+        raise GuestGone(f"{machine.name}: {error}") from None
+
+
+async def console_write(machine: Machine, port: int, data: bytes) -> None:
+    """Types into a console port or the serial line; waits for room."""
+    if port == SERIAL_PORT:
+        machine.need_qmp()
+        if machine.serial_stream is None:
+            raise GuestGone(f"{machine.name}: its serial line is not connected")
+        try:
+            async with machine.serial_lock:
+                await machine.serial_stream.send_all(data)
+        except trio.BrokenResourceError:
+            raise GuestGone(f"{machine.name}: its serial line was closed") from None
+        return
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        await worker.console_write(port, data)
+
+
+@asynccontextmanager
+async def console_stream(
+    machine: Machine, port: int, since: int | None
+) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
+    """(offset, bytes) of a port. The serial line's history is there after the end as well."""
+    if port == SERIAL_PORT:
+        async with aclosing(machine.serial.follow(since)) as serial:
+            yield serial
+        return
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        async with worker.console_stream(port, since=since) as chunks:
+            async with aclosing(_until_gone(chunks)) as until_gone:
+                yield until_gone
+
+
+async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerator[tuple[int, bytes], None]:
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except WorkerGone:
+        return  # the machine ended: so does its console
+
+
+async def console_ports(machine: Machine) -> list[dict[str, Any]]:
+    """Every port, the serial line last: number, name, whether a program has it open, its size, who sits at it."""
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        ports = await worker.ports()
+    ports[0]["name"] = machine.record.spec.console_ports[0]  # the guest is told none for its console
+    serial = {
+        "port": SERIAL_PORT,
+        "name": "serial",
+        "is_console": True,
+        "guest_open": True,
+        "columns": 0,
+        "rows": 0,
+    }
+    return [{**one, **machine.seats.describe(one["port"])} for one in (*ports, serial)]
+
+
+@asynccontextmanager
+async def console_pieces(
+    machine: Machine, port: int, since: int, *, follow: bool
+) -> AsyncIterator[AsyncIterator[Piece]]:
+    """A port's output with times, from what is kept; up to now, or on and on."""
+    if port == SERIAL_PORT:
+        async with aclosing(_serial_pieces(machine, since, follow=follow)) as serial:
+            yield serial
+        return
+    worker = machine.need_worker()
+    with worker_errors(machine):
+        async with worker.console_pieces(port, since=since, follow=follow) as pieces:
+            yield pieces
+
+
+async def _serial_pieces(machine: Machine, since: int, *, follow: bool) -> AsyncGenerator[Piece, None]:
+    history, end = machine.serial, machine.serial.end
+    if not follow and since >= end:
+        return
+    async with aclosing(history.follow(since)) as chunks:
+        async for offset, data in chunks:
+            for piece in cut(offset, data, history.marks(offset, offset + len(data))):
+                yield piece
+            if not follow and offset + len(data) >= end:
+                return

@@ -1,0 +1,57 @@
+"""Faults that somebody asked for in a machine's devices. They last until its end, also over its worker's death."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rayos_vmm.config.fault import FaultRule
+from rayos_vmm.guest.consoles import worker_errors
+
+if TYPE_CHECKING:
+    from rayos_vmm.machine.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The rules of one device, as the worker takes them."""
+
+    rules: tuple[dict[str, Any], ...]
+    seed: int
+
+
+async def set_faults(machine: Machine, device: str, rules: Sequence[FaultRule], seed: int) -> None:
+    """From now on these things go wrong in a device; no rules: none.
+
+    Raises:
+        Invalid: a rule is wrong, or not for this kind of device.
+        NotFound: there is no such disk or network card.
+        Conflict: it does not run.
+    """
+    plan = Plan(tuple(asdict(rule.fault()) for rule in rules), seed)
+    worker = machine.need_worker()
+    async with machine.faults_lock:
+        with worker_errors(machine):
+            await worker.set_faults(device, plan.rules, seed)
+        machine.faults.pop(device, None)
+        if plan.rules:
+            machine.faults[device] = plan
+    machine.events.publish("devices.faults", machine.name, device=device, rules=len(plan.rules), seed=seed)
+
+
+async def faults(machine: Machine) -> dict[str, list[dict[str, Any]]]:
+    """Each device that has faults: its rules, with how often each `matched` and was `done` in the worker of now."""
+    worker = machine.need_worker()
+    async with machine.faults_lock:
+        with worker_errors(machine):
+            return {device: await worker.faults(device) for device in sorted(machine.faults)}
+
+
+async def plan_again(machine: Machine) -> None:
+    """For a new worker: the same rules, from the beginning. Errors are those of `set_faults`."""
+    worker = machine.need_worker()
+    async with machine.faults_lock:
+        with worker_errors(machine):
+            for device, plan in machine.faults.items():
+                await worker.set_faults(device, plan.rules, plan.seed)

@@ -1,0 +1,292 @@
+"""Brings a machine into being, piece by piece, and takes it apart again.
+
+Invariant: whatever exists outside of the daemon is in the record, saved before the next piece is made. So one
+function clears up after a failed start, an ended machine, and a daemon that was killed half-way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from rayos_vmm.config.host import check_host, read_host
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.units import parse_size
+from rayos_vmm.errors import Busy, GuestGone
+from rayos_vmm.guest import disks
+from rayos_vmm.host import cgroup
+from rayos_vmm.host.confine import Reach, confined, program_directories
+from rayos_vmm.host.identity import user
+from rayos_vmm.host.process import adopt, find_by_output, spawn
+from rayos_vmm.machine.machine import PICTURE, Machine
+from rayos_vmm.machine.needs import (
+    WORKER_LOG,
+    DiskImage,
+    Hardware,
+    Launch,
+    MeasuredTpm,
+    Network,
+    Platform,
+    Plugged,
+    Tpms,
+)
+from rayos_vmm.machine.record import Live
+from rayos_vmm.qemu.arguments import Sockets, command_line
+from rayos_vmm.qemu.boot import Boot, FirmwareKind
+
+QMP_SOCKET: Final = "qmp.sock"
+SERIAL_SOCKET: Final = "serial.sock"
+LOG_FIFO: Final = "qemu.fifo"
+SWTPM_LOG: Final = "swtpm.log"
+_DISMANTLE_TIMEOUT_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What every machine is built from."""
+
+    hardware: Hardware
+    platform: Platform
+    network: Network | None
+    tpms: Tpms
+    save: Callable[[Machine], Awaitable[None]]
+    start_timeout_s: float = 60.0
+
+
+def _make_directories(machine: Machine) -> None:
+    shutil.rmtree(machine.runtime, ignore_errors=True)
+    machine.runtime.mkdir(parents=True, mode=0o700)
+    machine.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _prepare_disks(spec: VmSpec, directory: Path) -> list[DiskImage]:
+    images = []
+    for index, disk in enumerate(spec.disks):
+        path = disks.image(disk, index, directory)
+        if disk.size is not None and not path.exists():
+            temporary = path.with_suffix(".new")
+            with temporary.open("wb") as file:
+                file.truncate(parse_size(disk.size))
+            temporary.rename(path)
+        images.append(
+            DiskImage(
+                path, disk.read_only, disk.serial or f"rayos-{index}", spec.disk_queues(disk), disk.format
+            )
+        )
+    return images
+
+
+def _own_firmware_variables(boot: Boot, directory: Path) -> Boot:
+    """The boot with a copy of its UEFI variables that belongs to this machine."""
+    if boot.firmware_variables is None or boot.firmware_kind is not FirmwareKind.PFLASH:
+        return boot
+    own = directory / "firmware-variables.fd"
+    if not own.exists():
+        shutil.copyfile(boot.firmware_variables, own)
+    return Boot(
+        kernel=boot.kernel,
+        initrd=boot.initrd,
+        append=boot.append,
+        cdrom=boot.cdrom,
+        firmware=boot.firmware,
+        firmware_kind=boot.firmware_kind,
+        firmware_variables=own,
+        needs_vga=boot.needs_vga,
+    )
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(1)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def _start_tpm(machine: Machine, house: House, boot: Boot) -> MeasuredTpm | None:
+    if not machine.record.spec.tpm:
+        return None
+    tpm = await house.tpms.start(
+        machine.record,
+        boot,
+        runtime=machine.runtime,
+        state=machine.state_directory / "tpm",
+        log=machine.state_directory / SWTPM_LOG,
+    )
+    try:
+        machine.record.live.swtpm = tpm.process
+        await house.save(machine)
+    except BaseException:
+        tpm.close()
+        raise
+    return tpm
+
+
+async def _plug(machine: Machine, house: House, launch: Launch, disks: list[DiskImage]) -> Plugged:
+    record, spec = machine.record, machine.record.spec
+    tap_fds: list[int] = []
+    mac = spec.net.mac or ""
+    if spec.net.enabled and house.network is not None:
+        mac = mac or house.network.mac(machine.name)
+        tap, tap_fds = await house.network.open_tap(
+            machine.name, mac, mtu=spec.net.mtu, queues=spec.net.queues, upstream=spec.net.bridge
+        )
+        record.live.tap = tap
+    record.mac = mac or None
+    plugged = await house.hardware.plug(
+        spec,
+        runtime=machine.runtime,
+        logs=machine.state_directory,
+        disks=disks,
+        tap_fds=tap_fds,
+        mac=mac,
+        has_console=launch.has_console,
+        needs_vga=launch.boot.needs_vga,
+    )
+    record.live.keeper, record.live.ports = plugged.keeper, plugged.ports
+    await house.save(machine)
+    return plugged
+
+
+def _reach(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> Reach:
+    """The files and sockets that QEMU needs, and no others."""
+    boot = tpm.boot if tpm else launch.boot
+    sockets = (
+        *plugged.disks,
+        plugged.net,
+        plugged.gpu,
+        *plugged.inputs,
+        plugged.console,
+        *plugged.console_ports,
+    )
+    files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom)
+    variables = boot.firmware_variables if boot.firmware_kind is FirmwareKind.PFLASH else None
+    return Reach(
+        read=[*program_directories(launch.argv), *(path.absolute() for path in files if path is not None)],
+        write=[machine.runtime / PICTURE, *([] if variables is None else [variables])],
+        sockets=[*(path for path in sockets if path is not None), *([tpm.socket] if tpm else [])],
+        devices=[Path("/dev/kvm")] if launch.accelerator == "kvm" else [],
+    )
+
+
+def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> None:
+    fifo = machine.runtime / LOG_FIFO
+    os.mkfifo(fifo, 0o600)
+    (machine.runtime / PICTURE).touch(0o600)
+    with _listen(machine.runtime / QMP_SOCKET) as qmp, _listen(machine.runtime / SERIAL_SOCKET) as serial:
+        argv = command_line(
+            machine.record.spec,
+            argv=launch.argv,
+            accelerator=launch.accelerator,
+            boot=tpm.boot if tpm else launch.boot,
+            sockets=Sockets(
+                qmp_fd=qmp.fileno(),
+                serial_fd=serial.fileno(),
+                disks=plugged.disks,
+                net=plugged.net,
+                gpu=plugged.gpu,
+                inputs=plugged.inputs,
+                console=plugged.console,
+                console_ports=plugged.console_ports,
+            ),
+            mac=machine.record.mac or "",
+            tpm=tpm.arguments if tpm else (),
+            has_pvpanic=launch.has_pvpanic,
+            has_reconnect_ms=launch.has_reconnect_ms,
+            has_dbus_display=launch.has_dbus_display,
+        )
+        argv = confined(argv, _reach(machine, launch, plugged, tpm), uid=user("qemu", plugged.slot))
+        # Both ends are QEMU's: it neither gets SIGPIPE nor blocks when no daemon reads (a full pipe drops).
+        output = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            inherited = (qmp.fileno(), serial.fileno(), *(tpm.descriptors if tpm else ()))
+            machine.process = spawn(argv, output_fd=output, pass_fds=inherited)
+        except OSError as error:
+            raise GuestGone(f"{argv[0]} cannot be executed: {error.strerror}") from None
+        finally:
+            machine.log_fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.close(output)
+    machine.record.live.qemu = machine.process.identity
+
+
+async def build(machine: Machine, house: House) -> None:
+    """From nothing to a QEMU that waits for `cont`. After an error or cancellation call `dismantle`.
+
+    Raises:
+        RayosError: with what is missing or in the way.
+    """
+    spec = machine.record.spec
+    await trio.to_thread.run_sync(lambda: check_host(spec, read_host()))
+    launch = await house.platform.launch(spec)
+    machine.note_stage("images", trio.current_time())
+    try:
+        _make_directories(machine)
+        disks = await trio.to_thread.run_sync(_prepare_disks, spec, machine.state_directory)
+        boot = await trio.to_thread.run_sync(_own_firmware_variables, launch.boot, machine.state_directory)
+    except OSError as error:
+        raise Busy(f"{error.filename or machine.runtime}: {error.strerror}") from None
+    launch = dataclasses.replace(launch, boot=boot)
+    plugged = await _plug(machine, house, launch, disks)
+    machine.note_stage("devices", trio.current_time())
+    tpm = await _start_tpm(machine, house, launch.boot)
+    if tpm:
+        machine.note_stage("tpm", trio.current_time())
+    try:
+        _start_qemu(machine, launch, plugged, tpm)
+    finally:
+        if tpm:
+            tpm.close()
+    await house.save(machine)
+    live = machine.record.live
+    pids = [one.pid for one in (live.keeper, live.swtpm, live.qemu) if one is not None]
+    why_not = await trio.to_thread.run_sync(cgroup.enclose, machine.record, pids)
+    if why_not:
+        machine.events.publish("vm.unbounded", machine.name, reason=why_not)
+
+
+async def end_orphans(machine: Machine) -> None:
+    """Ends processes that a killed service had started for the machine and had no time to record."""
+    logs = machine.state_directory
+    outputs = (machine.runtime / LOG_FIFO, logs / SWTPM_LOG, logs / WORKER_LOG)
+    with trio.move_on_after(_DISMANTLE_TIMEOUT_S, shield=True):
+        for identity in await trio.to_thread.run_sync(find_by_output, outputs):
+            process = adopt(identity)
+            if process is not None:
+                await process.end()
+                process.close()
+
+
+async def dismantle(machine: Machine, house: House) -> None:
+    """Ends what is left of a machine and removes its sockets; its disks and TPM stay. Cannot be cancelled.
+
+    Works from the record alone, so it also clears up after a former daemon.
+    """
+    live = machine.record.live
+    with trio.move_on_after(_DISMANTLE_TIMEOUT_S, shield=True):
+        process = machine.process
+        if process is None and live.qemu is not None:
+            process = adopt(live.qemu)
+        if process is not None:
+            machine.evidence.exit_status = await process.end(grace_s=1.0)
+            process.close()
+        if live.keeper is not None:
+            await house.hardware.unplug(live.keeper, machine.runtime)
+        if live.swtpm is not None:
+            await house.tpms.stop(live.swtpm, machine.runtime)
+        await trio.to_thread.run_sync(cgroup.remove, machine.record)
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
+    machine.process = None
+    machine.close_log()
+    machine.record.live = Live()

@@ -1,0 +1,98 @@
+"""The life of a virtual machine as data.
+
+Theory of operation: a machine is *defined* until somebody starts it; *starting* spans everything from the
+first socket to QEMU's `cont`; *running* and *paused* follow what QEMU says; *stopping* lasts from the
+request until QEMU is gone; *stopped* is an end that was meant (by the guest or by us), *failed* one that
+was not, always with a reason. Stopped and failed machines can be started again.
+
+Invariant: the state changes through `advance` alone, and a pair that is not in the table does not happen.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+from rayos_vmm.machine.view import ExitReason, VmState
+
+
+class LifeEvent(enum.StrEnum):
+    """What can happen to a machine."""
+
+    START = "start"  # somebody asked for it
+    RUN = "run"  # QEMU executes guest code
+    PAUSE = "pause"  # QEMU stopped executing
+    STOP = "stop"  # somebody asked for the end
+    EXIT = "exit"  # QEMU is gone, as was meant
+    FAIL = "fail"  # QEMU is gone, or never was, and nobody meant it
+
+
+S, E = VmState, LifeEvent
+
+TRANSITIONS: Final[Mapping[tuple[VmState, LifeEvent], VmState]] = {
+    (S.DEFINED, E.START): S.STARTING,
+    (S.STARTING, E.RUN): S.RUNNING,
+    (S.STARTING, E.STOP): S.STOPPING,
+    (S.STARTING, E.EXIT): S.STOPPED,
+    (S.STARTING, E.FAIL): S.FAILED,
+    (S.RUNNING, E.RUN): S.RUNNING,
+    (S.RUNNING, E.PAUSE): S.PAUSED,
+    (S.RUNNING, E.STOP): S.STOPPING,
+    (S.RUNNING, E.EXIT): S.STOPPED,
+    (S.RUNNING, E.FAIL): S.FAILED,
+    (S.PAUSED, E.RUN): S.RUNNING,
+    (S.PAUSED, E.PAUSE): S.PAUSED,
+    (S.PAUSED, E.STOP): S.STOPPING,
+    (S.PAUSED, E.EXIT): S.STOPPED,
+    (S.PAUSED, E.FAIL): S.FAILED,
+    (S.STOPPING, E.RUN): S.STOPPING,  # a paused guest has to run to power itself down
+    (S.STOPPING, E.PAUSE): S.STOPPING,
+    (S.STOPPING, E.STOP): S.STOPPING,
+    (S.STOPPING, E.EXIT): S.STOPPED,
+    (S.STOPPING, E.FAIL): S.FAILED,
+    (S.STOPPED, E.START): S.STARTING,
+    (S.FAILED, E.START): S.STARTING,
+}
+
+# States in which there are processes to look after.
+LIVE: Final = frozenset({S.STARTING, S.RUNNING, S.PAUSED, S.STOPPING})
+# States in which QEMU answers QMP and the guest's devices are there.
+REACHABLE: Final = frozenset({S.RUNNING, S.PAUSED, S.STOPPING})
+
+# Whether an end was meant: decides between stopped and failed.
+MEANT: Final[Mapping[ExitReason, bool]] = {
+    ExitReason.POWERED_OFF: True,
+    ExitReason.STOPPED: True,
+    ExitReason.KILLED: True,
+    ExitReason.PANIC: False,
+    ExitReason.TRIPLE_FAULT: False,
+    ExitReason.RESET_LOOP: False,
+    ExitReason.HANG: False,
+    ExitReason.TIMED_OUT: False,
+    ExitReason.QEMU_CRASHED: False,
+    ExitReason.START_FAILED: False,
+    ExitReason.LOST: False,
+}
+
+
+class WrongState(Exception):
+    """The event cannot happen in this state."""
+
+    def __init__(self, state: VmState, event: LifeEvent) -> None:
+        allowed = sorted(s.value for s, e in TRANSITIONS if e is event)
+        super().__init__(f"cannot {event.value} while {state.value}: allowed while {', '.join(allowed)}")
+        self.state = state
+        self.event = event
+
+
+def advance(state: VmState, event: LifeEvent) -> VmState:
+    """The state after `event`.
+
+    Raises:
+        WrongState: the pair is not in the table.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise WrongState(state, event) from None

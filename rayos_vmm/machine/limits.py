@@ -1,0 +1,31 @@
+"""Tells a machine's devices what was set before, whenever their worker is reached anew."""
+
+from __future__ import annotations
+
+import logging
+
+from rayos_devices.levels import DEFAULT
+from rayos_vmm.errors import RayosError
+from rayos_vmm.guest.consoles import worker_errors
+from rayos_vmm.machine.machine import Machine
+
+log = logging.getLogger(__name__)
+
+
+async def restore(machine: Machine) -> None:
+    """What its devices refuse now (it has changed since) is told in the log, and does not keep it from running."""
+    if machine.worker is None:
+        return
+    record = machine.record
+    for device, limits in record.limits.items():
+        try:
+            with worker_errors(machine):
+                await machine.worker.limit(device, limits)
+        except RayosError as error:
+            log.warning(
+                "a device does not take its limits",
+                extra={"vm": machine.name, "device": device, "why": error.message},
+            )
+    if record.level != DEFAULT:
+        with worker_errors(machine):
+            await machine.worker.set_level(record.level)

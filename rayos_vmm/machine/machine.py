@@ -1,0 +1,205 @@
+"""One machine in the daemon: its record, and what is attached to it while it runs.
+
+Invariant: every change of state goes through `apply`, which publishes it and wakes whoever waits; the record
+is saved by the task that runs the machine (`run.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from rayos_vmm.errors import Conflict, GuestGone, RayosError
+from rayos_vmm.events import EventLog
+from rayos_vmm.host.process import Process
+from rayos_vmm.machine.history import BoundedFile, History, Lines
+from rayos_vmm.machine.lifecycle import LIVE, REACHABLE, LifeEvent, WrongState, advance
+from rayos_vmm.machine.outcome import Evidence
+from rayos_vmm.machine.record import Record
+from rayos_vmm.machine.recording import Recordings
+from rayos_vmm.machine.seats import Seats
+from rayos_vmm.machine.view import ExitReason, VmState, VmView
+from rayos_vmm.qemu.qmp import Qmp, Transcript
+
+if TYPE_CHECKING:
+    from rayos_vmm.guest.faults import Plan
+    from rayos_vmm.machine.agent import Agent
+    from rayos_vmm.machine.needs import Worker
+
+SERIAL_PORT = 31  # the console port by which the API reaches ttyS0; 0 to 30 are the virtio console's
+
+# In the runtime directory: the one file that QEMU may write, for its own view of the screen.
+PICTURE = "qemu.picture"
+
+
+class Machine:
+    """A record with its life attached."""
+
+    def __init__(self, record: Record, events: EventLog, *, runtime: Path, state: Path) -> None:
+        self.record = record
+        self.events = events
+        self.runtime = runtime
+        self.state_directory = state
+        self.evidence = Evidence()
+        self.serial = History()
+        self.transcript = Transcript()
+        self.faults: dict[str, Plan] = {}
+        self.faults_lock = trio.Lock()
+        self.lock = trio.Lock()  # held by operations that change what exists
+        self.start_scope = trio.CancelScope()
+        self.qmp: Qmp | None = None
+        self.process: Process | None = None
+        self.log_fd = -1  # the reading end of QEMU's output
+        self.log: BoundedFile | None = None
+        self.log_lines: Lines | None = None
+        self.start_error: RayosError | None = None
+        self.attached = trio.Event()  # somebody looks after it, or it has ended
+        self.has_run = record.state in REACHABLE
+        self.worker: Worker | None = None
+        self.agent: Agent | None = None
+        self.serial_stream: trio.SocketStream | None = None
+        self.serial_lock = trio.Lock()
+        self.seats = Seats()
+        self.picture_lock = trio.Lock()
+        self.input_recordings = Recordings()
+        self.display_lock = trio.Lock()
+        self._changed = trio.Event()
+        self._start_clock = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.record.spec.name
+
+    @property
+    def state(self) -> VmState:
+        return self.record.state
+
+    @property
+    def is_live(self) -> bool:
+        """True while there are processes to look after."""
+        return self.record.state in LIVE
+
+    def view(self) -> VmView:
+        return self.record.view()
+
+    def begin(self, now: float, wall: float) -> None:
+        """Forgets the former run and enters *starting*; `now` steady, `wall` in seconds since the epoch.
+
+        Raises:
+            Conflict: it is running already.
+        """
+        self.apply(LifeEvent.START)
+        self.evidence = Evidence()
+        self.serial = History()
+        self.transcript = Transcript()
+        self.faults = {}
+        self.start_scope = trio.CancelScope()
+        self.start_error = None
+        self.has_run = False
+        self._start_clock = now
+        record = self.record
+        record.started, record.boot, record.is_ready = wall, {}, False
+        record.address, record.exit_reason, record.reason = None, None, ""
+
+    def apply(self, event: LifeEvent, *, reason: str = "", exit_reason: ExitReason | None = None) -> None:
+        """Advances the state, tells everybody.
+
+        Raises:
+            Conflict: the event cannot happen in this state.
+        """
+        try:
+            state = advance(self.record.state, event)
+        except WrongState as error:
+            raise Conflict(f"{self.name}: {error}") from None
+        is_news = state is not self.record.state
+        self.record.state = state
+        self.has_run = self.has_run or event is LifeEvent.RUN
+        if event in (LifeEvent.EXIT, LifeEvent.FAIL):
+            self.record.reason, self.record.exit_reason = reason, exit_reason
+        if is_news:
+            data: dict[str, Any] = {"state": state.value}
+            if reason:
+                data["reason"] = reason
+            if exit_reason is not None:
+                data["exit_reason"] = exit_reason.value
+            self.events.publish("vm.state", self.name, **data)
+        self.wake()
+
+    def note_stage(self, stage: str, now: float) -> None:
+        """Records that a stage of the start is done, in ms since it was asked for."""
+        elapsed = round((now - self._start_clock) * 1000, 1)
+        self.record.boot[f"{stage}_ms"] = elapsed
+        self.events.publish("vm.boot", self.name, stage=stage, ms=elapsed)
+
+    def note_ready(self, now: float, boot_s: float, address: str | None) -> None:
+        """Records the guest's ready line; tell of it by `announce_ready` once that is saved."""
+        self.record.is_ready = True
+        self.record.address = address or self.record.address
+        self.record.boot["guest_ms"] = round(boot_s * 1000, 1)
+        if self._start_clock and "ready_ms" not in self.record.boot:
+            self.note_stage("ready", now)
+
+    def announce_ready(self) -> None:
+        """Tells everybody that the guest is ready."""
+        self.events.publish(
+            "vm.ready",
+            self.name,
+            ready_ms=self.record.boot.get("ready_ms"),
+            guest_ms=self.record.boot["guest_ms"],
+            address=self.record.address,
+        )
+        self.wake()
+
+    def forget_ready(self) -> None:
+        """The guest starts over: it is not ready, and its agent knows nothing."""
+        self.record.is_ready = False
+        if self.agent is not None:
+            self.agent.guest_was_reset()
+        self.wake()
+
+    def wake(self) -> None:
+        """Wakes whoever waits for a change."""
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def wait_changed(self) -> None:
+        """Returns at the next change of the record."""
+        await self._changed.wait()
+
+    def close_log(self) -> None:
+        """Lets go of QEMU's output."""
+        if self.log_fd >= 0:
+            os.close(self.log_fd)
+            self.log_fd = -1
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    def need_qmp(self) -> Qmp:
+        """The QMP connection.
+
+        Raises:
+            Conflict: the machine does not run.
+            GuestGone: QEMU is going away.
+        """
+        if not self.is_live:
+            raise Conflict(f"{self.name} is {self.state.value}, not running", hint="start it first")
+        if self.qmp is None or self.qmp.is_lost:
+            raise GuestGone(f"{self.name}: QEMU is not there")
+        return self.qmp
+
+    def need_worker(self) -> Worker:
+        """The connection to the machine's devices.
+
+        Raises:
+            Conflict: the machine does not run.
+            GuestGone: its devices are not there.
+        """
+        if not self.is_live:
+            raise Conflict(f"{self.name} is {self.state.value}, not running", hint="start it first")
+        if self.worker is None:
+            raise GuestGone(f"{self.name}: its devices are not there")
+        return self.worker

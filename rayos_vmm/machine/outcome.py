@@ -1,0 +1,110 @@
+"""Why a machine ended, judged from what was seen: a pure function of the evidence.
+
+Sources of evidence: QMP's SHUTDOWN, RESET and GUEST_PANICKED (QEMU, qapi/run-state.json, ShutdownCause),
+the serial log, QEMU's own log, its exit status, and what we had asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from rayos_vmm.machine.view import ExitReason
+
+# So many resets by the guest, each within the interval of the one before and never ready: a loop.
+RESET_LOOP_COUNT: Final = 5
+RESET_LOOP_INTERVAL_S: Final = 30.0
+LINE_TRIPLE_FAULT: Final = "Triple fault"
+# Only the printk time stamp may stand before it: a shell that echoes the words is no panic.
+_PANIC: Final = re.compile(r"^(?:\[ *\d+\.\d+\] ?)?Kernel panic - not syncing: (.*)$")
+# Anything may stand before it: a reset cuts whatever line the guest was writing.
+_READY: Final = re.compile(r"RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)")
+
+
+@dataclass
+class Evidence:
+    """What is known about the end of a machine; filled in while it runs."""
+
+    asked: ExitReason | None = None  # STOPPED or KILLED, when the end was ours
+    shutdown_cause: str | None = None  # QMP ShutdownCause
+    panic: str | None = None
+    has_panicked: bool = False
+    has_triple_faulted: bool = False
+    is_reset_loop: bool = False
+    barked: tuple[ExitReason, str] | None = None  # what the watchdog said
+    exit_status: int | None = None  # QEMU's; None when it was not our child
+    last_log_line: str = ""
+    resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a guest's ready line says: seconds since its kernel started, and its address."""
+
+    boot_s: float
+    address: str | None
+
+
+def parse_ready(line: str) -> Ready | None:
+    """The ready line's content, None for any other line."""
+    match = _READY.search(line)
+    if match is None:
+        return None
+    return Ready(float(match[1]), None if match[2] == "-" else match[2])
+
+
+def parse_panic(line: str) -> str | None:
+    """What a Linux kernel says when it panics, None for any other line."""
+    match = _PANIC.match(line)
+    return None if match is None else match[1].strip()
+
+
+def note_reset(evidence: Evidence, now: float) -> None:
+    """Counts a reset that the guest did before it was ready; `now` in seconds of any steady clock."""
+    if evidence.resets and now - evidence.resets[-1] > RESET_LOOP_INTERVAL_S:
+        evidence.resets.clear()
+    evidence.resets.append(now)
+    evidence.is_reset_loop = len(evidence.resets) >= RESET_LOOP_COUNT
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def judge(evidence: Evidence) -> tuple[ExitReason, str]:
+    """The reason as a word and as a sentence."""
+    if evidence.is_reset_loop:
+        count = len(evidence.resets)
+        return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"
+    if evidence.barked is not None:
+        return evidence.barked
+    if evidence.has_triple_faulted:
+        return ExitReason.TRIPLE_FAULT, "the guest's processor triple-faulted"
+    if evidence.has_panicked or evidence.shutdown_cause == "guest-panic":
+        said = evidence.panic or "it gave no reason"
+        return ExitReason.PANIC, f"the guest's kernel panicked: {said}"
+    if evidence.asked is ExitReason.KILLED:
+        return ExitReason.KILLED, "it was killed"
+    if evidence.asked is ExitReason.STOPPED:
+        return ExitReason.STOPPED, "it was stopped"
+    if evidence.shutdown_cause == "guest-shutdown":
+        return ExitReason.POWERED_OFF, "the guest powered itself off"
+    if evidence.shutdown_cause == "host-qmp-quit":
+        return ExitReason.STOPPED, "QEMU was told to quit over QMP"
+    if evidence.shutdown_cause == "host-signal" and evidence.exit_status in (0, None):
+        return ExitReason.KILLED, "QEMU was ended by a signal from outside"
+    if evidence.shutdown_cause is not None and evidence.exit_status in (0, None):
+        return ExitReason.STOPPED, f"QEMU shut down: {evidence.shutdown_cause}"
+    if evidence.exit_status is None:
+        return ExitReason.LOST, "QEMU ended, and nobody saw how"
+    log = f": {evidence.last_log_line}" if evidence.last_log_line else ""
+    if evidence.exit_status < 0:
+        name = _signal_name(-evidence.exit_status)
+        return ExitReason.QEMU_CRASHED, f"QEMU died of {name}, which did not come from the service{log}"
+    return ExitReason.QEMU_CRASHED, f"QEMU exited with status {evidence.exit_status}{log}"

@@ -1,0 +1,58 @@
+"""What has to be remembered of a machine so that another daemon can take it over, or clear up after it."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from rayos_devices.levels import DEFAULT
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.host.process import ProcessId
+from rayos_vmm.machine.view import ExitReason, VmState, VmView
+
+
+class Live(msgspec.Struct, kw_only=True):
+    """What exists outside of the daemon for a machine; recorded as soon as it exists."""
+
+    qemu: ProcessId | None = None
+    keeper: ProcessId | None = None
+    swtpm: ProcessId | None = None
+    tap: str | None = None
+    ports: int = 0  # console ports that the worker serves
+    link_is_up: bool = True  # of the network card
+
+
+class Record(msgspec.Struct, kw_only=True):
+    """A machine's row in the store. `uuid` is the TPM's idea of who it belongs to."""
+
+    spec: VmSpec
+    uuid: str
+    state: VmState = VmState.DEFINED
+    reason: str = ""
+    exit_reason: ExitReason | None = None
+    created: float = msgspec.field(default_factory=time.time)
+    started: float | None = None
+    mac: str | None = None
+    address: str | None = None
+    is_ready: bool = False
+    boot: dict[str, float] = {}
+    limits: dict[str, dict[str, int]] = {}  # by device, what was changed of `spec.quota`; 0 is unbounded
+    level: int = DEFAULT  # of optimization
+    live: Live = msgspec.field(default_factory=Live)
+
+    def view(self) -> VmView:
+        """What callers see of it."""
+        return VmView(
+            spec=self.spec,
+            state=self.state,
+            reason=self.reason,
+            exit_reason=self.exit_reason,
+            pid=self.live.qemu.pid if self.live.qemu else None,
+            address=self.address,
+            mac=self.mac,
+            boot=dict(self.boot),
+            is_ready=self.is_ready,
+            created=self.created,
+            started=self.started,
+        )

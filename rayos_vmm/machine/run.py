@@ -1,0 +1,117 @@
+"""One machine from start to end, or from adoption to end: the supervisor boundary.
+
+Whatever goes wrong in here ends this machine with a reason, never the service.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Final
+
+import trio
+
+from rayos_vmm.errors import GuestGone, RayosError
+from rayos_vmm.host.process import adopt
+from rayos_vmm.machine.build import LOG_FIFO, House, build, dismantle, end_orphans
+from rayos_vmm.machine.lifecycle import MEANT, LifeEvent
+from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.outcome import judge
+from rayos_vmm.machine.supervisor import Attendant
+from rayos_vmm.machine.view import ExitReason, VmState
+
+LOG: Final = logging.getLogger(__name__)
+_SAVE_TIMEOUT_S: Final = 10.0
+
+
+async def run_machine(machine: Machine, house: House) -> None:
+    """Builds the machine, stays with it, takes it apart. The machine is in *starting*.
+
+    Cancelled while starting, it clears up; cancelled later (the daemon leaves), the machine goes on.
+    """
+    try:
+        with machine.start_scope:
+            await build(machine, house)
+        if machine.process is not None and machine.state is not VmState.STOPPING:
+            await Attendant(machine, house).run(machine.process, is_new=True)
+    except RayosError as error:
+        machine.start_error = error
+    except Exception as error:
+        LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
+        machine.start_error = GuestGone(f"internal error: {type(error).__name__}: {error}")
+    except BaseException:  # cancelled
+        if machine.state is VmState.STARTING:
+            machine.start_error = GuestGone("the service was stopped while the machine was starting")
+            await _finish(machine, house)
+        else:
+            _let_go(machine)
+        raise
+    await _finish(machine, house)
+
+
+async def adopt_machine(machine: Machine, house: House) -> None:
+    """Takes over a machine of a former daemon, whose record is live, and stays with it; or clears up after it.
+
+    Cancelled, the machine goes on.
+    """
+    try:
+        await _adopt(machine, house)
+    finally:
+        machine.attached.set()
+
+
+async def _adopt(machine: Machine, house: House) -> None:
+    record = machine.record
+    process = adopt(record.live.qemu) if record.live.qemu is not None else None
+    if process is None or record.state is VmState.STARTING:
+        if process is not None:
+            process.close()
+        if record.state is VmState.STARTING:
+            machine.start_error = GuestGone("the service died while the machine was starting")
+            await end_orphans(machine)
+        await _finish(machine, house)
+        return
+    machine.process = process
+    try:
+        try:
+            machine.log_fd = os.open(machine.runtime / LOG_FIFO, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            machine.log_fd = -1  # only its messages are lost
+        machine.events.publish("vm.adopted", machine.name, pid=process.pid)
+        await Attendant(machine, house).run(process, is_new=False)
+    except RayosError as error:
+        LOG.warning("a machine could not be adopted", extra={"vm": machine.name, "why": error.message})
+    except Exception:
+        LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
+    except BaseException:  # cancelled
+        _let_go(machine)
+        raise
+    await _finish(machine, house)
+
+
+def _let_go(machine: Machine) -> None:
+    if machine.process is not None:
+        machine.process.close()
+        machine.process = None
+    machine.close_log()
+
+
+async def _finish(machine: Machine, house: House) -> None:
+    """Takes the machine apart and records why it ended; cannot be cancelled."""
+    has_run = machine.has_run
+    await dismantle(machine, house)
+    error = machine.start_error
+    exit_reason, reason = judge(machine.evidence)
+    if machine.evidence.asked is not None and exit_reason is not machine.evidence.asked and not has_run:
+        exit_reason, reason = machine.evidence.asked, "it was stopped while it was starting"
+    elif error is not None and machine.evidence.asked is None and not has_run:
+        exit_reason, reason = ExitReason.START_FAILED, error.message
+    elif error is not None and exit_reason in (ExitReason.LOST, ExitReason.QEMU_CRASHED):
+        reason = f"{reason}; {error.message}"
+    event = LifeEvent.EXIT if MEANT[exit_reason] else LifeEvent.FAIL
+    machine.apply(event, reason=reason, exit_reason=exit_reason)
+    try:
+        with trio.move_on_after(_SAVE_TIMEOUT_S, shield=True):
+            await house.save(machine)
+    except RayosError as failure:
+        LOG.error("a machine's end could not be recorded", extra={"vm": machine.name, "why": failure.message})

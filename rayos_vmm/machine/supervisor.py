@@ -1,0 +1,314 @@
+"""Stays with a running machine: QMP events, serial line, QEMU's log and the log port, until QEMU is gone.
+
+It gathers the evidence from which `outcome.py` judges the end. Cancelling it (the daemon leaves) changes
+nothing about the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Hashable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from rayos_vmm.errors import GuestGone, RayosError, one_error
+from rayos_vmm.guest.faults import plan_again
+from rayos_vmm.hardware.client import WorkerError, WorkerGone
+from rayos_vmm.machine import limits
+from rayos_vmm.machine.agent import Agent
+from rayos_vmm.machine.build import QMP_SOCKET, SERIAL_SOCKET, House
+from rayos_vmm.machine.history import BoundedFile, Lines
+from rayos_vmm.machine.lifecycle import REACHABLE, LifeEvent
+from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.needs import Worker
+from rayos_vmm.machine.outcome import LINE_TRIPLE_FAULT, Ready, note_reset, parse_panic, parse_ready
+from rayos_vmm.machine.view import ExitReason, VmState
+from rayos_vmm.machine.watchdog import Watchdog, progress
+from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
+
+if TYPE_CHECKING:
+    from rayos_vmm.host.process import Process
+
+AGENT_PORT: Final = 1
+LOG_PORT: Final = 2
+_READ_BYTES: Final = 64 << 10
+_QUIT_TIMEOUT_S: Final = 2.0
+# After the kernel's last line of a panic nothing follows; a guest without pvpanic just hangs.
+_PANIC_SILENCE_S: Final = 2.0
+_PANIC_END: Final = re.compile(r"---\[ end Kernel panic")
+_DRAIN_TIMEOUT_S: Final = 2.0
+# QEMU's `info registers` for x86: one EIP or RIP a processor, and whether it halts.
+_REGISTERS: Final = re.compile(r"[ER]IP=([0-9a-f]+).*?HLT=(\d)", re.DOTALL)
+
+
+class Attendant:
+    """The tasks around one machine. `run` it once."""
+
+    def __init__(self, machine: Machine, house: House) -> None:
+        self._machine = machine
+        self._house = house
+        self._evidence = machine.evidence
+        self._end_wanted = trio.Event()
+        self._panic_over = trio.Event()
+        self._ready_send, self._ready_receive = trio.open_memory_channel[tuple[float, Ready]](1)
+        self._events_read = trio.Event()
+        self._worker_started = trio.Event()
+        self._log_read = trio.Event()
+
+    async def run(self, process: Process, *, is_new: bool) -> None:
+        """Returns when QEMU is gone and everything that it said was read.
+
+        Args:
+            process: QEMU, waiting for `cont` when `is_new`, running or paused when not.
+
+        Raises:
+            GuestGone: QEMU did not get as far as answering QMP; the message says why.
+            RayosError: the devices could not be reached, or QEMU refused to run.
+        """
+        machine = self._machine
+        try:
+            with one_error():
+                async with (
+                    open_qmp(
+                        machine.runtime / QMP_SOCKET,
+                        timeout_s=self._house.start_timeout_s,
+                        transcript=machine.transcript,
+                    ) as qmp,
+                    self._house.hardware.connect(machine.runtime) as worker,
+                ):
+                    machine.qmp, machine.worker = qmp, worker
+                    await limits.restore(machine)
+                    await self._attend(qmp, worker, process, is_new=is_new)
+        except GuestGone:
+            with trio.move_on_after(_DRAIN_TIMEOUT_S):
+                self._evidence.exit_status = await process.wait()
+            self._drain_log()
+            if refusal := self._house.tpms.refusal(machine.runtime):
+                raise GuestGone(f"the TPM refused the launch: {refusal}") from None
+            if self._evidence.last_log_line:
+                raise GuestGone(f"QEMU did not start: {self._evidence.last_log_line}") from None
+            raise
+        finally:
+            machine.qmp = machine.worker = machine.agent = machine.serial_stream = None
+            machine.input_recordings.close()
+            machine.serial.close()
+
+    async def _attend(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:
+        machine = self._machine
+        serial = await trio.open_unix_socket(str(machine.runtime / SERIAL_SOCKET))
+        async with serial, trio.open_nursery() as nursery:
+            machine.serial_stream = serial
+            nursery.start_soon(self._follow_serial, serial)
+            nursery.start_soon(self._follow_log)
+            nursery.start_soon(self._follow_events, qmp)
+            nursery.start_soon(self._end_when_wanted, qmp, process)
+            nursery.start_soon(self._end_after_panic)
+            nursery.start_soon(self._follow_ready)
+            nursery.start_soon(self._watch, qmp, worker)
+            nursery.start_soon(self._plan_faults_again)
+            nursery.start_soon(self._house.hardware.follow, machine.runtime, self._on_device_event)
+            if machine.record.live.swtpm is not None:
+                nursery.start_soon(self._house.tpms.follow, machine.runtime, self._on_tpm)
+            if worker is not None and machine.record.live.ports > AGENT_PORT:
+                machine.agent = Agent(worker, AGENT_PORT)
+                nursery.start_soon(machine.agent.run)
+            if worker is not None and machine.record.live.ports > LOG_PORT:
+                nursery.start_soon(self._follow_log_port, worker)
+            if is_new:
+                machine.note_stage("qemu", trio.current_time())
+                await qmp.execute("cont")
+                machine.apply(LifeEvent.RUN)
+                machine.note_stage("running", trio.current_time())
+            else:
+                status = await qmp.execute("query-status")
+                machine.apply(LifeEvent.RUN if status["running"] else LifeEvent.PAUSE)
+                if machine.state is VmState.STOPPING:  # what a former service had begun
+                    self._evidence.asked = ExitReason.STOPPED
+                    self._end_wanted.set()
+            machine.attached.set()
+            await self._house.save(machine)
+            self._evidence.exit_status = await process.wait()
+            with trio.move_on_after(_DRAIN_TIMEOUT_S):
+                await self._events_read.wait()
+                await self._log_read.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _follow_events(self, qmp: Qmp) -> None:
+        try:
+            while True:
+                self._on_event(await qmp.next_event())
+        except GuestGone:
+            self._events_read.set()
+
+    def _on_event(self, event: QmpEvent) -> None:
+        machine, evidence = self._machine, self._evidence
+        match event.name:
+            case "SHUTDOWN":
+                evidence.shutdown_cause = str(event.data.get("reason"))
+            case "RESET":
+                self._on_reset(is_guest=bool(event.data.get("guest")))
+            case "STOP" | "RESUME":
+                if machine.state in REACHABLE:
+                    machine.apply(LifeEvent.PAUSE if event.name == "STOP" else LifeEvent.RUN)
+            case "GUEST_PANICKED" | "GUEST_CRASHLOADED":
+                evidence.has_panicked = True
+                self._end_wanted.set()
+        if event.name not in ("STOP", "RESUME"):
+            machine.events.publish("vm.qemu", machine.name, event=event.name, data=dict(event.data))
+
+    def _on_device_event(self, event: dict[str, Any]) -> None:
+        name = str(event.pop("event", ""))
+        if name == "worker_started":
+            self._worker_started.set()
+        if name:
+            self._machine.events.publish(f"devices.{name}", self._machine.name, **event)
+
+    async def _plan_faults_again(self) -> None:
+        while True:
+            await self._worker_started.wait()
+            self._worker_started = trio.Event()
+            with suppress(RayosError):  # it ended once more, or the machine does
+                await plan_again(self._machine)
+
+    def _on_tpm(self, state: str, reason: str) -> None:
+        self._machine.events.publish("vm.tpm", self._machine.name, state=state, reason=reason)
+
+    def _on_reset(self, *, is_guest: bool) -> None:
+        machine, evidence = self._machine, self._evidence
+        if is_guest and evidence.panic is not None:
+            evidence.has_panicked = True  # a kernel with panic=N restarts after its panic
+            self._end_wanted.set()
+            return
+        if is_guest and not machine.record.is_ready:
+            note_reset(evidence, trio.current_time())
+            if evidence.is_reset_loop:
+                self._end_wanted.set()
+                return
+        machine.forget_ready()
+
+    async def _follow_serial(self, stream: trio.SocketStream) -> None:
+        machine = self._machine
+        file = BoundedFile(machine.state_directory / "serial.log")
+        lines = Lines(self._on_console_line)
+        try:
+            while True:
+                try:
+                    data = await stream.receive_some(_READ_BYTES)
+                except trio.BrokenResourceError:
+                    return
+                if not data:
+                    return
+                machine.serial.write(bytes(data))
+                file.write(bytes(data))
+                lines.write(bytes(data))
+        finally:
+            file.close()
+
+    async def _follow_log_port(self, worker: Worker) -> None:
+        lines = Lines(self._on_console_line)
+        async with worker.console_stream(LOG_PORT, since=0) as chunks:
+            async for _, data in chunks:
+                lines.write(data)
+
+    def _on_console_line(self, line: str) -> None:
+        ready = parse_ready(line)
+        if ready is not None:
+            with suppress(trio.WouldBlock):  # the line comes on two consoles
+                self._ready_send.send_nowait((trio.current_time(), ready))
+            return
+        panic = parse_panic(line)
+        if panic is not None and self._evidence.panic is None:
+            self._evidence.panic = panic
+        elif self._evidence.panic is not None and _PANIC_END.search(line):
+            self._panic_over.set()
+
+    async def _end_after_panic(self) -> None:
+        await self._panic_over.wait()
+        end = self._machine.serial.end
+        await trio.sleep(_PANIC_SILENCE_S)
+        if self._machine.serial.end - end <= 2:  # the line's own end may still have been on its way
+            self._evidence.has_panicked = True
+            self._end_wanted.set()
+
+    async def _watch(self, qmp: Qmp, worker: Worker | None) -> None:
+        machine, limits = self._machine, self._machine.record.spec.watchdog
+        has_run_s = max(0.0, time.time() - (machine.record.started or time.time()))
+        now = trio.current_time()
+        watchdog = Watchdog(silence_s=limits.silence_s, run_s=limits.run_s, now=now - has_run_s)
+        while self._evidence.barked is None:
+            await trio.sleep_until(watchdog.deadline())
+            now = trio.current_time()
+            self._evidence.barked = watchdog.look(await self._mark(worker, now), now)
+        if self._evidence.barked[0] is ExitReason.HANG:
+            self._evidence.barked = ExitReason.HANG, self._evidence.barked[1] + await _where(qmp)
+        self._end_wanted.set()
+
+    async def _mark(self, worker: Worker | None, now: float) -> Hashable:
+        """Different whenever the guest has got on; a paused one is excused, and so is one whose devices restart."""
+        if self._machine.state is VmState.PAUSED:
+            return now
+        try:
+            done = progress(await worker.stats()) if worker is not None else 0
+        except (WorkerError, WorkerGone):
+            return now
+        return self._machine.serial.end, done
+
+    async def _follow_ready(self) -> None:
+        machine = self._machine
+        async for now, ready in self._ready_receive:
+            if not machine.record.is_ready:
+                machine.note_ready(now, ready.boot_s, ready.address)
+                await self._house.save(machine)
+                machine.announce_ready()
+
+    async def _follow_log(self) -> None:
+        while self._machine.log_fd >= 0 and self._drain_log():
+            await trio.lowlevel.wait_readable(self._machine.log_fd)
+        self._log_read.set()
+
+    def _drain_log(self) -> bool:
+        """Reads what is there; False when QEMU closed it."""
+        machine = self._machine
+        if machine.log is None:
+            machine.log = BoundedFile(machine.state_directory / "qemu.log")
+            machine.log_lines = Lines(self._on_log_line)
+        while machine.log_fd >= 0 and machine.log_lines is not None:
+            try:
+                data = os.read(machine.log_fd, _READ_BYTES)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            machine.log.write(data)
+            machine.log_lines.write(data)
+        return False
+
+    def _on_log_line(self, line: str) -> None:
+        evidence = self._evidence
+        if line.startswith("qemu-system") and "warning:" not in line and "terminating on" not in line:
+            evidence.last_log_line = line.partition(": ")[2] or line
+        elif LINE_TRIPLE_FAULT in line and not self._machine.record.is_ready:
+            evidence.has_triple_faulted = True
+            self._end_wanted.set()
+
+    async def _end_when_wanted(self, qmp: Qmp, process: Process) -> None:
+        await self._end_wanted.wait()
+        try:
+            await qmp.execute("quit", timeout_s=_QUIT_TIMEOUT_S)
+        except RayosError:
+            process.signal(signal.SIGKILL)
+
+
+async def _where(qmp: Qmp) -> str:
+    """Where each processor of a guest that hangs is, for its sentence; nothing when QEMU does not say."""
+    try:
+        said = await qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
+    except RayosError:
+        return ""
+    found = [f"{ip}{' (halted)' if halted == '1' else ''}" for ip, halted in _REGISTERS.findall(str(said))]
+    return f"; instruction pointer {', '.join(found)}" if found else ""

@@ -1,0 +1,127 @@
+"""What callers see of a virtual machine and of what happened to it."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from rayos_vmm.config.spec import VmSpec
+
+
+class VmState(enum.StrEnum):
+    """Where a machine is in its life; `lifecycle.py` has the transitions."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class ExitReason(enum.StrEnum):
+    """Why a machine does not run any more; a closed list."""
+
+    POWERED_OFF = "powered_off"  # the guest turned itself off
+    STOPPED = "stopped"  # we asked it to power down and it did, or QEMU was told to quit
+    KILLED = "killed"  # kill(), or stop() after its time limit
+    PANIC = "panic"  # the guest kernel said so
+    TRIPLE_FAULT = "triple_fault"  # the processor reset before the guest was ready
+    RESET_LOOP = "reset_loop"  # it reset itself again and again
+    HANG = "hang"  # no progress for as long as its watchdog allows
+    TIMED_OUT = "timed_out"  # it ran for as long as its watchdog allows
+    QEMU_CRASHED = "qemu_crashed"  # QEMU died of a signal or an error of its own
+    START_FAILED = "start_failed"  # it never ran
+    LOST = "lost"  # it ended while no daemon was there to see how
+
+
+class VmView(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine as it is now.
+
+    `boot` holds milliseconds since the start was asked for: `devices_ms`, `qemu_ms`, `running_ms`,
+    `ready_ms`; and `guest_ms`, what the guest's own kernel says that it needed. `reason` is a sentence,
+    `exit_reason` a word.
+    """
+
+    spec: VmSpec
+    state: VmState
+    reason: str = ""
+    exit_reason: ExitReason | None = None
+    pid: int | None = None
+    address: str | None = None
+    mac: str | None = None
+    boot: dict[str, float] = {}
+    is_ready: bool = False
+    created: float = 0.0
+    started: float | None = None
+
+
+class DiskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk: `allocated_bytes` is what its image takes of the host's storage, which `quota_bytes` bounds.
+
+    `size_bytes` is its file's, which is the disk's where `format` is raw.
+    """
+
+    index: int
+    path: str
+    size_bytes: int
+    allocated_bytes: int
+    quota_bytes: int
+    is_read_only: bool
+    format: str
+    queues: int
+
+
+class NetView(msgspec.Struct, frozen=True, kw_only=True):
+    """A network card: its cable, its limits, and what the driver asked of it over the control queue.
+
+    `promiscuous`, or the addresses in `unicast` and `multicast`; `vlan` is "all" or "normal" (those in `vlans`). The
+    bridge delivers by what it has learnt, whatever was asked; the guest ignores the rest.
+    """
+
+    is_up: bool
+    mac: str
+    mtu: int
+    queues: int
+    promiscuous: bool
+    unicast: list[str]
+    multicast: list[str]
+    vlan: str
+    vlans: list[int]
+
+
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command in the guest did; the streams are bytes (base64 in JSON)."""
+
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Damage(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a monitor's picture that changed, in pixels; `serial` is the one to ask with next."""
+
+    serial: int
+    scanout: int
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
+
+    Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
+    `vm.removed`, `net.link` {up}, `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`,
+    `devices.worker_started` {pid, restarts}, `dhcp.*`, `images.*`, `gap` {missed}.
+    """
+
+    seq: int
+    time: float
+    type: str
+    vm: str | None = None
+    data: dict[str, Any] = {}

@@ -1,0 +1,222 @@
+"""QEMU's command line as a pure function of what is asked for.
+
+Invariants: no default device, no user configuration, no network of QEMU's own, the seccomp sandbox on. The
+guest's memory is a sealed, shared memfd because the devices live in another process (vhost-user
+specification, "Front-end message types", VHOST_USER_SET_MEM_TABLE). QEMU starts stopped (`-S`), so that
+nothing that it says over QMP is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.errors import Invalid
+from rayos_vmm.qemu.boot import FIRMWARE_MAXIMUM_BYTES, Boot, FirmwareKind
+
+SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+CONSOLE_DEVICE: Final = "vhost-user-test-device-pci"
+VGA_DEVICE: Final = "vhost-user-vga"
+_CONSOLE_VIRTIO_ID: Final = 3  # VIRTIO 1.3, 5.3: console device
+# VIRTIO 1.3, 5.3.4: cols, rows (le16 each), max_nr_ports, emerg_wr (le32 each).
+_CONSOLE_CONFIG_BYTES: Final = 2 + 2 + 4 + 4
+NETDEV: Final = "nic0"
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Where QEMU finds its sockets. None: the machine does not have that device."""
+
+    qmp_fd: int  # listening sockets that QEMU inherits
+    serial_fd: int
+    disks: tuple[Path, ...] = ()
+    net: Path | None = None
+    gpu: Path | None = None
+    inputs: tuple[Path, ...] = ()
+    console: Path | None = None  # the vhost-user device
+    console_ports: tuple[Path, ...] = ()  # the fallback: one plain socket for each port
+
+
+def _quote(path: Path) -> str:
+    """A path inside a QEMU option: a comma is doubled."""
+    return str(path).replace(",", ",,")
+
+
+def _vhost_user(name: str, path: Path) -> list[str]:
+    return ["-chardev", f"socket,id={name},path={_quote(path)}"]
+
+
+def _machine(spec: VmSpec, accelerator: str, boot: Boot) -> list[str]:
+    size_bytes = spec.memory_bytes
+    sata = "on" if boot.cdrom is not None else "off"
+    pflash = "".join(
+        f",pflash{unit}=flash{unit}" for unit, _ in enumerate(_flash(boot)) if boot.firmware_kind is not None
+    )
+    if pflash:
+        pflash += f",max-fw-size={FIRMWARE_MAXIMUM_BYTES}"
+    return [
+        "-name",
+        f"guest={spec.name},debug-threads=on",
+        "-machine",
+        f"{spec.machine},accel={accelerator},memory-backend=ram,usb=off,vmport=off,smbus=off,sata={sata}{pflash}",
+        "-cpu",
+        "host" if accelerator == "kvm" else "qemu64",
+        "-smp",
+        str(spec.cpus),
+        "-m",
+        f"size={size_bytes >> 20}M",
+        "-object",
+        f"memory-backend-memfd,id=ram,size={size_bytes},share=on,seal=on,dump=off",
+    ]
+
+
+def _flash(boot: Boot) -> list[tuple[Path, bool]]:
+    """The flash images (file, read only), lowest unit first."""
+    if boot.firmware is None or boot.firmware_kind is not FirmwareKind.PFLASH:
+        return []
+    flash = [(boot.firmware, True)]
+    if boot.firmware_variables is not None:
+        flash.append((boot.firmware_variables, False))
+    return flash
+
+
+def _boot(boot: Boot) -> list[str]:
+    arguments: list[str] = []
+    for unit, (path, is_read_only) in enumerate(_flash(boot)):
+        arguments += [
+            "-blockdev",
+            f"driver=raw,node-name=flash{unit},read-only={'on' if is_read_only else 'off'},"
+            f"file.driver=file,file.filename={_quote(path)}",
+        ]
+    if boot.firmware is not None and boot.firmware_kind is FirmwareKind.BIOS:
+        arguments += ["-bios", str(boot.firmware)]
+    if boot.kernel is not None:
+        arguments += ["-kernel", str(boot.kernel)]
+        if boot.initrd is not None:
+            arguments += ["-initrd", str(boot.initrd)]
+        if boot.append:
+            arguments += ["-append", boot.append]
+    if boot.cdrom is not None:
+        arguments += [
+            "-blockdev",
+            f"driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename={_quote(boot.cdrom)}",
+            "-device",
+            "ide-cd,drive=cd0,bus=ide.0,bootindex=0",
+        ]
+    return arguments
+
+
+def _console(sockets: Sockets, names: Sequence[str], packed: str, *, has_reconnect_ms: bool) -> list[str]:
+    if sockets.console is not None:
+        # VIRTIO 1.3, 5.3.2: a pair for port 0, a control pair, and a pair for every further port.
+        queues = 2 + 2 * len(names)
+        device = (
+            f"{CONSOLE_DEVICE},chardev=console,virtio-id={_CONSOLE_VIRTIO_ID},"
+            f"num_vqs={queues},config_size={_CONSOLE_CONFIG_BYTES}{packed}"
+        )
+        return [*_vhost_user("console", sockets.console), "-device", device]
+    if not sockets.console_ports:
+        return []
+    arguments = ["-device", f"virtio-serial-pci,id=console,max_ports={len(names)}"]
+    for port, path in enumerate(sockets.console_ports):
+        kind = "virtconsole" if port == 0 else "virtserialport"
+        # QEMU is the client: it comes back when the worker was replaced.
+        again = "reconnect-ms=100" if has_reconnect_ms else "reconnect=1"
+        arguments += ["-chardev", f"socket,id=port{port},path={_quote(path)},{again}"]
+        arguments += ["-device", f"{kind},chardev=port{port},nr={port},name={names[port]}"]
+    return arguments
+
+
+def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
+    arguments: list[str] = []
+    packed = ",packed=on" if spec.packed else ""
+    for index, (disk, path) in enumerate(zip(spec.disks, sockets.disks, strict=True)):
+        arguments += _vhost_user(f"disk{index}", path)
+        queues, bootindex = spec.disk_queues(disk), index + 1
+        arguments += [
+            "-device",
+            f"vhost-user-blk-pci,chardev=disk{index},num-queues={queues},bootindex={bootindex}{packed}",
+        ]
+    if sockets.net is not None:
+        arguments += _vhost_user("net0", sockets.net)
+        pairs = spec.net.queues
+        # A vector for each queue, the configuration and the control queue.
+        multi = f",mq=on,vectors={2 * pairs + 2}" if pairs > 1 else ""
+        arguments += ["-netdev", f"vhost-user,id={NETDEV},chardev=net0,queues={pairs}"]
+        arguments += [
+            "-device",
+            f"virtio-net-pci,netdev={NETDEV},mac={mac},host_mtu={spec.net.mtu},romfile={multi}{packed}",
+        ]
+    if sockets.gpu is not None:
+        kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
+        arguments += _vhost_user("gpu0", sockets.gpu)
+        outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
+        arguments += ["-device", f"{kind},chardev=gpu0,{outputs}{packed}"]
+    for path in sockets.inputs:
+        name = path.stem
+        arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}{packed}"]
+    return arguments + _console(sockets, spec.console_ports, packed, has_reconnect_ms=has_reconnect_ms)
+
+
+def is_booted_by_qboot(boot: Boot) -> bool:
+    """Whether a machine with a TPM is started by qboot instead of SeaBIOS.
+
+    QEMU puts the initrd 160 KiB below the top of RAM, and SeaBIOS the ACPI tables 192 KiB below it when there
+    is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI nor TPM. qboot
+    has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
+    """
+    return boot.initrd is not None and boot.firmware is None and not boot.needs_vga
+
+
+def command_line(
+    spec: VmSpec,
+    *,
+    argv: Sequence[str],
+    accelerator: str,
+    boot: Boot,
+    sockets: Sockets,
+    mac: str = "",
+    tpm: Sequence[str] = (),
+    has_pvpanic: bool = True,
+    has_reconnect_ms: bool = True,
+    has_dbus_display: bool = False,
+) -> list[str]:
+    """The whole command line.
+
+    Args:
+        argv: how this QEMU is run (a binary, or a launcher with its arguments).
+        accelerator: "kvm" or "tcg".
+        boot: what to boot; its paths were checked.
+        mac: of the network card; needed when `sockets.net` is there.
+        tpm: the arguments that connect the TPM, from `rayos_tpm.qemu`.
+        has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
+        has_dbus_display: whether a display may be reached by D-Bus (`display_events.py`).
+        has_reconnect_ms: whether a socket chardev takes `reconnect-ms` (QEMU 9.2) or only `reconnect`.
+
+    Raises:
+        Invalid: the memory is not a whole number of MiB.
+    """
+    if spec.memory_bytes % (1 << 20):
+        raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
+    arguments = [*argv, *_machine(spec, accelerator, boot)]
+    display = "dbus,p2p=yes" if has_dbus_display and sockets.gpu is not None else "none"
+    arguments += ["-nodefaults", "-no-user-config", "-display", display, "-vga", "none", "-nic", "none"]
+    arguments += ["-sandbox", SANDBOX, "-S"]
+    # A reset works as on hardware. A panic stops the guest where it is; the service notes it and ends it.
+    arguments += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]
+    # With TCG this tells a triple fault from a reboot: QMP does not.
+    arguments += ["-d", "cpu_reset"]
+    for name, fd in (("qmp", sockets.qmp_fd), ("serial0", sockets.serial_fd)):
+        arguments += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]
+    arguments += ["-qmp", "chardev:qmp", "-serial", "chardev:serial0"]
+    if has_pvpanic:
+        arguments += ["-device", "pvpanic-pci"]
+    arguments += _boot(boot)
+    if tpm and is_booted_by_qboot(boot):
+        arguments += ["-bios", "qboot.rom"]
+    arguments += _devices(spec, boot, sockets, mac, has_reconnect_ms=has_reconnect_ms)
+    arguments += tpm
+    return arguments

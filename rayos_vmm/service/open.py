@@ -1,0 +1,150 @@
+"""The parts of a running service, opened in order and closed in reverse."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.errors import Busy, one_error
+from rayos_vmm.events import EventLog
+from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.host.process import start_time
+from rayos_vmm.machine.needs import Hardware, Tpms
+from rayos_vmm.network.bridge import HostNetwork, open_network
+from rayos_vmm.network.firewall import Firewall
+from rayos_vmm.network.taps import TapGuards
+from rayos_vmm.paths import Paths
+from rayos_vmm.policy.authority import Authority, open_authority
+from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
+from rayos_vmm.policy.revisions import Revisions, load_book
+from rayos_vmm.qemu.platform import Platform
+from rayos_vmm.service.store import Store, open_store
+from rayos_vmm.service.tpms import open_tpms
+
+_LOCK_TIMEOUT_S: Final = 2.0
+_LOCK_RETRY_S: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that the service is made of."""
+
+    paths: Paths
+    events: EventLog
+    store: Store
+    platform: Platform
+    hardware: Hardware
+    network: HostNetwork
+    tpms: Tpms
+    authority: Authority
+    revisions: Revisions
+    firewall: Firewall
+    gatekeeper: Gatekeeper
+
+    async def leases(self) -> list[dict[str, Any]]:
+        """The leases of our DHCP."""
+        return await self.network.leases()
+
+    def network_info(self) -> dict[str, Any]:
+        """The network, as `info` shows it."""
+        if self.network.trouble:
+            return {"subnet": None, "bridge": None, "network_trouble": self.network.trouble}
+        return {"subnet": str(self.network.subnet), "bridge": self.network.bridge, "network_trouble": ""}
+
+
+@asynccontextmanager
+async def _only_daemon(lock: Path) -> AsyncIterator[None]:
+    """Holds the lock of the runtime directory; the kernel lets go of it when we die."""
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # A service that was killed while it started a process holds on until that process has executed.
+        deadline = trio.current_time() + _LOCK_TIMEOUT_S
+        while not _try_lock(fd):
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            is_gone = pid.isdecimal() and start_time(int(pid)) is None
+            if not is_gone or trio.current_time() > deadline:
+                raise Busy(
+                    f"another service (process {pid or 'unknown'}) runs on {lock.parent}",
+                    hint="use that one, or set RAYOS_RUNTIME_DIR and RAYOS_STATE_DIR to others",
+                )
+            await trio.sleep(_LOCK_RETRY_S)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def _open_policy(
+    store: Store, paths: Paths, events: EventLog
+) -> AsyncIterator[tuple[Authority, Revisions, Gatekeeper]]:
+    book, kept = await load_book(store)
+    async with open_authority(
+        store, paths.audit, events=events, book=book, key_path=paths.audit_key
+    ) as authority:
+        revisions = Revisions(store, authority, kept, events)
+        gatekeeper = await open_gatekeeper(
+            store, paths.token_key, authority.audit, zone_of=book.zone_of, now=authority.now
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(revisions.broadcaster.run)
+            yield authority, revisions, gatekeeper
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_parts(
+    config: ServiceConfig, paths: Paths, *, hardware: Hardware | None, events: EventLog
+) -> AsyncIterator[Parts]:
+    """The parts, ready to use.
+
+    Raises:
+        Busy: another daemon owns the runtime directory.
+        StoreError: the database cannot be opened.
+        Invalid: the runtime directory's path is too long.
+    """
+    paths.create()
+    with one_error():
+        async with (
+            _only_daemon(paths.lock),
+            open_store(paths.database) as store,
+            _open_policy(store, paths, events) as (authority, revisions, gatekeeper),
+            open_network(config, paths.state, events) as network,
+            open_tpms(paths.state / "tpm-authority") as tpms,
+        ):
+            firewall = Firewall(lambda: network.subnet, TapGuards())
+            firewall.leases = network.addresses_of
+            revisions.give_rules_to(firewall)
+            network.settled = firewall.settle
+            hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
+            async with hardware.running():
+                yield Parts(
+                    paths=paths,
+                    events=events,
+                    store=store,
+                    platform=Platform(paths.cache, events),
+                    hardware=hardware,
+                    network=network,
+                    tpms=tpms,
+                    authority=authority,
+                    revisions=revisions,
+                    firewall=firewall,
+                    gatekeeper=gatekeeper,
+                )

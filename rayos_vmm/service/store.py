@@ -1,0 +1,180 @@
+"""Machine records in SQLite: WAL, synchronous=FULL, one writer.
+
+Invariant: what `save` returned from is on disk. The daemon that opened the file is its only writer (it holds
+`daemon.lock`); every call runs in a thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import msgspec
+import trio
+
+from rayos_vmm.errors import RayosError
+from rayos_vmm.machine.record import Record
+
+SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS policy (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS token (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS revision "
+    "(number INTEGER PRIMARY KEY, content BLOB NOT NULL, document BLOB NOT NULL) STRICT",
+)
+_T = TypeVar("_T")
+
+
+class StoreError(RayosError):
+    """The database cannot be opened, read or written."""
+
+    code = "store_failed"
+
+
+class Store:
+    """The table of machines."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def load(self) -> list[Record]:
+        """Every record, by name.
+
+        Raises:
+            StoreError: the file is damaged, or of a newer version.
+        """
+        rows = await self._run(
+            lambda: self._connection.execute("SELECT record FROM vm ORDER BY name").fetchall()
+        )
+        try:
+            return [msgspec.json.decode(row[0], type=Record) for row in rows]
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise StoreError(f"{self._path} holds a record that is not ours: {error}") from None
+
+    async def save(self, record: Record) -> None:
+        """Inserts or replaces a record; it is on disk when this returns. Not cancelled half-way."""
+        data = msgspec.json.encode(record)
+        name = record.spec.name
+
+        def write() -> None:
+            with self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO vm VALUES (?, ?)", (name, data))
+
+        with trio.CancelScope(shield=True):
+            await self._run(write)
+
+    async def delete(self, name: str) -> None:
+        """Removes a record; nothing happens when there is none."""
+
+        def write() -> None:
+            with self._connection:
+                self._connection.execute("DELETE FROM vm WHERE name = ?", (name,))
+
+        with trio.CancelScope(shield=True):
+            await self._run(write)
+
+    async def load_policy(self) -> bytes | None:
+        """What `save_policy` was given last; None when that was never called."""
+        return await self._load_one("policy")
+
+    async def save_policy(self, data: bytes) -> None:
+        """Replaces the policy; it is on disk when this returns. Not cancelled half-way."""
+        await self._save_one("policy", data)
+
+    async def load_tokens(self) -> bytes | None:
+        """What `save_tokens` was given last; None when that was never called."""
+        return await self._load_one("token")
+
+    async def save_tokens(self, data: bytes) -> None:
+        """Replaces the list of tokens; it is on disk when this returns. Not cancelled half-way."""
+        await self._save_one("token", data)
+
+    async def _load_one(self, table: Literal["policy", "token"]) -> bytes | None:
+        query = f"SELECT content FROM {table}"
+        row = await self._run(lambda: self._connection.execute(query).fetchone())
+        return bytes(row[0]) if row else None
+
+    async def _save_one(self, table: Literal["policy", "token"], data: bytes) -> None:
+        def write() -> None:
+            with self._connection:
+                self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (1, ?)", (data,))
+
+        with trio.CancelScope(shield=True):
+            await self._run(write)
+
+    async def load_revisions(self) -> list[bytes]:
+        """The revisions of the policy document that are kept, oldest first."""
+        query = "SELECT content FROM revision ORDER BY number"
+        return [bytes(row[0]) for row in await self._run(lambda: self._connection.execute(query).fetchall())]
+
+    async def load_document(self, number: int) -> bytes:
+        """The document of a revision.
+
+        Raises:
+            StoreError: it is not kept.
+        """
+        query = "SELECT document FROM revision WHERE number = ?"
+        row = await self._run(lambda: self._connection.execute(query, (number,)).fetchone())
+        if row is None:
+            raise StoreError(f"{self._path}: there is no revision {number}")
+        return bytes(row[0])
+
+    async def save_revision(self, number: int, revision: bytes, document: bytes, *, keep: int) -> None:
+        """Adds a revision and forgets all but the last `keep`; on disk when this returns. Not cancelled half-way."""
+
+        def write() -> None:
+            with self._connection:
+                self._connection.execute(
+                    "INSERT INTO revision VALUES (?, ?, ?)", (number, revision, document)
+                )
+                self._connection.execute("DELETE FROM revision WHERE number <= ?", (number - keep,))
+
+        with trio.CancelScope(shield=True):
+            await self._run(write)
+
+    async def _run(self, function: Callable[[], _T]) -> _T:
+        try:
+            return await trio.to_thread.run_sync(function, limiter=self._limiter)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}", hint="is the disk full?") from None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"schema version {version}; this program knows {SCHEMA_VERSION}")
+        with connection:
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@asynccontextmanager
+async def open_store(path: Path) -> AsyncIterator[Store]:
+    """The store at `path`, made when there is none; its directory exists.
+
+    Raises:
+        StoreError: it cannot be opened, is damaged, or of a newer version.
+    """
+    try:
+        connection = await trio.to_thread.run_sync(_open, path)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}", hint="move the file away to start afresh") from None
+    try:
+        yield Store(connection, path)
+    finally:
+        connection.close()

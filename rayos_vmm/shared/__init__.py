@@ -1,0 +1,1 @@
+"""What the service and its device workers both map or say."""
