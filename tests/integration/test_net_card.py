@@ -108,6 +108,7 @@ async def test_the_linux_driver_uses_what_the_card_offers(tmp_path: Path) -> Non
         await polling(service, host, paths)
         await control_queue(service, host)
         await cable(service, host)
+        await stops(service, host)
         keeper = KeeperClient(paths.vm_runtime("svc"))
         await keeper.kill_worker()
         keeper.close()
@@ -272,6 +273,33 @@ async def cable(service: Service, host: str) -> None:
                 if frame[6:12] == bytes.fromhex("525900007701") and frame[28:32] == frame[38:42]:
                     break  # a gratuitous ARP: sender and target are the same address
     await ping(service, host)
+
+
+async def stops(service: Service, host: str) -> None:
+    """Stopped with frames, keys and a command waiting, the guest hears of all of them when it goes on.
+
+    QEMU tells the queues' descriptors anew, and throws away the calls of its first moment.
+    """
+    guest = (await succeed(service, "ip -4 -o addr show eth0")).split()[3].split("/")[0]
+    names = await succeed(service, "grep -l 'RayOS keyboard' /sys/class/input/event*/device/name")
+    (machine,) = service.machines()
+    qmp = machine.need_qmp()
+    for stop, go_on in ((service.pause, service.resume), *[(None, None)] * 5):
+        await succeed(
+            service, f"rm -f /tmp/key; head -c 24 /dev/input/{names.split('/')[4]} >/tmp/key & sleep 0.2"
+        )
+        await ping(service, host)
+        await (stop("svc") if stop else qmp.execute("stop"))
+        async with trio.open_nursery() as nursery:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for _ in range(20):
+                    sender.sendto(b"waiting", (guest, 9))
+            nursery.start_soon(succeed, service, "echo")
+            await service.input("svc").press("a")
+            await (go_on("svc") if go_on else qmp.execute("cont"))
+        await ping(service, host)
+        await ping(service, host, cpu=1)
+        await succeed(service, "until [ $(wc -c </tmp/key) = 24 ]; do sleep 0.1; done")
 
 
 def neighbours() -> str:

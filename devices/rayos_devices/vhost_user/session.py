@@ -19,6 +19,7 @@ from typing import Final
 from rayos_devices.backend import Backend
 from rayos_devices.errors import ProtocolError
 from rayos_devices.loop import Loop
+from rayos_devices.native import signal
 from rayos_devices.vhost_user.message import (
     ANSWERED,
     LOG_BASE,
@@ -317,6 +318,14 @@ class Session:
         self._queue(index)
         name = "call_fd" if message.request is Request.SET_VRING_CALL else "error_fd"
         self._replace_signal(index, name, _take_eventfd(message, value))
+        vring = self._backend.queues[index]
+        if name == "error_fd":
+            if vring.broken:
+                signal(vring.error_fd)
+        elif vring.attached:
+            # QEMU throws away the descriptor that a queue has from its start until the driver's vector is known, and
+            # with it a call of that time; the driver, called for nothing, finds nothing and goes on.
+            vring.call()
 
     def _set_enabled(self, index: int, enabled: int) -> None:
         queue = self._queue(index)
