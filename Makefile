@@ -38,6 +38,7 @@ check: setup-dev  ## ruff, formatting, mypy --strict, the import rule
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	scripts/prose
 	$(PYTHON) -m pytest -q tests/unit/test_imports.py
 
 bench: bench-blk bench-net bench-latency bench-limits bench-gpu bench-scale bench-sandbox bench-firewall bench-policy bench-tpm bench-dhcp bench-boot  ## all below but the slow bench-guest

@@ -106,7 +106,7 @@ def frame(key: FlowKey) -> bytes:
 
 
 def scan(table: Table, key: FlowKey) -> int:
-    """What a firewall without a compiled table does."""
+    """Decides as a firewall without a compiled table does: rule after rule."""
     kind, source, destination, source_port, port = key
     protocol = kind & 0xFF
     for number, rule in enumerate(table.rules):

@@ -92,7 +92,7 @@ class Shell:
         self._count = 0
 
     def wait(self, text: bytes, limit_s: float) -> bytes:
-        """What came until `text`. Errors: SystemExit."""
+        """Returns the output up to `text`. Errors: SystemExit."""
         deadline = time.monotonic() + limit_s
         while text not in self._said:
             self._sock.settimeout(max(0.01, deadline - time.monotonic()))

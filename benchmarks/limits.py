@@ -1,4 +1,4 @@
-"""What the checks cost: the compiled loops with them, and without, on a ring that is always full: `make bench-limits`.
+"""Measures the cost of the checks: compiled loops with and without them, on a full ring (`make bench-limits`).
 
 *Without* is a copy of the sources from which gate, bucket, counters and latency samples were taken out, compiled the
 same way; all are run alternately, each in a process of its own, and counted in CPU time. There is no driver process,

@@ -1,4 +1,4 @@
-"""What the workers' sandbox costs: `make bench-sandbox`.
+"""Measures the cost of the workers' sandbox: `make bench-sandbox`.
 
 The same keeper and worker with all layers and with none (`RAYOS_SANDBOX=off`), in turns: how long until the worker
 serves, and how many requests of 4 KiB it reads from the page cache.

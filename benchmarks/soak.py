@@ -189,7 +189,7 @@ class Soak:
             await self.client.request("POST", f"/vms/{name}/grants", body=body)
 
     async def state(self) -> dict[str, Any]:
-        """What must be the same after the daemon was killed."""
+        """Returns the state that must survive a kill of the daemon."""
         views = await self.client.machines()
         grants = (await self.get("/grants"))["grants"]
         leases = await self.client.leases()

@@ -1,4 +1,4 @@
-"""What TPMs cost: start + measure + key + quote for many VMs, fresh and again, and a quote on demand.
+"""Measures TPMs: start, measurement, key and quote for many VMs, fresh and again, and a quote on demand.
 
 A small client plays QEMU's part of the control channel (SET_DATAFD and TPM_Init), so that QEMU's own start,
 which costs the same without TPM, is not in the number. Prints one JSON object; exit status 1 when the fresh

@@ -1,4 +1,4 @@
-"""What the service refuses or could not do, in words a caller can act on.
+"""Refusals and failures of the service, in words a caller can act on.
 
 Every error that leaves the service is one of these. It carries a stable `code` (snake case, for
 programs), a `message` (what was seen and what was allowed), a `hint` (what to do; may be empty) and

@@ -1,4 +1,4 @@
-"""What happened, in order: a ring of the last events that any number of readers follow at their own pace.
+"""Events in order: a ring of the last ones that any number of readers follow at their own pace.
 
 Invariant: sequence numbers count up by one. A reader that fell behind the ring sees one `gap` event with
 the number that it missed, never a silent hole; a slow reader costs nobody else anything.

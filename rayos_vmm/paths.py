@@ -51,12 +51,12 @@ class Paths:
 
     @property
     def audit_key(self) -> Path:
-        """What signs the record's checkpoints."""
+        """The key that signs the record's checkpoints."""
         return self.state / "audit.key"
 
     @property
     def token_key(self) -> Path:
-        """What every token is signed with."""
+        """The key that signs every token."""
         return self.state / "token.key"
 
     def vm_runtime(self, name: str) -> Path:

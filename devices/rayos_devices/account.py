@@ -63,7 +63,7 @@ _DENIALS: Final = tuple(Denial)
 
 
 class Stage(IntEnum):
-    """What an operation goes through; its place in a sample."""
+    """A stage that an operation goes through; the value is its place in a sample."""
 
     CAPABILITY = 0
     QUOTA = 1
@@ -119,7 +119,7 @@ class Account:
         return tuple(op for op in _OPS if self.words[OPS] >> op.index & 1)
 
     def limit(self, index: int) -> int | None:
-        """What limit `index` was set to while the device ran; None when it was not."""
+        """Returns the value that limit `index` was set to while the device ran; None when it was not set."""
         return self.words[LIMIT_BASE + index] - 1 if self.words[LIMIT_BASE + index] else None
 
     @property

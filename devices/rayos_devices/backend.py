@@ -1,4 +1,4 @@
-"""What a virtio device model is, seen from the vhost-user session: the base class of the five backends.
+"""The base class of the backends: a virtio device model as the vhost-user session sees it.
 
 A backend owns its queues' processing and nothing of the protocol. The session calls it on the loop's thread:
 ``start_queue`` when a queue is live, ``process`` when it was kicked (or may have work), ``stop_queue`` before guest
@@ -91,8 +91,9 @@ class Backend(ABC):
         """A frontend is there. `resumed`: it is the one that a killed predecessor served."""
 
     def is_new_write(self, number: int) -> bool:
-        """False when a predecessor did the session's `number`-th write of the configuration: after a crash in the
-        middle of one it is told again, and a device that cannot do it twice has to know."""
+        """Returns False when a predecessor did the session's `number`-th write of the configuration. After a crash in
+        the middle of a write it is told again, and a device that cannot do it twice has to know.
+        """
         return True
 
     def write_config(self, offset: int, data: bytes) -> None:

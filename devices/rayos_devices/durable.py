@@ -22,8 +22,10 @@ from rayos_devices.virtio.chain import Chain
 
 
 class DurableBackend(Backend):
-    """Subclasses call `restore` at the end of their construction, set `is_dirty` with every change of their state, and
-    `settle` a queue before their `process` returns or raises."""
+    """The base class of backends whose state outlives their worker. Subclasses call `restore` at the end of their
+    construction, set `is_dirty` with every change of their state, and `settle` a queue before their `process` returns
+    or raises.
+    """
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class DurableBackend(Backend):
         self.ready_again()
 
     def ready_again(self) -> None:
-        """What the host's side was refused while the state was undecided may be asked for again."""
+        """Tells the host's side that requests refused while the state was undecided may be repeated."""
 
     def defer(self, operation: Callable[[], object]) -> None:
         """Do a host's operation as soon as the state is decided: a handful of messages later."""

@@ -91,7 +91,7 @@ class Faults:
         self._random = random.Random(seed)
 
     def decide(self, op: str, sector: int = 0, sectors: int = 0) -> Fault | None:
-        """What happens to this operation; None: nothing."""
+        """Returns the fault that strikes this operation, or None."""
         for index, rule in enumerate(self.rules):
             if not rule.matches(op, sector, sectors):
                 continue

@@ -1,4 +1,4 @@
-"""What a device asks before it acts: may this operation happen?
+"""The gate that a device asks before it acts: may this operation happen?
 
 A device is given a `Gate` at construction and asks it once per operation, in this order: capability, quota, then (net)
 firewall. A denial carries a reason from a closed list. `devices` knows no policy: the VMM hands in a page with a

@@ -1,4 +1,6 @@
-"""What may be changed of a device while its guest runs. A successor finds in the account what was set."""
+"""Limits of a device that may be changed while its guest runs. A successor finds the values that were set in the
+account.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from rayos_devices.numbered import Numbered
 
 
 class Limit(Numbered):
-    """What a device bounds; `index` is its place in the account. 0 is unbounded, where a device can be."""
+    """A bound of a device; `index` is its place in the account. 0 is unbounded, where a device can be."""
 
     #: Bytes a second: of a network card in each direction, of a disk together, of a console what the guest writes.
     RATE = "rate"

@@ -97,7 +97,7 @@ class Loop:
             self._soon.append(self._look_once)
 
     def polling(self) -> dict[str, float]:
-        """What was set, what it is now, and what it cost: JSON-ready."""
+        """Returns the setting, its present value and its cost, JSON-ready."""
         patience = self._patience
         return {
             "budget_us": patience.budget * 1e6,

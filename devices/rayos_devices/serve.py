@@ -92,7 +92,9 @@ def listen(path: Path) -> socket.socket:
 
 
 def build_all(arguments: argparse.Namespace, loop: Loop) -> list[tuple[Path, Backend]]:
-    """What the command line describes, and where each is served. Errors: DeviceError, OSError."""
+    """Builds the backends that the command line describes, and says where each is served. Errors: DeviceError,
+    OSError.
+    """
     if arguments.device == "net" and arguments.join:
         from rayos_devices.net.backend import NetBackend
 

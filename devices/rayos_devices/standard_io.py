@@ -1,4 +1,4 @@
-"""What a device served alone has on standard input and output: a terminal for a console, events for an input device."""
+"""Standard input and output of a device that is served alone: a terminal for a console, events for an input device."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ def join_terminal(console: ConsoleBackend, loop: Loop) -> None:
 
 
 def join_events(device: InputBackend, loop: Loop) -> None:
-    """Each line of standard input is a JSON array of evdev events [type, code, value]; what the guest says (its lights)
-    is such an array on standard output. A line that is none, or of events that the device cannot make, is refused on
-    standard error."""
+    """Joins an input device to standard input and output. Each line of input is a JSON array of evdev events [type,
+    code, value]; the guest's own events (its lights) are such arrays on standard output. A line that is none, or has
+    events that the device cannot make, is refused on standard error.
+    """
     rest = b""
 
     def typed(_events: int) -> None:

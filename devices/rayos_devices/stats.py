@@ -89,7 +89,7 @@ class Stats:
 
     @property
     def account(self) -> Account:
-        """What was counted."""
+        """Returns the counters."""
         return Account(memoryview(self.words))
 
     def allow(self, op: Op, size_bytes: int = 0, started_ns: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What a guest boots from: kernel, initramfs, QEMU. Usable alone: imports nothing from the other packages.
+"""Kernel, initramfs and QEMU: all that a guest boots from. Usable alone: imports nothing from the other packages.
 
 Everything is built from Debian packages into a `Cache`, by blocking functions that raise `ImageError`.
 """

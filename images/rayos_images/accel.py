@@ -31,7 +31,7 @@ _END: Final = b"VFS: Unable to mount root fs"
 
 @dataclass(frozen=True, slots=True)
 class Accel:
-    """What to give to `-accel`, and why: a sentence for people."""
+    """The value for `-accel`, and the reason: a sentence for people."""
 
     name: Literal["kvm", "tcg"]
     reason: str

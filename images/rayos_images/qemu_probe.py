@@ -1,4 +1,4 @@
-"""What a QEMU binary can really do: it is started with the devices and asked over QMP; its version decides
+"""Probes the abilities of a QEMU binary: it is started with the devices and asked over QMP; its version decides
 nothing.
 
 A type in the object model may not be creatable by a user (10.0's generic vhost-user device), and a creatable

@@ -37,7 +37,7 @@ class Spoof(IntEnum):
 
 
 class Guard:
-    """What the port with hardware address `mac` may send. `addresses` are IPv4 and IPv6 addresses as
+    """The senders that the port with hardware address `mac` may use. `addresses` are IPv4 and IPv6 addresses as
     integers.
     """
 

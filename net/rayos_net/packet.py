@@ -58,7 +58,7 @@ class Fault(IntEnum):
 
 
 class Packet(NamedTuple):
-    """What a firewall asks about a frame. Addresses are integers; ports are 0 where there are none."""
+    """The fields of a frame that a firewall asks about. Addresses are integers; ports are 0 where there are none."""
 
     destination_mac: bytes
     source_mac: bytes

@@ -168,7 +168,7 @@ def _left(error: BaseException) -> bool:
 
 
 async def _log(call: Call) -> bytes:
-    """What is kept of a console's past: replay from 0, until nothing more is at hand."""
+    """Replays the kept past of a console from 0, until nothing more is at hand."""
     kept = bytearray()
     async with call.service.console_stream(call.name, call.query.port, 0) as chunks:
         with trio.move_on_after(LOG_QUIET_S) as quiet:

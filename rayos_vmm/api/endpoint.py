@@ -35,7 +35,7 @@ NDJSON: Final = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler is given: the service, the path's name, the decoded query and body."""
+    """The arguments of a handler: the service, the path's name, the decoded query and body."""
 
     service: Service
     request: Request
@@ -69,7 +69,7 @@ class Endpoint:
 
     @property
     def command(self) -> str:
-        """What it is called in tokens and in the record, such as `policy.grant`."""
+        """The name in tokens and in the record, such as `policy.grant`."""
         module = self.handler.__module__.rpartition(".")[2]
         return f"{_NOUNS.get(module, module)}.{self.handler.__name__.strip('_')}"
 

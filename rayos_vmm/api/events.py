@@ -1,4 +1,4 @@
-"""What happens, as it happens: one JSON object a line, with sequence numbers to resume from."""
+"""Events as they happen: one JSON object a line, with sequence numbers to resume from."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """What changed, by path; the revision that is in force now, and the machines whose workers have not applied it."""
+    """Changes by path, the revision in force now, and the machines whose workers have not applied it."""
 
     changes: list[Change]
     revision: int | None = None

@@ -14,7 +14,9 @@ from rayos_vmm.policy.token import CAVEAT_MAXIMUM, CAVEATS_MAXIMUM
 
 
 class AskToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the token is not to be good for (`vm=a,b`, `zone=lab`, `capability=CAP_NET`, `command=console`, …)."""
+    """Caveats: uses for which the token is not good (`vm=a,b`, `zone=lab`, `capability=CAP_NET`, `command=console`,
+    …).
+    """
 
     caveats: Annotated[
         list[Annotated[str, Meta(max_length=CAVEAT_MAXIMUM)]], Meta(max_length=CAVEATS_MAXIMUM - 1)

@@ -25,7 +25,7 @@ class PcrQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class AskQuote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to quote: the caller's nonce (hexadecimal, up to 64 bytes), and which registers."""
+    """The request for a quote: the caller's nonce (hexadecimal, up to 64 bytes), and the registers."""
 
     nonce: Annotated[str, Meta(pattern=_NONCE_HEX)]
     pcrs: _Registers | None = None
@@ -51,7 +51,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True):
-    """What the TPM had sealed."""
+    """The secret that the TPM had sealed."""
 
     secret: bytes
 

@@ -24,7 +24,7 @@ def add_exec(parser: argparse.ArgumentParser) -> None:
 
 
 def guest_command(words: list[str]) -> str | list[str]:
-    """What to run: one word is a shell's line, several are a program with its arguments."""
+    """Returns the command to run: one word is a shell's line, several are a program with its arguments."""
     return words[0] if len(words) == 1 else words
 
 

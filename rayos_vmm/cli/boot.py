@@ -1,4 +1,4 @@
-"""What a start looks like while it goes on, and where the time went at its end."""
+"""The progress of a start, and at its end where the time went."""
 
 from __future__ import annotations
 

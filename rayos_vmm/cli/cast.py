@@ -45,7 +45,7 @@ class Asciicast:
         return head + self._moment(self._decode(piece.data))
 
     def finish(self) -> bytes:
-        """What was half a character at the end."""
+        """Returns the rest of an unfinished character at the end."""
         return self._moment(self._decode(b"", True))
 
     def _moment(self, text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What machines' devices did, and their limits, live. `rayos device serve` serves one backend alone."""
+"""Counters and limits of machines' devices, live. `rayos device serve` serves one backend alone."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _spelled(limits: dict[str, int], device: str) -> str:
 
 
 def totals(device: dict[str, Any]) -> tuple[int, int, int]:
-    """What it allowed, denied and moved in bytes, of all its operations."""
+    """Returns the operations allowed and denied and the bytes moved, over all operations of a device."""
     operations = device["operations"].values()
     allowed, denied, size = (sum(one[key] for one in operations) for key in ("allowed", "denied", "bytes"))
     return allowed, denied, size

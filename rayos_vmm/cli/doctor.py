@@ -134,7 +134,7 @@ def _privileges() -> Iterator[Finding]:
 
 
 def _sandbox() -> Iterator[Finding]:
-    """What holds a worker or QEMU that a guest has taken over; each layer that is missing, by name."""
+    """Checks the layers that hold a worker or QEMU which a guest has taken over, and names each that is missing."""
     is_root = os.geteuid() == 0
     yield Finding(
         name="sandbox: user, namespaces",

@@ -1,4 +1,4 @@
-"""What goes wrong in a machine's devices on purpose: errors, losses, delays."""
+"""Faults of a machine's devices on purpose: errors, losses, delays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens and what was counted: events, statistics, leases; and QEMU's own monitor."""
+"""Events, statistics, leases, and QEMU's own monitor."""
 
 from __future__ import annotations
 

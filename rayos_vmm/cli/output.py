@@ -1,4 +1,4 @@
-"""What a command prints: JSON or words for the result, errors and progress on the other stream."""
+"""The output of a command: JSON or words for the result, errors and progress on the other stream."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def show_changes(out: Output, answer: dict[str, Any]) -> None:
-    """What changed, a path a line."""
+    """Prints the changes, a path a line."""
     lines = [f"{_SIGNS[change['what']]} {change['path']}" for change in answer["changes"]] or ["no change"]
     if answer["revision"] is not None:
         lines.append(f"revision {answer['revision']} is in force")

@@ -32,7 +32,7 @@ class Progress:
         self._is_drawn = False
 
     def stage(self, text: str) -> None:
-        """What is being done from now on."""
+        """Names the stage that begins now."""
         self._text = text
         if self._is_drawn:
             self.show()

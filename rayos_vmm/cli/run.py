@@ -100,7 +100,7 @@ def _from_file(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def to_table(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options, and the file below them, ask for; without a name when none is given.
+    """Returns the table that the options and the file below them describe; without a name when none is given.
 
     Raises:
         Invalid: the file is wrong, or an option is.

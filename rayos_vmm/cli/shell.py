@@ -65,7 +65,7 @@ def run_lines(lines: Iterable[str], run: Run) -> int:
 
 
 def completions(before: str, to_parser: ToParser) -> Iterator[tuple[str, int]]:
-    """What may stand where the cursor is: each word, and how many characters before the cursor it replaces."""
+    """Returns the words that may stand at the cursor, each with the number of characters before it that it replaces."""
     from argcomplete.finders import CompletionFinder
 
     first = before.split(maxsplit=1)[:1]

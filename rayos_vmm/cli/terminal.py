@@ -168,7 +168,7 @@ async def attach(console: Console, greeting: str) -> Ending:
 
 
 async def watch(console: Console) -> Ending:
-    """What the console says, on standard output, until it ends."""
+    """Copies a console to standard output until it ends."""
     while data := await console.read():
         await _write(1, data)
     return Ending.CONSOLE_ENDED

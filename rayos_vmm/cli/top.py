@@ -47,7 +47,7 @@ def _latency(device: dict[str, Any], at: str) -> int:
 
 
 def _cpu(machine: dict[str, Any]) -> float:
-    """What the worker used of one processor between its last two samples."""
+    """Returns the worker's share of one processor between its last two samples."""
     samples = machine["metrics"]
     if len(samples) < 2 or samples[1]["at_ns"] <= samples[0]["at_ns"]:
         return 0.0
@@ -57,7 +57,7 @@ def _cpu(machine: dict[str, Any]) -> float:
 
 
 def rates(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """What each device did a second between two looks; a machine or device that is new did all of it since."""
+    """Returns each device's rate a second between two looks; a new machine or device did all of it since."""
     known = {(device["vm"], device["device"]): totals(device) for one in before for device in one["devices"]}
     found = []
     for machine in after:

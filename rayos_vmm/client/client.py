@@ -195,7 +195,7 @@ class Client:
     async def wait_damage(
         self, name: str, since: int, scanout: int = 0, *, timeout_s: float = 60.0
     ) -> Damage:
-        """What changed on a scanout after serial `since`, as soon as something has; Timeout_ when nothing does."""
+        """Waits for damage on a scanout after serial `since` and returns it; Timeout_ when there is none."""
         query = {"since": since, "scanout": scanout, "timeout_s": timeout_s}
         body = await self.request(
             "GET", f"{_vm(name)}/display/damage", query=query, timeout_s=timeout_s + MARGIN_S
@@ -212,7 +212,7 @@ class Client:
         await self.request("POST", f"{_vm(name)}/pointer", body={"x": x, "y": y, "buttons": buttons})
 
     async def qmp_transcript(self, name: str) -> str:
-        """What was said over QMP in its last run, one JSON object a line."""
+        """Returns the QMP transcript of its last run, one JSON object a line."""
         return (await self.request("GET", f"{_vm(name)}/qmp")).decode(errors="replace")
 
     async def mouse(
@@ -245,7 +245,7 @@ class Client:
 
     @asynccontextmanager
     async def input_record(self, name: str) -> AsyncIterator[AsyncIterator[Step]]:
-        """What reaches the input devices, from the block's beginning until the machine ends."""
+        """Records the events that reach the input devices, from the block's beginning until the machine ends."""
         path = f"{_vm(name)}/input/record"
         with self._explained("GET", path):
             async with open_exchange(self._socket_path, "GET", _target(path, None)) as answer:
@@ -287,7 +287,7 @@ class Client:
     async def console_pieces(
         self, name: str, port: int, *, since: int = 0, follow: bool = False
     ) -> AsyncIterator[AsyncIterator[Piece]]:
-        """What a console said and when, from what is kept; up to now, or on and on."""
+        """Yields the kept output of a console with its times; up to now, or on and on."""
         query = {"port": port, "since": since, "follow": "true" if follow else "false"}
         async with self._lines(f"{_vm(name)}/console/timed", Piece, query) as pieces:
             yield pieces
@@ -304,7 +304,7 @@ class Client:
 
     @asynccontextmanager
     async def firewall_trace(self, name: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """What happens to each packet of a machine, live."""
+        """Yields the fate of each packet of a machine, live."""
         async with self._lines(f"{_vm(name)}/firewall/trace", dict[str, Any]) as verdicts:
             yield verdicts
 

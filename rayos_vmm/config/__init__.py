@@ -1,1 +1,1 @@
-"""What a user may ask for: units, machine specifications, the service's own settings, TOML files."""
+"""The configuration that a user writes: units, machine specifications, the service's own settings, TOML files."""

@@ -1,4 +1,4 @@
-"""What the host has to give, and whether a machine fits.
+"""The host's resources, and whether a machine fits.
 
 Invariant: a machine that is refused is refused before anything of it exists, with what was asked and what
 there is.
@@ -25,7 +25,7 @@ STORAGE_DAEMON: Final = "qemu-storage-daemon"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What can be handed out now."""
+    """The resources that can be handed out now."""
 
     cpus: int
     memory_available_bytes: int

@@ -42,7 +42,7 @@ _WITH_PATH: Final = re.compile(r"(.*) - at `(key in )?\$(.*)`$", re.DOTALL)
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file said."""
+    """The contents of a configuration file."""
 
     service: ServiceConfig = ServiceConfig()
     vms: dict[str, VmSpec] = {}

@@ -1,4 +1,4 @@
-"""What a virtual machine is asked to be.
+"""The specification of a virtual machine.
 
 The same structs read TOML, JSON bodies of the API and records of the store; every unknown key is an
 error. Paths are absolute once the specification reached the service (`rayos` resolves them first).
@@ -164,7 +164,7 @@ class Watchdog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What there is to type and point with, beside a display; `layout` is the one that the guest has loaded."""
+    """The devices to type and point with, beside a display; `layout` is the one that the guest has loaded."""
 
     devices: Annotated[tuple[InputName, ...], Meta(max_length=4)] = ("keyboard", "mouse", "tablet")
     layout: Layout = "us"
@@ -177,7 +177,7 @@ class Console(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the guest may use up of the host."""
+    """The share of the host that a guest may use."""
 
     gpu_memory: Size = "128MiB"
     net_rate: Rate = "100Mbit/s"

@@ -1,1 +1,1 @@
-"""What travels between the API and its clients."""
+"""The contract between the API and its clients."""

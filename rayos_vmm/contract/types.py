@@ -1,4 +1,4 @@
-"""What travels: the bodies, queries and answers of the API. The OpenAPI document is made from these."""
+"""The bodies, queries and answers of the API. The OpenAPI document is made from these."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Qmp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class QmpReturn(msgspec.Struct, frozen=True, kw_only=True):
-    """What QEMU returned."""
+    """The value that QEMU returned."""
 
     return_: Any = msgspec.field(name="return")
 
@@ -101,8 +101,9 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class AskConstraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What rights may be used for: ports such as `80` and `8000-8100`, a rate, disk requests at once, and whether use
-    is recorded."""
+    """Constraints of rights: ports such as `80` and `8000-8100`, a rate, disk requests at once, and whether use is
+    recorded.
+    """
 
     ports: Annotated[
         list[Annotated[str, Meta(pattern=r"^[0-9]{1,5}(-[0-9]{1,5})?$")]], Meta(max_length=16)
@@ -204,7 +205,7 @@ class AuditKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What went wrong (`code` for programs), and what to do about it (`hint` may be empty)."""
+    """The error (`code` for programs), and the way out of it (`hint` may be empty)."""
 
     code: str
     message: str
@@ -268,7 +269,7 @@ class PutQuery(FileQuery, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class WaitQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to wait for, and how long."""
+    """The state to wait for, and the time limit."""
 
     for_: Literal["ready", "running", "stopped"] = msgspec.field(name="for", default="ready")
     timeout_s: Seconds = 60.0

@@ -1,1 +1,1 @@
-"""What one does to a running guest."""
+"""The operations on a running guest."""

@@ -1,4 +1,4 @@
-"""What machines' devices did, and what they may do from now on.
+"""The accounts of machines' devices, and their limits from now on.
 
 Figures come from the machines' accounts (`shared/accounts.py`), in place: no worker is asked. Limits and the level of
 optimization are kept in a machine's record before its worker is told, and told it again whenever the connection is made

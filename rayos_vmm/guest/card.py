@@ -71,8 +71,8 @@ async def announce(machine: Machine) -> None:
 
 
 async def capture(machine: Machine, *, snap: int, count: int | None) -> AsyncGenerator[bytes, None]:
-    """A pcapng file of what passes the card, in pieces: its head as soon as the capture is on, the end after `count`
-    frames (None: when the machine ends). Close it with `aclosing`.
+    """Yields a pcapng file of the frames that pass the card, in pieces. Its head comes as soon as the capture is on,
+    the end after `count` frames (None: when the machine ends). Close it with `aclosing`.
 
     Raises:
         NotFound: there is no card.

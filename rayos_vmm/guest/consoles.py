@@ -1,4 +1,4 @@
-"""What a person in front of the machine does: read and type at its consoles, press keys, point.
+"""A machine's consoles as a person uses them: reading and typing.
 
 Key and pointer events are evdev's (linux/input-event-codes.h); the worker closes each batch with SYN_REPORT.
 """

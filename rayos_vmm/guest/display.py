@@ -19,8 +19,9 @@ MAX_PICTURE_BYTES: Final = 128 << 20
 
 
 class MachineDisplay:
-    """Every method raises Conflict while the machine does not run, GuestGone when its devices are not there, and
-    Invalid for a scanout that it does not have."""
+    """One machine's display. Every method raises Conflict while the machine does not run, GuestGone when its devices
+    are not there, and Invalid for a scanout that it does not have.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -36,8 +37,8 @@ class MachineDisplay:
             return await worker.display_info()
 
     async def wait_damage(self, since: int, scanout: int = 0, timeout_s: float = 60.0) -> Damage:
-        """What changed on a scanout after serial `since` (0: ever), as soon as something has; also across a worker's
-        death, after which the whole picture counts as changed.
+        """Waits for damage on a scanout after serial `since` (0: ever) and returns it. It waits across a worker's
+        death too, after which the whole picture counts as changed.
 
         A guest without a driver for our GPU (a plain VGA screen) never damages it.
 
@@ -90,7 +91,7 @@ class MachineDisplay:
 
 
 def _take(path: Path) -> bytes:
-    """What QEMU wrote, at most MAX_PICTURE_BYTES of it, and nothing kept."""
+    """Takes the picture that QEMU wrote, at most MAX_PICTURE_BYTES of it, and keeps nothing."""
     with path.open("r+b") as file:
         data = file.read(MAX_PICTURE_BYTES)
         file.truncate(0)

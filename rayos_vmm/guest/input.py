@@ -34,8 +34,9 @@ Event = tuple[int, int, int]
 
 
 class MachineInput:
-    """Every method raises Conflict while the machine does not run, GuestGone when its devices are not there, NotFound
-    for a device that it does not have, Invalid for what that device cannot do."""
+    """One machine's input devices. Every method raises Conflict while the machine does not run, GuestGone when its
+    devices are not there, NotFound for a device that it does not have, Invalid for what that device cannot do.
+    """
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -121,7 +122,9 @@ class MachineInput:
 
     @contextmanager
     def record(self) -> Iterator[Recording]:
-        """What reaches the devices from now on, as a `Recording` to iterate over; it ends with the machine."""
+        """Records the events that reach the devices from now on, as a `Recording` to iterate over; it ends with the
+        machine.
+        """
         self.check_recordable()
         with self._machine.input_recordings.open() as recording:
             yield recording

@@ -1,4 +1,4 @@
-"""What a machine's TPM can be asked, with its errors as the service's: registers, log, quote, storage, secret."""
+"""A machine's TPM, with its errors as the service's: registers, log, quote, storage, secret."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class MachineTpm:
             return await client.unseal(parse_pcrs(secret.pcrs) or [])
 
     async def device(self) -> DeviceInfo:
-        """What the TPM says of itself: vendor, firmware, limits."""
+        """Returns the TPM's description of itself: vendor, firmware, limits."""
         with self._asked() as client:
             return await client.device()
 

@@ -136,8 +136,9 @@ class PacketClient:
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """A piece of a capture: records as devices/rayos_devices/net/capture.py has them, how far the worker's steady
-    clock is from the epoch, frames that passed so far and those that were lost."""
+    """A piece of a capture: records as devices/rayos_devices/net/capture.py has them. Beside them stand the distance
+    of the worker's steady clock from the epoch, the frames that passed so far and those that were lost.
+    """
 
     records: bytes
     offset_ns: int
@@ -169,7 +170,8 @@ class WorkerClient:
         return polling
 
     async def capture(self, snap: int) -> AsyncGenerator[Caught, None]:
-        """What passes the network card from now on, `snap` bytes of each frame; empty at first, once it is on.
+        """Yields the frames that pass the network card from now on, `snap` bytes of each; empty at first, once it is
+        on.
 
         Close it with `aclosing`: it ends when its connection does. A worker that was replaced starts anew.
         Errors: WorkerError when another capture runs or `snap` is out of range.
@@ -294,7 +296,7 @@ class WorkerClient:
         await self._client.call("gpu.resize", scanout=scanout, width=width, height=height)
 
     async def wait_damage(self, since: int, scanout: int = 0) -> tuple[int, int, int, int, int]:
-        """What changed on a scanout after serial `since`, once something has: serial, x, y, width, height."""
+        """Waits for damage on a scanout after serial `since`; returns serial, x, y, width, height."""
         client = PacketClient(self._path)
         try:
             head, _, _ = await client.call("gpu.wait", since=since, scanout=scanout)
@@ -320,7 +322,7 @@ class WorkerClient:
             client.close()
 
     async def explain(self, device: str, packet: str) -> dict[str, Any]:
-        """What would happen to a packet in words. Errors: WorkerError "bad_packet"."""
+        """Explains the fate of a packet in words. Errors: WorkerError "bad_packet"."""
         head, _, _ = await self._client.call("firewall.explain", device=device, packet=packet)
         explanation: dict[str, Any] = head["explanation"]
         return explanation

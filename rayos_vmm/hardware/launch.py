@@ -161,7 +161,7 @@ class Spawner:
 
 
 async def _line(stream: trio.SocketStream) -> dict[str, Any]:
-    """What the keeper says; nothing when it ended instead."""
+    """Returns the keeper's line; empty when it ended instead."""
     line = b""
     while not line.endswith(b"\n"):
         chunk = await stream.receive_some()

@@ -59,7 +59,7 @@ _ATTRIBUTES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What a program may reach; absolute paths.
+    """The files that a program may reach; absolute paths.
 
     read: files and directories, to read and to execute. write: files and directories that become the user's own.
     sockets: that it may connect to; they become the user's own. devices: such as /dev/kvm.

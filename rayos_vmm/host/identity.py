@@ -31,7 +31,7 @@ class Identity:
 
     @property
     def fds(self) -> list[int]:
-        """What holds the claim, for the process that is to keep it."""
+        """The descriptors that hold the claim, for the process that is to keep it."""
         return [] if self.socket is None else [self.socket.fileno()]
 
     def __enter__(self) -> Self:

@@ -1,4 +1,5 @@
-"""What a process gives up of root: namespaces, capabilities, user, limits. Each step is small, final and by ctypes.
+"""The steps by which a process gives up root: namespaces, capabilities, user, limits. Each step is small, final and
+by ctypes.
 
 Source: namespaces(7), pivot_root(2), capabilities(7), prctl(2), setrlimit(2).
 """

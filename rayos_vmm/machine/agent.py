@@ -206,7 +206,7 @@ class Agent:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What the protocol does not take, as the caller's fault."""
+    """Turns refusals of the protocol into the caller's fault."""
     try:
         yield
     except ValueError as error:

@@ -51,7 +51,7 @@ _DISMANTLE_TIMEOUT_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What every machine is built from."""
+    """The parts that every machine is built from."""
 
     hardware: Hardware
     platform: Platform

@@ -1,4 +1,4 @@
-"""What came out of a guest or of QEMU: the last bytes in memory for readers, a bounded pair of files for people.
+"""The output of a guest or of QEMU: the last bytes in memory for readers, a bounded pair of files for people.
 
 Invariant: whatever is written, memory holds at most `size` bytes and the disk twice `file_bytes`; a reader
 that fell behind sees the offset jump, and the writer never waits for anybody.

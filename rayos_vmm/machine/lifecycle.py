@@ -18,7 +18,7 @@ from rayos_vmm.machine.view import ExitReason, VmState
 
 
 class LifeEvent(enum.StrEnum):
-    """What can happen to a machine."""
+    """An event in the life of a machine."""
 
     START = "start"  # somebody asked for it
     RUN = "run"  # QEMU executes guest code

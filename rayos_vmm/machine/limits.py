@@ -13,7 +13,9 @@ log = logging.getLogger(__name__)
 
 
 async def restore(machine: Machine) -> None:
-    """What its devices refuse now (it has changed since) is told in the log, and does not keep it from running."""
+    """Restores the limits of a machine's devices. A limit that a device refuses now (it has changed since) is told in
+    the log, and does not keep the machine from running.
+    """
     if machine.worker is None:
         return
     record = machine.record

@@ -1,4 +1,4 @@
-"""What a machine needs from the rest of the house, as small Protocols: devices, a network, a platform.
+"""The needs of a machine as small Protocols: devices, a network, a platform.
 
 The service gives the real ones; a test of the life cycle alone gives `NoHardware`.
 """

@@ -26,7 +26,7 @@ _READY: Final = re.compile(r"RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)")
 
 @dataclass
 class Evidence:
-    """What is known about the end of a machine; filled in while it runs."""
+    """The evidence about the end of a machine; filled in while it runs."""
 
     asked: ExitReason | None = None  # STOPPED or KILLED, when the end was ours
     shutdown_cause: str | None = None  # QMP ShutdownCause
@@ -42,7 +42,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a guest's ready line says: seconds since its kernel started, and its address."""
+    """The contents of a guest's ready line: seconds since its kernel started, and its address."""
 
     boot_s: float
     address: str | None
@@ -57,7 +57,7 @@ def parse_ready(line: str) -> Ready | None:
 
 
 def parse_panic(line: str) -> str | None:
-    """What a Linux kernel says when it panics, None for any other line."""
+    """Returns the message of a Linux kernel that panics, None for any other line."""
     match = _PANIC.match(line)
     return None if match is None else match[1].strip()
 

@@ -1,4 +1,4 @@
-"""What has to be remembered of a machine so that another daemon can take it over, or clear up after it."""
+"""The record of a machine, from which another daemon can take it over, or clear up after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rayos_vmm.machine.view import ExitReason, VmState, VmView
 
 
 class Live(msgspec.Struct, kw_only=True):
-    """What exists outside of the daemon for a machine; recorded as soon as it exists."""
+    """The processes and files outside of the daemon for a machine; recorded as soon as they exist."""
 
     qemu: ProcessId | None = None
     keeper: ProcessId | None = None
@@ -42,7 +42,7 @@ class Record(msgspec.Struct, kw_only=True):
     live: Live = msgspec.field(default_factory=Live)
 
     def view(self) -> VmView:
-        """What callers see of it."""
+        """Returns the machine as callers see it."""
         return VmView(
             spec=self.spec,
             state=self.state,

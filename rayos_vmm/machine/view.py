@@ -1,4 +1,4 @@
-"""What callers see of a virtual machine and of what happened to it."""
+"""A virtual machine and its events, as callers see them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class NetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command in the guest did; the streams are bytes (base64 in JSON)."""
+    """The result of a command in the guest; the streams are bytes (base64 in JSON)."""
 
     exit_status: int
     stdout: bytes

@@ -166,7 +166,7 @@ class HostNetwork:
             raise NotFound(f"nobody has a lease for {parsed}", hint="`rayos dhcp leases` lists them")
 
     def exchanges(self) -> list[dict[str, object]]:
-        """What our server was asked lately and said, the oldest first: at most 16 for each port."""
+        """Returns the last exchanges of our server, the oldest first: at most 16 for each port."""
         return [] if self._dhcp is None else [one.describe() for one in self._dhcp.exchanges()]
 
     def forget(self, mac: str) -> None:

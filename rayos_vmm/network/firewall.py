@@ -50,7 +50,7 @@ _LAST: Final = 65535
 
 
 class Channel(Protocol):
-    """What is needed of a machine's worker."""
+    """The firewall's requests to a machine's worker."""
 
     async def set_rules(self, device: str, settings: bytes) -> int: ...
     async def explain(self, device: str, packet: str) -> dict[str, Any]: ...
@@ -86,7 +86,7 @@ class _Port:
 
     @property
     def addresses(self) -> set[int]:
-        """What the guest may use."""
+        """The addresses that the guest may use."""
         return {*self.leased, *(int(IPv4Address(one)) for one in self.config.addresses)}
 
 
@@ -149,8 +149,9 @@ class Firewall:
         self._mark(f"{VM}{vm}")
 
     async def plug(self, vm: str, runtime: Path) -> WorkerFirewall:
-        """What the machine's new worker is told; the descriptor in it is the caller's to close. Its tap, which is
-        there, is guarded when this returns. Errors: OSError."""
+        """Returns the settings for the machine's new worker; the descriptor in it is the caller's to close. Its tap,
+        which is there, is guarded when this returns. Errors: OSError.
+        """
         port = self._port(vm)
         self.detach(vm)
         port.leased.clear()
@@ -319,7 +320,7 @@ class Firewall:
     # -- questions -----------------------------------------------------------------------------------------------
 
     async def explain(self, vm: str, packet: str) -> dict[str, Any]:
-        """What would happen to a packet in words, and by which rule; asked of the worker while the machine runs.
+        """Explains the fate of a packet in words, and by which rule; the worker is asked while the machine runs.
 
         Raises:
             Invalid: the words are no packet.

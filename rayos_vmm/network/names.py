@@ -97,7 +97,7 @@ class GuestNames:
 
 
 def _resolver(words: str) -> ipaddress.IPv4Address | None:
-    """What the setting means: nobody, the host's own first name server, or an address."""
+    """Returns the resolver of the setting: none, the host's own first name server, or an address."""
     if words != "host":
         return ipaddress.IPv4Address(words) if words else None
     try:

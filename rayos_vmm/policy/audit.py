@@ -28,7 +28,7 @@ _DOMAIN: Final = b"rayos audit checkpoint 1\0"
 
 
 class Operation(StrEnum):
-    """What was decided, or happened."""
+    """The kind of a decision or an event."""
 
     GRANT = "GRANT"
     REVOKE = "REVOKE"
@@ -64,7 +64,7 @@ class Anchor(msgspec.Struct, frozen=True):
     digest: str = ZERO.hex()
 
     def signed_bytes(self) -> bytes:
-        """What a checkpoint signs."""
+        """Returns the bytes that a checkpoint signs."""
         return _DOMAIN + self.seq.to_bytes(8, "big") + bytes.fromhex(self.digest)
 
 

@@ -207,7 +207,7 @@ class AuditLog:
                 return
 
     def lines(self) -> Iterator[bytes]:
-        """What is on disk now."""
+        """Yields the lines that are on disk now."""
         return read_lines(self.path, self._size)
 
 

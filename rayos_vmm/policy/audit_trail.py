@@ -1,4 +1,4 @@
-"""What happens beside decisions, for the record: life cycles, operations refused by devices, what is typed."""
+"""Records of events beside decisions: life cycles, operations refused by devices, typing."""
 
 from __future__ import annotations
 

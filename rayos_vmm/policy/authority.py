@@ -155,7 +155,7 @@ class Authority:
         self._write_pages(set(self._pages))
 
     def cap(self, vm: str, quota: Quota) -> Quota:
-        """What the rules leave of a machine's quota."""
+        """Returns the quota of a machine, narrowed by the rules."""
         return self.book.cap(vm, quota)
 
     def close(self, vm: str) -> None:
@@ -242,7 +242,7 @@ class Authority:
     # -- questions -----------------------------------------------------------------------------------------------
 
     def grants(self, vm: str | None = None) -> list[dict[str, Any]]:
-        """What is granted, the machines' own rights among it, oldest first."""
+        """Returns all grants, the machines' own rights among them, oldest first."""
         now = self.now()
         return [grant.view(now) for grant in self._table.grants.values() if vm in (None, grant.holder)]
 

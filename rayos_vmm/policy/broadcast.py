@@ -53,8 +53,8 @@ class Broadcaster:
         self.distribution.detach(vm)
 
     def announce(self, revision: int, stale: Iterable[str] = ()) -> None:
-        """A revision is in force; it has been sent to all that could be reached when this returns, but for those that
-        are `stale`: they have to be prepared before.
+        """Announces a revision that is in force. When this returns it has been sent to all that could be reached, but
+        for those that are `stale`: they have to be prepared before.
         """
         self._stale |= set(stale) & self._paths.keys()
         self.distribution.announce(revision, trio.current_time())

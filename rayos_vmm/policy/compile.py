@@ -57,7 +57,7 @@ class GatePage:
 
     @property
     def mask(self) -> int:
-        """What is allowed now."""
+        """The operations that are allowed now."""
         return self._word[0]
 
     def write(self, words: Words) -> None:
@@ -79,7 +79,7 @@ class GatePage:
 
 
 def words(table: Table, book: RuleBook, vm: str) -> Words:
-    """What the gate page of `vm` says: what it was given, narrowed by the rules; the least of its limits."""
+    """Returns the words of the gate page of `vm`: its rights, narrowed by the rules, and the least of its limits."""
     bounds = table.bounds(vm)
     limits = book.of(vm).bounds()
     rates = [rate for rate in (bounds.net, limits.get("net_rate")) if rate is not None]

@@ -98,8 +98,7 @@ NO_CONSTRAINTS: Final = Constraints()
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What all grants of one machine come to: ports, rates (bits a second) and disk requests at once, operations that
-    are recorded."""
+    """The sum of all grants of one machine: ports, rates (bits a second), disk requests at once, recorded uses."""
 
     ports: tuple[Range, ...] = ()
     net: int | None = None

@@ -1,4 +1,4 @@
-"""What differs between two policy documents, by path."""
+"""The differences of two policy documents, by path."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Distribution:
             self._queue(target, now + FIRST_DELAY_S)
 
     def take(self, now: float) -> list[tuple[str, int]]:
-        """What is to be sent now; each is under way from here on. Call `late` before."""
+        """Takes the deliveries to be sent now; each is under way from here on. Call `late` before."""
         taken = []
         for name, due in list(self.queue.items()):
             target = self.targets[name]

@@ -54,7 +54,7 @@ class _Rule(
     omit_defaults=True,
     tag_field="kind",
 ):
-    """What every rule has; `kind` is the tag of its struct."""
+    """The fields that every rule has; `kind` is the tag of its struct."""
 
     mode: Mode = "inherit"
 

@@ -1,4 +1,4 @@
-"""What holds for each machine: the rules of the host, its zone, its parents and its own, in this order.
+"""The effective rules of each machine: those of the host, its zone, its parents and its own, in this order.
 
 A rule of a level adds to those above (`mode = "inherit"`), or takes the place of the one of its name (`"override"`).
 Firewall rules are looked at by priority, at the same priority those from above first; of capability rules every one
@@ -133,7 +133,7 @@ def compile_one(
     vm: str,
     compiled: dict[tuple[str, str], OwnedRule] | None = None,
 ) -> Effective:
-    """What holds for one machine; `compiled` has firewall rules by origin and name, once made. Raises Invalid."""
+    """Compiles the rules of one machine; `compiled` has firewall rules by origin and name. Raises Invalid."""
     compiled = {} if compiled is None else compiled
     family = line(document, places, vm)
     zone: str | None = None
@@ -165,7 +165,7 @@ def compile_one(
 
 
 def compile_policy(document: Document, places: Mapping[str, Place]) -> dict[str, Effective]:
-    """What holds for every machine that the document or a specification knows.
+    """Compiles the rules of every machine that the document or a specification knows.
 
     Raises:
         Invalid: with the path of what is wrong; nothing of the document may be used then.

@@ -77,7 +77,7 @@ class Revisions:
 
     @property
     def book(self) -> RuleBook:
-        """What is in force."""
+        """The rule book in force."""
         return self.authority.book
 
     def give_rules_to(self, firewall: FirewallPort) -> None:
@@ -100,7 +100,7 @@ class Revisions:
         return [self._kept[number] for number in sorted(self._kept)]
 
     def diff(self, tables: dict[str, Any]) -> list[Change]:
-        """What would change if this document were applied.
+        """Returns the changes that applying this document would make.
 
         Raises:
             Invalid: it would be rejected; with the path.

@@ -32,7 +32,7 @@ class RuleBook:
         self.effective: dict[str, Effective] = compile_policy(self.document, {})
 
     def of(self, vm: str) -> Effective:
-        """What holds for a machine; of one that nobody knows, what holds for every machine."""
+        """Returns the rules of a machine; for one that nobody knows, those of every machine."""
         return self.effective.get(vm) or compile_one(self.document, {}, vm)
 
     def usage(self) -> dict[str, dict[str, int]]:
@@ -61,15 +61,15 @@ class RuleBook:
         return sorted([*self.of(vm).firewall, *own], key=lambda owned: owned.rule.priority)
 
     def narrow(self, vm: str, rights: Capability) -> Capability:
-        """What the rules leave of the rights that a machine was given."""
+        """Narrows the rights that a machine was given by the rules."""
         return rights & self.of(vm).capabilities
 
     def cap(self, vm: str, quota: Quota) -> Quota:
-        """What the rules leave of a machine's quota."""
+        """Returns the quota of a machine, narrowed by the rules."""
         return self.of(vm).cap(quota)
 
     def trial(self, document: Document) -> Mapping[str, Effective]:
-        """What another document would mean. Raises Invalid with the path of what is wrong."""
+        """Compiles another document without applying it. Raises Invalid with the path of the fault."""
         return compile_policy(document, self.places)
 
     def take(self, document: Document, revision: int, effective: Mapping[str, Effective]) -> None:

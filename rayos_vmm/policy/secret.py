@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
-    """What is in `path`; when there is nothing, what `make` gives, which is on disk when this returns.
+    """Returns the contents of `path`; when there is no such file, those that `make` gives, on disk when this returns.
 
     Raises:
         OSError: it cannot be read or written.

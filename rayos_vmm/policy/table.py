@@ -61,7 +61,7 @@ class Table:
         return rights
 
     def bounds(self, vm: str) -> Bounds:
-        """What the constraints of a machine's grants come to."""
+        """Returns the sum of the constraints of a machine's grants."""
         return bounds(
             (grant.capabilities, grant.constraints) for grant in self.grants.values() if grant.holder == vm
         )

@@ -36,7 +36,7 @@ class BadToken(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What somebody wants to do: a command such as `policy.grant`, the right that it needs, on which machine.
+    """The request of a caller: a command such as `policy.grant`, the right that it needs, on which machine.
 
     `is_within_vm`: it touches nothing but `vm`; `is_for_owner`: no token will do; `is_frequent`: many times a second.
     """
@@ -51,7 +51,9 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What caveats are judged by: the time (seconds since the epoch), the peer's user, the machine's zone."""
+    """The circumstances that caveats are judged by: the time (seconds since the epoch), the peer's user, the
+    machine's zone.
+    """
 
     wall: float
     uid: int

@@ -1,4 +1,4 @@
-"""What a kernel or firmware file is, told from its first bytes, and so how QEMU has to be asked.
+"""The kind of a kernel or firmware file, told from its first bytes, and so the way to ask QEMU.
 
 | file | magic | QEMU | screen |
 | --- | --- | --- | --- |
@@ -47,7 +47,7 @@ class FirmwareKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What QEMU is to boot; all files exist."""
+    """The files that QEMU is to boot; all exist."""
 
     kernel: Path | None = None
     initrd: Path | None = None

@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class Platform:
-    """What `images/` gives, remembered."""
+    """The kernel, initramfs, QEMU and accelerator from `images/`, remembered."""
 
     def __init__(self, cache: Path, events: EventLog) -> None:
         self._cache = Cache(cache)

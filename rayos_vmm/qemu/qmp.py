@@ -118,7 +118,7 @@ class Qmp:
         *,
         timeout_s: float = EXECUTE_TIMEOUT_S,
     ) -> Any:
-        """What QEMU returns for a command.
+        """Executes a command and returns QEMU's answer.
 
         Cancellation leaves the connection usable; QEMU may still carry the command out.
 

@@ -22,7 +22,7 @@ SHORTEST: Final = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a worker has used so far: CPU seconds; the core it is bound to or ran on last."""
+    """The use of a worker so far: CPU seconds; the core it is bound to or ran on last."""
 
     pid: int
     cpu_seconds: float

@@ -284,7 +284,7 @@ class Service:
     def console_pieces(
         self, name: str, port: int, since: int = 0, *, follow: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
-        """What is kept of a console port's output, with the time at which each piece came; or from there on and on."""
+        """Yields the kept output of a console port with the time of each piece; or from there on and on."""
         return consoles.console_pieces(self._machine(name), port, since, follow=follow)
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
@@ -306,7 +306,7 @@ class Service:
         await faults.set_faults(self._machine(name), device, rules, seed)
 
     async def faults(self, name: str) -> dict[str, builtins.list[dict[str, Any]]]:
-        """What goes wrong on purpose, device by device, and how often it did."""
+        """Returns the faults set on purpose, device by device, and how often each struck."""
         return await faults.faults(self._machine(name))
 
     def display(self, name: str) -> MachineDisplay:
@@ -320,7 +320,7 @@ class Service:
     # Inside and underneath
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """What QEMU returns for a QMP command.
+        """Executes a QMP command and returns QEMU's answer.
 
         Raises:
             QmpRefused: QEMU said no.
@@ -349,7 +349,7 @@ class Service:
         await self._agent(name).write_file(path, data, mode)
 
     async def stats(self, name: str) -> dict[str, Any]:
-        """What the machine's devices counted."""
+        """Returns the counters of the machine's devices."""
         return await self._machine(name).need_worker().stats()
 
     # Disks

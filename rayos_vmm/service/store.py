@@ -80,7 +80,7 @@ class Store:
             await self._run(write)
 
     async def load_policy(self) -> bytes | None:
-        """What `save_policy` was given last; None when that was never called."""
+        """Returns the last argument of `save_policy`; None when that was never called."""
         return await self._load_one("policy")
 
     async def save_policy(self, data: bytes) -> None:
@@ -88,7 +88,7 @@ class Store:
         await self._save_one("policy", data)
 
     async def load_tokens(self) -> bytes | None:
-        """What `save_tokens` was given last; None when that was never called."""
+        """Returns the last argument of `save_tokens`; None when that was never called."""
         return await self._load_one("token")
 
     async def save_tokens(self, data: bytes) -> None:

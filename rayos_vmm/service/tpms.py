@@ -146,7 +146,7 @@ def _default_profile(is_uefi: bool) -> str:
 
 
 def _policy(options: TpmSpec) -> Policy | None:
-    """What may be launched; None: anything.
+    """Returns the policy of launches; None: anything may be launched.
 
     Raises:
         Invalid: the file is missing or no policy, or it was made for another profile than was asked for.
@@ -166,7 +166,9 @@ def _policy(options: TpmSpec) -> Policy | None:
 
 
 def _allowed(policy: Policy) -> dict[Phase, list[bytes]]:
-    """What a launch may consist of. Which machine it is (its UUID is new with each definition) a verifier decides."""
+    """Returns the components that a launch may consist of. Which machine it is (its UUID is new with each definition)
+    a verifier decides.
+    """
     return {phase: digests for phase, digests in policy.allowed().items() if phase is not Phase.LAUNCH}
 
 

@@ -1,1 +1,1 @@
-"""What the service and its device workers both map or say."""
+"""Memory and messages that the service and its device workers share."""

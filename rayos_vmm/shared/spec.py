@@ -1,4 +1,4 @@
-"""What a worker serves, as JSON from the service to the keeper. Descriptors are numbers of whoever reads it."""
+"""The devices that a worker serves, as JSON from the service to the keeper. Descriptors are the reader's numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Firewall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a network card's frames are judged by; see `rayos_vmm.worker.firewall`."""
+    """The settings that judge a network card's frames; see `rayos_vmm.worker.firewall`."""
 
     #: The guest's hardware address.
     mac: str

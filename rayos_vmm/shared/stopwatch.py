@@ -1,4 +1,4 @@
-"""What the checks of one operation cost on this machine, as this process has them: compiled or not.
+"""Times the checks of one operation on this machine, as this process has them: compiled or not.
 
 Each is called from Python, which every figure includes (`call`: what calling something that does nothing takes); inside
 the compiled rings they cost less. The targets are those of the source report.

@@ -17,8 +17,9 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cut(start: int, data: bytes, marks: Sequence[tuple[int, int]]) -> Iterator[Piece]:
-    """The pieces of `data`, which begins at offset `start`, by marks (offset, nanoseconds): what came before the first
-    mark has its time as well, as older times are forgotten."""
+    """Cuts `data`, which begins at offset `start`, by marks (offset, nanoseconds). Bytes before the first mark have
+    its time as well, as older times are forgotten.
+    """
     if not data:
         return
     end = start + len(data)

@@ -33,7 +33,7 @@ COLOUR: Final = (0x30, 0xC0, 0x60)  # red, green, blue
 
 
 class Wrong(AssertionError):
-    """What was seen from one side is not what was done on the other."""
+    """One side saw something else than the other side did."""
 
 
 def need(claim: bool, otherwise: str) -> None:
@@ -43,7 +43,7 @@ def need(claim: bool, otherwise: str) -> None:
 
 
 async def check_disk(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
-    """What the guest writes and syncs is in the image on the host, and read back past the guest's cache."""
+    """Checks that data the guest writes and syncs is in the image, and is read back past the guest's cache."""
     blocks = DISK_BYTES >> 20
     await guest.succeed(f"dd if=/dev/urandom of=/dev/vda bs=1M count={blocks} conv=fsync 2>/dev/null")
     inside = await guest.succeed(

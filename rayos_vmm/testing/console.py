@@ -21,7 +21,7 @@ Pattern = str | re.Pattern[str]
 
 
 class NotSeen(AssertionError):
-    """What was expected did not come; the text says what did."""
+    """The expected text did not come; the message says what did."""
 
 
 def to_pattern(wanted: Pattern) -> re.Pattern[str]:

@@ -54,7 +54,7 @@ class PrivateDaemon:
         return f"{kill}; kill {self.process.pid}; rm -r {self.directory}"
 
     def log(self) -> str:
-        """What it logged."""
+        """Returns its log."""
         return log_path(self.paths).read_text(errors="replace")
 
 

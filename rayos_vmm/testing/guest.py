@@ -171,7 +171,7 @@ class Guest:
     async def screenshot(
         self, path: Path | None = None, *, scanout: int = 0, with_cursor: bool = False
     ) -> bytes:
-        """What a monitor shows, as a PNG; also saved at `path`."""
+        """Returns a monitor's picture as a PNG; also saved at `path`."""
         picture = await self.client.screenshot(self.name, scanout=scanout, with_cursor=with_cursor)
         if path is not None:
             await trio.Path(path).write_bytes(picture)
@@ -188,8 +188,8 @@ class Guest:
     async def wait_for_screen(
         self, wanted: Wanted, *, region: Region | None = None, scanout: int = 0, timeout: float = 60.0
     ) -> Picture:
-        """Waits until the display, or `region` (x, y, width, height) of it, shows `wanted`: a picture, the path of a
-        PNG that we wrote, a `Picture.sha256`, or a function that says so of a `Picture`. Driven by damage.
+        """Waits until the display, or `region` (x, y, width, height) of it, shows `wanted`. That is a picture, the
+        path of a PNG that we wrote, a `Picture.sha256`, or a function that says so of a `Picture`. Driven by damage.
 
         Raises:
             PictureNotSeen: it did not within `timeout` seconds; with the hash of what it showed.
@@ -217,7 +217,7 @@ class Guest:
         return await self.client.qmp(self.name, command, named or None)
 
     async def stats(self) -> dict[str, Any]:
-        """What its devices counted."""
+        """Returns the counters of its devices."""
         return await self.client.stats(self.name)
 
     async def pause(self) -> None:
@@ -285,8 +285,9 @@ class Guest:
         return f"{rayos} console {self.name}\n{rayos} exec {self.name} -- sh\n{rayos} rm -f {self.name}\n"
 
     async def save_artifacts(self, directory: Path) -> None:
-        """Leaves consoles, QMP's transcript, state, statistics and the last frame in `directory`, and in `attach.txt`
-        the lines that get at the guest while it is there. What cannot be had says why.
+        """Saves consoles, QMP's transcript, state, statistics and the last frame in `directory`. The file
+        `attach.txt` has the commands that reach the guest while it is there. For each part that cannot be had the
+        reason is saved.
         """
         folder = trio.Path(directory)
         await folder.mkdir(parents=True, exist_ok=True)

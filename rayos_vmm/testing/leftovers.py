@@ -1,4 +1,4 @@
-"""What a test must not leave on the host: processes that it started, network links, directories.
+"""Leftovers of a test on the host: processes that it started, network links, directories.
 
 All are told from everybody else's, who may be at work at the same time, by this session's mark: in the environment
 of processes, which children inherit, and in the names of bridges and directories. A tap goes with its process.
@@ -79,7 +79,7 @@ class Leftovers:
         ]
 
     def wait_gone(self) -> list[str]:
-        """What is there that was not; whatever is still ending has a few seconds. Blocking."""
+        """Returns the leftovers; whatever is still ending has a few seconds. Blocking."""
         deadline = time.monotonic() + GRACE_S
         while (left := self._left()) and time.monotonic() < deadline:
             time.sleep(RETRY_S)  # the end of somebody else's child comes without an event

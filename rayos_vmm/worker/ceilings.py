@@ -1,4 +1,4 @@
-"""What the worker takes from the gate page beside the mask: how much its devices may take, and whose use is recorded.
+"""The worker's reading of the gate page beside the mask: ceilings of its devices, and operations whose use is recorded.
 
 The page is the truth: a worker applies it when it starts, and again when the service says that there is news, so a
 successor knows all that its predecessor was told. Once a second it tells in sums what was done of the operations that

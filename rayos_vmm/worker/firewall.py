@@ -48,8 +48,9 @@ TRACE_SECONDS: Final = 5.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the service tells: everything but the leased addresses. `rules` are tables of
-    `rayos_net.firewall.rule.parse` with their name and origin beside."""
+    """The settings from the service: everything but the leased addresses. `rules` are tables of
+    `rayos_net.firewall.rule.parse` with their name and origin beside.
+    """
 
     revision: int = 0
     rules: list[dict[str, Any]] = []

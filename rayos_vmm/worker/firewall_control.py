@@ -1,4 +1,4 @@
-"""What the service asks of a guest's firewall, beside its counters: new rules, an explanation, a trace."""
+"""The service's requests to a guest's firewall, beside its counters: new rules, an explanation, a trace."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class DeviceMemory:
 
 
 def map_flows(fd: int) -> memoryview | None:
-    """What a card's firewall knows of open flows; None when the keeper has nothing of the kind."""
+    """Maps a card's open flows; None when the keeper has no such memory."""
     return None if fd < 0 else memoryview(mmap.mmap(fd, MEMORY_BYTES))
 
 

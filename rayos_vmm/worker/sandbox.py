@@ -1,4 +1,4 @@
-"""What a device worker and its keeper can still do to the host, should a guest take them over.
+"""The confinement of a device worker and its keeper, should a guest take them over.
 
 The keeper goes first, once, when its sockets are bound: it never opens a file again, so its root is empty and it has
 no network; it keeps CAP_SETUID and CAP_SETGID (its workers get a user of their own), CAP_KILL (it ends them) and the
@@ -40,7 +40,7 @@ KERNEL_WORKERS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one worker may use. `uid` 0: stays who it is; `memory_bytes` 0: unknown."""
+    """The bounds of one worker. `uid` 0: stays who it is; `memory_bytes` 0: unknown."""
 
     uid: int = 0
     devices: int = 1

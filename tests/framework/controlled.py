@@ -119,7 +119,7 @@ class Controlled:
 
 
 class Seen:
-    """What every backend has; counters are told from what they were when this was made."""
+    """The counters of every backend, told from their values when this was made."""
 
     def __init__(self, target: Controlled) -> None:
         self.target = target
@@ -179,7 +179,7 @@ class SeenConsole(Seen):
         return self.target.session.get_config(0, CONFIG.size)
 
     def pack_state(self) -> bytes:
-        """What a message could have changed."""
+        """Packs all that a message could have changed."""
         return repr(self.snapshot()["ports"]).encode()
 
     def ports(self) -> list[dict[str, Any]]:
@@ -391,7 +391,9 @@ class RealGpuGuest(GpuGuest):
 
 
 class Bounds:
-    """What keeper and worker have open and mapped now, without a session; `check` says whether it is no more later."""
+    """Descriptors and mappings of keeper and worker now, without a session; `check` says whether there are no more
+    later.
+    """
 
     def __init__(self, kept: Kept, devices: Sequence[str]) -> None:
         self._kept = kept

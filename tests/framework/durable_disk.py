@@ -36,7 +36,7 @@ def stamp(block: int, generation: int) -> bytes:
 
 @dataclass
 class Tally:
-    """What a run came to."""
+    """The totals of a run."""
 
     kills: int = 0
     acknowledged: int = 0

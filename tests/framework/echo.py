@@ -60,7 +60,7 @@ class EchoBackend(Backend):
         self.started.append((queue, resumed))
 
     def stop_queue(self, queue: int) -> None:
-        """What is in flight goes back to the ring, newest first: the successor sees it again."""
+        """Gives requests in flight back to the ring, newest first: the successor sees them again."""
         self.stopped.append(queue)
         kept: deque[tuple[int, Chain]] = deque()
         while self.held:

@@ -84,7 +84,7 @@ class GpuGuest:
         return self.target.backend
 
     def heap_blocks(self) -> int:
-        """What the host really gave for pixels, in blocks of 512 bytes."""
+        """Returns the memory that the host really gave for pixels, in blocks of 512 bytes."""
         return os.fstat(self.heap_fd).st_blocks
 
     def check_session(self) -> None:

@@ -42,7 +42,7 @@ PROCESS_RSS_LIMIT: Final = 256 << 20
 
 
 class Class(Enum):
-    """What an attack must end in (rayos_devices.errors)."""
+    """The class that an attack must end in (rayos_devices.errors)."""
 
     FINE = "served"
     REQUEST = "R"
@@ -151,7 +151,7 @@ Attack = Callable[[Rig, DriverQueue], list[int] | None]
 
 
 class Idle:
-    """What a target has open without a session; `check` waits for a process to be there again."""
+    """A target's descriptors without a session; `check` waits for a process to be there again."""
 
     def __init__(self, target: Stepped[Backend] | Served) -> None:
         self._target = target

@@ -1,4 +1,4 @@
-"""What drives a target: its corpus, a small mutator that needs nothing, and atheris where it is installed.
+"""Drives a target: its corpus, a small mutator that needs nothing, and atheris where it is installed.
 
 atheris is no dependency of this repository: `pip install atheris` into a virtual environment of your own.
 """

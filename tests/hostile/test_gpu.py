@@ -316,7 +316,7 @@ def test_g4_transfer_offset(guest: GpuGuest, rect: Rect, offset: int) -> None:
 
 
 def test_g4_backing_shorter_than_the_resource(guest: GpuGuest) -> None:
-    """What is there can be transferred, not a byte more."""
+    """The backing that is there can be transferred, not a byte more."""
     page = guest.ram.allocate(PAGE_BYTES, PAGE_BYTES)
     guest.keep()
     assert guest.attach(2, [(page, 130)]) == OK

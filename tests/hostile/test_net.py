@@ -110,7 +110,7 @@ def test_N1_a_frame_in_many_pieces_leaves_whole(rig: Rig, wire: AnyWire, pieces:
 
 
 def test_N1_a_writable_transmit_buffer_is_not_sent(rig: Rig, wire: AnyWire) -> None:
-    """What the driver marked for writing is no frame; nothing is written to it either."""
+    """A buffer marked for writing is no frame; nothing is written to it either."""
     room = rig.ram.put(b"\xee" * 128)
     head = rig.queues[TX].submit((), [(room, 128)])
     assert rig.wait_used(TX) == [(head, 0)]

@@ -287,8 +287,9 @@ def test_N5_a_frame_rewritten_while_it_is_checked() -> None:
 
 
 def test_no_frame_finds_a_gap_between_two_tables() -> None:
-    """Tables are exchanged hundreds of times under a stream of frames: what both refuse never leaves, what both let
-    through always does, and the rest goes by one of the two."""
+    """Tables are exchanged hundreds of times under a stream of frames. A frame that both refuse never leaves, one
+    that both allow always does, and any other goes by one of the two.
+    """
     many = [
         {"name": f"no-{port}", "action": "deny", "direction": "out", "protocol": "tcp", "ports": [port]}
         for port in range(2000, 2300)
@@ -353,7 +354,7 @@ def test_N5_random_frames_never_stop_the_device(net: Target, rig: Rig, wire: Wir
 
 
 def test_N5_arp_answers_and_leases_pass(net: Target, rig: Rig, wire: Wire | TapWire) -> None:
-    """What a guest needs is not what was meant."""
+    """The guest's own needs pass."""
     needed = [
         arp(GUEST, GATEWAY),
         arp("0.0.0.0", GUEST),

@@ -324,7 +324,7 @@ def test_U5_a_log_that_is_too_small_is_not_written_beyond(device: Device, target
 
 @on_every_device
 def test_U6_memory_cannot_shrink_under_a_session(device: Device, target: Target) -> None:
-    """What would be SIGBUS cannot be: the seal that a table must have forbids it, and it cannot be taken off."""
+    """Memory cannot shrink to a SIGBUS: the seal that a table must have forbids it, and it cannot be taken off."""
     before = Idle(target)
     with Rig(target, device.queues) as rig:
         for size in (0, rig.ram.size // 2, rig.ram.size - 1):

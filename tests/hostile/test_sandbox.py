@@ -291,7 +291,7 @@ def test_X_names_lead_nowhere_and_late_imports_fail_softly() -> None:
 
 
 def test_X_the_set_up_takes_milliseconds() -> None:
-    """What each new worker pays before it serves; the best of a few, since the machine has other work."""
+    """The set-up of a worker takes milliseconds; the best of a few counts, since the machine has other work."""
 
     def run() -> float:
         before = sandbox.confine_keeper()
@@ -341,7 +341,7 @@ def status_of(pid: int) -> dict[str, list[str]]:
 
 
 def test_X_worker_and_keeper_run_confined(tmp_path: Path) -> None:
-    """What the kernel says of the two processes, and what the keeper says of the sandbox, agree."""
+    """The kernel's account of the two processes agrees with the keeper's account of the sandbox."""
     with kept(tmp_path) as keeper:
         status = keeper.status()
         layers = status["sandbox"]

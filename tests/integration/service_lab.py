@@ -61,7 +61,7 @@ async def lab(
 
 
 def traces(paths: Paths) -> set[str]:
-    """What a machine leaves while it lives: sockets and directories, and processes that name them."""
+    """Returns the traces of a living machine: sockets and directories, and processes that name them."""
     found = {str(path) for path in (paths.runtime / "vm").rglob("*")}
     marks = (bytes(paths.runtime), bytes(paths.state))
     for process in Path("/proc").iterdir():

@@ -37,8 +37,9 @@ def written(service: Service) -> int:
 
 
 async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
-    """Counters and kept operations follow the guest; a limit shapes it while it runs; a worker that is killed leaves
-    its counts and its limits to the next, a service too."""
+    """Counters and kept operations follow the guest, and a limit shapes it while it runs. A worker that is killed
+    leaves its counts and its limits to the next, a service too.
+    """
     async with home() as paths:
         async with lab(paths, real=True, network=True, keep=True) as service:
             await running(service, SPEC)

@@ -45,7 +45,7 @@ def iso(code: bytes) -> bytes:
 
 
 async def test_an_iso_and_a_disk_boot_by_bios_and_a_firmware_by_uefi(tmp_path: Path) -> None:
-    """Each says its word on the serial line; the disk that SeaBIOS reads is our block device; the TPM has measured
+    """Each says its word on the serial line. The disk that SeaBIOS reads is our block device; the TPM has measured
     all of it, for UEFI in the host's own register.
     """
     cdrom, disk = tmp_path / "os.iso", tmp_path / "os.img"

@@ -246,7 +246,7 @@ def test_an_interrupt_during_the_boot_leaves_nothing(lab: Lab) -> None:
 
 
 def test_smoke_holds(lab: Lab) -> None:
-    """What `make smoke` does: all checks hold, and the object says with what."""
+    """All checks of `make smoke` hold, and the object says with what."""
     report = lab.json("smoke")
     assert report["ok"] is True
     assert {"boot", "disk", "lease", "network", "keyboard", "display", "console", "tpm", "clean"} <= set(

@@ -91,7 +91,7 @@ async def test_a_picture_is_waited_for(guest_factory: GuestFactory) -> None:
 
 
 def _shell(line: str) -> subprocess.CompletedProcess[str]:
-    """What a person would type, with this checkout's `rayos`."""
+    """Runs a person's command line with this checkout's `rayos`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     words = ["sh", "-c", line]
     return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PATH": path}, timeout=60)

@@ -22,7 +22,7 @@ def check_quote(directory: Path, nonce: str) -> int:
 
 
 def test_a_guest_is_quoted_explained_and_verified_and_its_lease_taken_back(tmp_path: Path) -> None:
-    """What `rayos tpm quote` wrote convinces tpm2_checkquote and `rayos tpm verify`; tampering convinces neither."""
+    """A quote of `rayos tpm quote` convinces tpm2_checkquote and `rayos tpm verify`; tampering convinces neither."""
     out, bad = tmp_path / "quote", tmp_path / "bad"
     with open_lab() as lab:
         machine = lab.json("run", "--config", lab.config, "--name", "one", "--detach")

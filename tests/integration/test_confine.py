@@ -128,7 +128,7 @@ def test_without_root_landlock_alone_holds(tmp_path: Path) -> None:
 
 
 def test_it_starts_quickly() -> None:
-    """What each start of QEMU pays."""
+    """Each start of QEMU pays this little."""
     times = []
     for _ in range(3):
         started = time.perf_counter()

@@ -139,7 +139,7 @@ class Hardware:
                 assert self._news.wait(30)
 
     def sh(self, command: str) -> str:
-        """What a command prints in the guest's shell on hvc0."""
+        """Returns the output of a command in the guest's shell on hvc0."""
         # What is typed is echoed, what the shell computes is not.
         self.type(f"echo be$((0))gin; {command}; echo do$((0))ne-$?-\n".encode())
         found = self.expect(SHELL, r"(?s)be0gin\r\n(.*?)do0ne-(\d+)-\r\n")
@@ -156,7 +156,7 @@ class Hardware:
         raise AssertionError(f"no {name} in {listing}")
 
     def events(self, name: str, events: Sequence[tuple[int, int, int]]) -> list[tuple[int, ...]]:
-        """What arrives in the guest when `events` are injected."""
+        """Returns the events that arrive in the guest when `events` are injected."""
         device = self.event_device(name)
         reader = f'head -c {INPUT_EVENT.size * len(events)} /dev/input/{device} | hexdump -v -e \'24/1 "%02x" "\\n"\''
         self.type(f"{reader} & sleep 1; echo go-$((1+1))\n".encode())

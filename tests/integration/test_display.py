@@ -37,7 +37,7 @@ async def succeed(service: Service, command: str) -> str:
 
 
 async def modes(service: Service, monitor: int) -> list[str]:
-    """What the guest's driver has for a monitor when it looks, without what fbcon cannot use taken away."""
+    """Returns the modes that the guest's driver has for a monitor, those that fbcon cannot use among them."""
     connector = f"/sys/class/drm/card0-Virtual-{monitor + 1}"
     return (await succeed(service, f"echo detect > {connector}/status; cat {connector}/modes")).split()
 

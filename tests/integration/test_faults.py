@@ -27,8 +27,9 @@ async def lost(guest: Guest, host: str, count: int) -> int:
 
 
 async def test_a_disk_and_a_card_fail_on_purpose(guest_factory: GuestFactory) -> None:
-    """The sector that is to fail fails and no other, so many times; a late request is late and right; a sync that
-    fails is told; every third frame is lost; all of it over the death of the worker, until it is taken back.
+    """Faults strike exactly where they were set, and outlive the worker until they are taken back. The sector that is
+    to fail fails and no other, so many times; a late request is late and right; a sync that fails is told; every
+    third frame is lost.
     """
     async with guest_factory(disk="64MiB", tpm=False, gpu={"enabled": False}) as guest:
         await guest.set_faults("disk0", "read:error,sector=2048,sectors=8,count=3")

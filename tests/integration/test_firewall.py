@@ -174,7 +174,7 @@ async def open_quiet_stream(service: Service, other: str) -> None:
 
 
 async def answer_late(service: Service) -> None:
-    """What b sends on it now is let in, although a's worker never saw a packet of the flow."""
+    """Answers of b on the flow are let in, although a's worker never saw a packet of it."""
     assert await status(service, "b", "echo late >>/tmp/go") == 0
 
     async def has_come() -> bool:

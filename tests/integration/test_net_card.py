@@ -124,7 +124,7 @@ def bridge_address() -> str:
 
 
 async def queue_pairs(service: Service, host: str, channels: bytes) -> None:
-    """What a processor sends comes back on its own queue; a pair that the driver gives up is not used."""
+    """Frames of a processor come back on its own queue; a pair that the driver gives up is not used."""
     for cpu in (0, 1):
         await ping(service, host, cpu=cpu)
         before = await requests(service)

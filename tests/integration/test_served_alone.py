@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 1024, 600
 
 
 class Output:
-    """What a process says, gathered; `expect` waits for more of it."""
+    """The gathered output of a process; `expect` waits for more of it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -32,7 +32,7 @@ FULL = VmSpec(name="svc", disks=[Disk(size="16MiB", serial="sixteen")])
 
 
 async def succeed(service: Service, command: str) -> str:
-    """What a command in the guest says; it must end with status 0."""
+    """Returns the output of a command in the guest; it must end with status 0."""
     result = await service.exec("svc", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()
@@ -209,7 +209,7 @@ async def seen_by_guest(
 
 
 async def test_keys_and_pointer_arrive_in_the_guest() -> None:
-    """What is typed, pressed and pointed at is what evdev reports."""
+    """Keys typed and pressed and pointer motions are those that evdev reports."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         chosen = Input(devices=("keyboard", "mouse", "tablet", "touch"), layout="de")
         await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False, input=chosen))

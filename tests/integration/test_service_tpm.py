@@ -110,8 +110,8 @@ async def test_a_verifier_with_the_files_accepts_the_launch() -> None:
 
 
 async def test_a_machine_with_a_policy_runs_what_it_names_and_nothing_else(tmp_path: Path) -> None:
-    """TIS and the host's own register; the policy of one launch accepts the next, and stops another command
-    line before its first instruction; the secret is there until the host extends its register.
+    """The policy of one launch accepts the next, and stops another command line before its first instruction. It
+    works with TIS and the host's own register; the secret is there until the host extends its register.
     """
     (tmp_path / "secret").write_bytes(b"for this launch alone")
     secret = Secret(path=str(tmp_path / "secret"), pcrs="17")

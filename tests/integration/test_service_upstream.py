@@ -64,7 +64,7 @@ def uplink(tmp_path: Path) -> Iterator[Callable[[], str]]:
 
 
 async def succeed(service: Service, command: str) -> str:
-    """What a command in the guest says; it must end with status 0."""
+    """Returns the output of a command in the guest; it must end with status 0."""
     result = await service.exec("up", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()

@@ -79,7 +79,7 @@ async def test_killed_under_disk_writes_that_are_verified(
 
 
 async def test_killed_while_typing(guest_factory: GuestFactory, rayos_daemon: PrivateDaemon) -> None:
-    """What was typed arrives once each, in order: on the console, and on the keyboard."""
+    """Typed characters arrive once each, in order: on the console, and on the keyboard."""
     typed = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789\n", k=6000)) + "\n"
     async with guest_factory(disk="64MiB") as guest:
         await guest.console.send("stty -echo; cat >/tmp/typed; echo all-$((6*7))\n")

@@ -61,7 +61,7 @@ def test_a_library_imports_neither_its_sisters_nor_the_service(package: str) -> 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_imports_the_tests(package: str) -> None:
-    """What is shipped does not need what is not."""
+    """Shipped packages do not need the tests."""
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in sources(package)

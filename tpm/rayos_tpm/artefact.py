@@ -119,7 +119,7 @@ def _seal(path: Path, source: int) -> Artefact:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredBoot:
-    """What a VM boots: the events for start_tpm, and the sealed files for QEMU. Close it once QEMU runs."""
+    """A measured boot: the events for start_tpm, and the sealed files for QEMU. Close it once QEMU runs."""
 
     measurements: list[Measurement]
     kernel: Artefact | None
@@ -134,7 +134,7 @@ class MeasuredBoot:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What QEMU has to inherit."""
+        """The descriptors that QEMU has to inherit."""
         found = (self.kernel, self.initrd, self.firmware)
         return tuple(artefact.descriptor for artefact in found if artefact is not None)
 

@@ -72,7 +72,7 @@ class TpmClient:
             return self.last_status()
 
     def last_status(self) -> Status:
-        """What the process wrote at its last change of state."""
+        """Returns the status that the process wrote at its last change of state."""
         try:
             return msgspec.json.decode((self._run_dir / STATUS).read_bytes(), type=Status)
         except (OSError, msgspec.DecodeError):

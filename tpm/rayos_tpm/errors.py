@@ -1,4 +1,4 @@
-"""What goes wrong with a TPM, in one clear sentence.
+"""The errors of a TPM, each in one clear sentence.
 
 Every public function of this package that can fail for a reason outside its caller's code raises
 TpmError or one of its children; programming errors stay ValueError and TypeError.

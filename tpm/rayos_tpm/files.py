@@ -47,8 +47,9 @@ def write_quote(directory: Path, taken: Attestation) -> list[Path]:
 
 
 def pack_tpm2_pcrs(values: Mapping[int, bytes]) -> bytes:
-    """SHA-256 registers as `tpm2_quote -o` and `tpm2_pcrread -o` write them: C structures of 16 banks, and of
-    eight digests with room for 64 bytes each, little endian (tpm2-tools 5, lib/pcr.c)."""
+    """Packs SHA-256 registers as `tpm2_quote -o` and `tpm2_pcrread -o` write them. They are C structures of 16 banks,
+    and of eight digests with room for 64 bytes each, little endian (tpm2-tools 5, lib/pcr.c).
+    """
     bank = struct.pack("<HB", ALG_SHA256, pcr.SELECT_SIZE) + pcr.select_bitmap(values)
     selection = struct.pack("<I", 1) + bank.ljust(_SELECTION_SIZE, b"\0").ljust(16 * _SELECTION_SIZE, b"\0")
     digests = [

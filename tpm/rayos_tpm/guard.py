@@ -87,7 +87,7 @@ class Guard:
             )
 
     async def launch(self) -> None:
-        """What follows a TPM_Init that restored nothing: measure, repair, baseline quote.
+        """Launches behind a TPM_Init that restored nothing: measure, repair, baseline quote.
 
         TpmError: the VM must not run; the caller answers QEMU with failure.
         """
@@ -128,7 +128,7 @@ class Guard:
         return chosen
 
     async def resume(self) -> None:
-        """What follows a TPM_Init with restored state: inject nothing, find the log that fits.
+        """Resumes behind a TPM_Init with restored state: injects nothing, finds the log that fits.
 
         Without a fitting log the registers are still quoted, and the reason says that they cannot be explained.
         TpmError: the TPM that was restored is not running, or is another VM's.

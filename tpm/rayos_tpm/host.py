@@ -1,4 +1,4 @@
-"""What the host does with a VM's TPM: set it up, measure a launch, quote, and everything on demand.
+"""The host's side of a VM's TPM: set it up, measure a launch, quote, and everything on demand.
 
 Each function is one conversation over an Emulator; the caller holds the TPM's turn, so no guest command comes
 in between. A function that makes transient objects or sessions flushes them, also after an error: the

@@ -1,4 +1,4 @@
-"""What a VM is made of, as digests taken from the very bytes that QEMU gets.
+"""The components of a VM, as digests taken from the very bytes that QEMU gets.
 
 A file is hashed through a descriptor; rayos_tpm.artefact makes copies that cannot change between the measurement
 and their use.

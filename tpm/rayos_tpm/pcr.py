@@ -86,7 +86,7 @@ class Bank:
         self.values[check_index(pcr)] = extend(self.values[pcr], digest)
 
     def reset(self, pcr: int) -> None:
-        """What TPM2_PCR_Reset leaves (Part 3, 22.8)."""
+        """Resets a register as TPM2_PCR_Reset does (Part 3, 22.8)."""
         self.values[check_index(pcr)] = ZERO
 
     def start_dynamic(self, digest: bytes) -> None:

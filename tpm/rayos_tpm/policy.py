@@ -1,4 +1,4 @@
-"""What a verifier expects of a launch: events in order, not golden register values.
+"""A verifier's expectation of a launch: events in order, not golden register values.
 
 A policy is made from the files that a VM boots, by anybody who has them. It names, for each phase, the
 digests that are accepted; the log of a launch has to show these events in this order and no others.

@@ -1,4 +1,4 @@
-"""What the service and a VM's TPM proxy say to each other: one JSON object a line, both ways.
+"""The messages between the service and a VM's TPM proxy: one JSON object a line, both ways.
 
 A request is one of the tagged structs of Request; the answer is an Answer whose `ok` holds the JSON of the
 request's result, or whose `error` says what went wrong. Bytes travel as Base64.
@@ -58,7 +58,7 @@ class Attestation(msgspec.Struct, frozen=True):
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):
-    """What the TPM says about itself; revision is the library specification's."""
+    """The TPM's description of itself; revision is the library specification's."""
 
     family: str
     level: int
@@ -245,7 +245,7 @@ class MeasurementRecord(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What a proxy is started with. It travels in anonymous memory, never in arguments; the state key by a pipe.
+    """The configuration of a proxy. It travels in anonymous memory, never in arguments; the state key by a pipe.
 
     log: where the process and swtpm write their messages.
     allowed: the digests that may be measured, by phase; a phase that is absent allows all.

@@ -1,4 +1,4 @@
-"""What a TPM adds to QEMU's command line."""
+"""The arguments that a TPM adds to QEMU's command line."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def parse_quote(response: command.Response) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Attest:
-    """What a quote says.
+    """The contents of a quote.
 
     signer: the qualified name of the key. nonce: the caller's. clock_ms, reset_count, restart_count: the TPM's.
     pcrs: the SHA-256 registers it covers. digest: over their values, ascending.

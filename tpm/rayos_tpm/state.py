@@ -27,7 +27,7 @@ RECORD_LIMIT: Final = 64 * 1024
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the host knows about a VM's TPM, all public.
+    """The host's knowledge of a VM's TPM, all public.
 
     vm_uuid: the VM it belongs to.
     ak_public: the attestation key's TPMT_PUBLIC, empty until provisioned.

@@ -144,8 +144,9 @@ class BlkBackend(Backend):
             ring.is_durable = is_durable
 
     def resize(self) -> int:
-        """The image has grown: the guest gets to know, again if it did before: a worker that was started meanwhile has
-        the new size from its beginning, and its predecessor may not have told it. Returns the size in bytes.
+        """Tells the guest that the image has grown and returns its size in bytes. It is told again even if it knew: a
+        worker that was started meanwhile has the new size from its beginning, and its predecessor may not have told
+        the guest.
 
         Errors: RequestError when the image is smaller than it was.
         """
@@ -243,8 +244,9 @@ class BlkBackend(Backend):
             ring.is_watched = faults is not None
 
     def _is_hit(self, ring: BlkRing, head: int, faults: Faults) -> bool:
-        """Whether a fault took the request that `ring` has parsed and left: answered with an error, or given back to
-        the queue for as long as it is late."""
+        """Returns whether a fault took the request that `ring` has parsed and left. A fault answers with an error, or
+        gives the request back to the queue for as long as it is late.
+        """
         queue = ring.vring.index
         if queue in self._late:
             self._late.discard(queue)
@@ -452,7 +454,7 @@ class BlkBackend(Backend):
         self._set_headroom(headroom - length)
 
     def _set_headroom(self, size_bytes: int) -> None:
-        """What may be written before the image is measured again, shared evenly by the queues' loops."""
+        """Sets how many bytes may be written before the image is measured again, shared evenly by the queues' loops."""
         for ring in self._rings:
             ring.headroom = size_bytes // len(self._rings)
 

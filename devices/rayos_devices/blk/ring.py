@@ -96,8 +96,8 @@ class BlkRing:
         self._started = self._gated = self._passed = 0
 
     def run(self, budget: int) -> int:
-        """Serve up to `budget` requests and publish; IDLE, SPENT, WAIT (the limiter says how long), CROWDED, or the
-        head of a taken chain for the general path.
+        """Serves up to `budget` requests and publishes them. Returns IDLE, SPENT, WAIT (the limiter says how long),
+        CROWDED, or the head of a taken chain for the general path.
 
         Errors: QueueError from the vring; what was begun goes on.
         """
@@ -269,7 +269,9 @@ class BlkRing:
         self.flight.add(request)
 
     def _read_now(self) -> int:
-        """What is in the page cache; less than all, or minus errno, when the disk has to be asked."""
+        """Reads from the page cache and returns the number of bytes; fewer than asked, or minus errno, when the disk
+        has to be asked.
+        """
         if self._misses >= MISS_STREAK and self._misses & RETRY_MASK:
             self._misses += 1
             return LATER

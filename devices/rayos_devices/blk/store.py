@@ -166,7 +166,7 @@ class RawStore:
             buffers = [buffers[0][done:], *buffers[1:]]
 
     def denial(self, code: int) -> Denial:
-        """What a request that failed with this errno is counted as; when the host is full, that is told."""
+        """Returns how a request that failed with this errno is counted, and reports a full host."""
         if code not in FULL:
             return Denial.IO_ERROR
         self.on_full("host")

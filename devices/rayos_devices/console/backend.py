@@ -156,7 +156,7 @@ class ConsoleBackend(DurableBackend):
         return 0 if self._bucket is None else round(self._bucket.rate)
 
     def apply_limit(self, limit: Limit, value: int) -> None:
-        """What the guest writes beyond the rate of all ports together waits in its queues."""
+        """Output beyond the rate of all ports together waits in the guest's queues."""
         if self._sinks and value:
             raise RequestError("a console rate needs a QEMU with vhost-user consoles (10.2)")
         burst = max(value * BURST_SECONDS, 1.0)
@@ -246,8 +246,9 @@ class ConsoleBackend(DurableBackend):
         return self._ports[port].read(offset, limit)
 
     def hold(self, port: int, reader: int, offset: int) -> None:
-        """`reader` has read up to `offset` and must miss nothing: the guest waits before what it has not read is
-        overwritten, until it says more, or `release`."""
+        """Notes that `reader` has read up to `offset` and must miss nothing. The guest waits before unread bytes are
+        overwritten, until the reader calls again or calls `release`.
+        """
         self._read_up_to[port, reader] = offset
         self._go_on_with(port)
 

@@ -1,4 +1,4 @@
-"""What driver and device tell each other about the ports (VIRTIO 1.3, 5.3.6.2): messages in, messages out, no queues.
+"""Control messages about the ports (VIRTIO 1.3, 5.3.6.2): messages in, messages out, no queues.
 
 The driver says DEVICE_READY, and hears of every port by PORT_ADD. It says PORT_READY for those it made, and hears what
 the port is: CONSOLE_PORT, PORT_NAME, PORT_OPEN, RESIZE. From then on it says when a program opens the port and closes
@@ -50,7 +50,7 @@ def hear(ports: Sequence[Port], index: int, event: int, value: int) -> bool:
 
 
 def next_message(ports: Sequence[Port]) -> tuple[Port, Todo, bytes] | None:
-    """What the driver must hear next; the caller clears the bit of `todo` when it was said."""
+    """Returns the message that the driver must hear next; the caller clears the bit of `todo` once it is sent."""
     port = next((port for port in ports if port.todo), None)
     if port is None:
         return None

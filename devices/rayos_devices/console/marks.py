@@ -44,8 +44,9 @@ class MarkRing:
         return count + 1
 
     def between(self, count: int, start: int, end: int, limit: int) -> list[Mark]:
-        """The marks that the bytes from `start` to `end` need, at most `limit`: the last at or before `start`, if it is
-        still kept, and those behind it before `end`."""
+        """Returns the marks that the bytes from `start` to `end` need, at most `limit`. They are the last at or
+        before `start`, if it is still kept, and those behind it before `end`.
+        """
         low, high = max(0, count - MARKS), count
         oldest = low
         while low < high:  # the first mark behind `start`

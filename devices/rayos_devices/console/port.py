@@ -25,7 +25,7 @@ DEFAULT_LOG_LIMIT_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class PortSpec:
-    """What the operator says of a port.
+    """A port as the operator describes it.
 
     `log_fd` is a regular file that gets the output byte for byte, each at its absolute offset, up to
     `log_limit_bytes`; -1 keeps no log. The descriptor stays the caller's.
@@ -46,7 +46,7 @@ class PortSpec:
 
 
 class Todo(IntFlag):
-    """What the guest must still be told of a port, in this order (VIRTIO 1.3, 5.3.6.2)."""
+    """Messages that a port still owes the guest, in this order (VIRTIO 1.3, 5.3.6.2)."""
 
     NOTHING = 0
     ADD = 1 << 0

@@ -230,7 +230,7 @@ class GpuBackend(Backend):
         return self.heap.limit_bytes
 
     def apply_limit(self, limit: Limit, value: int) -> None:
-        """What is in use already stays; nothing more is given out before enough was freed."""
+        """Memory in use stays; no more is given out before enough was freed."""
         if not PAGE_BYTES <= value <= self.heap.size_bytes:
             raise RequestError(
                 f"GPU memory of {value} bytes: {PAGE_BYTES} to {self.heap.size_bytes} are allowed while the guest runs"

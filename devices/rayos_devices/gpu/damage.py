@@ -1,4 +1,4 @@
-"""What changed since when: the newest damage rectangles of each scanout, by serial.
+"""Damage since a serial: the newest rectangles of each scanout.
 
 Serials rise with every change of a picture that is shown, over all scanouts together, and never fall: a successor
 begins a generation higher (`next_generation`). Whoever asks about a serial that is older than what is kept, or of a
@@ -47,7 +47,7 @@ class DamageLog:
             self.on_damage(self.serial)
 
     def since(self, serial: int, scanout: int, whole: Rect) -> Damage | None:
-        """What changed on a scanout whose picture is `whole` after `serial`; None when nothing did."""
+        """Returns the damage after `serial` of a scanout whose picture is `whole`; None when there is none."""
         if serial < self._forgotten[scanout]:
             return Damage(self.serial, whole)
         found: Rect | None = None

@@ -58,7 +58,7 @@ Pieces = list["bytes | memoryview"]
 
 
 class _Head:
-    """What QEMU has of one scanout, and what it lacks."""
+    """The part of one scanout that QEMU has, and the part that it lacks."""
 
     __slots__ = ("has_cursor_moved", "has_new_cursor", "is_changed", "pending", "sending", "size")
 
@@ -199,7 +199,7 @@ class Display:
             self.sent_bytes += total
 
     def _next(self) -> Pieces | None:
-        """What is sent next, each scanout in its turn; None when QEMU has everything."""
+        """Returns the next message, each scanout in its turn; None when QEMU has everything."""
         for _ in self._heads:
             self._turn = (self._turn + 1) % len(self._heads)
             pieces = self._next_of(self._heads[self._turn], self._scanouts[self._turn])

@@ -1,5 +1,5 @@
-"""The monitor that a guest sees: an EDID 1.4 base block with the chosen mode (VESA E-EDID Standard, release A2), and
-extension blocks with the other modes that it can do (CTA-861, 7.5: timings alone, no data blocks).
+"""The monitor that a guest sees, as EDID. An EDID 1.4 base block has the chosen mode (VESA E-EDID Standard, release
+A2); extension blocks have the other modes that it can do (CTA-861, 7.5: timings alone, no data blocks).
 
 The preferred mode is a detailed timing with reduced blanking (VESA CVT 1.2, 5.3: 160 pixels, 460 us). A detailed
 timing has 12 bits a side and a 16-bit clock in units of 10 kHz, which bounds what can be chosen.

@@ -41,8 +41,9 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The cursor plane of a scanout: a 64x64 picture (BGRA) whose upper left corner is at `x`, `y` of the scanout
-    (where Linux puts it; u32, negative ones wrapped) and whose hot spot is at `hot_x`, `hot_y` of the picture."""
+    """The cursor plane of a scanout: a 64x64 picture (BGRA). Its upper left corner is at `x`, `y` of the scanout
+    (where Linux puts it; u32, negative ones wrapped), and its hot spot is at `hot_x`, `hot_y` of the picture.
+    """
 
     x: int
     y: int

@@ -74,7 +74,7 @@ class Screen:
         return self.scanouts[index]
 
     def frame(self, index: int = 0, *, with_cursor: bool = False) -> Frame:
-        """What a monitor shows now; black in its mode while the guest has it off.
+        """Returns the present picture of a monitor; black in its mode while the guest has it off.
 
         Errors: RequestError when there is no such scanout, or the gate denies the read-back.
         """
@@ -94,7 +94,7 @@ class Screen:
         return Frame(width, height, width * PIXEL_BYTES, pixels, self.damage.serial)
 
     def damage_since(self, serial: int, index: int = 0) -> Damage | None:
-        """What changed on a monitor after `serial`; None when nothing did. Errors: RequestError as `frame`."""
+        """Returns the damage of a monitor after `serial`; None when there is none. Errors: RequestError as `frame`."""
         return self.damage.since(serial, index, self.scanout(index).whole)
 
     def cursor(self, index: int = 0) -> Cursor | None:
@@ -114,7 +114,7 @@ class Screen:
             self.damage.add((index, shown.whole))
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """What each monitor shows, JSON-ready."""
+        """Returns the state of each monitor, JSON-ready."""
         return [
             {
                 "scanout": shown.index,

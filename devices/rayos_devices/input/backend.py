@@ -119,7 +119,7 @@ class InputBackend(DurableBackend):
         return self._waiting.limit
 
     def apply_limit(self, limit: Limit, value: int) -> None:
-        """What waits already stays; nothing more is taken before there is room."""
+        """Waiting events stay; no more are taken before there is room."""
         if not MIN_QUEUE_LIMIT <= value <= MAX_QUEUE_LIMIT:
             raise RequestError(
                 f"an input queue of {value} events: {MIN_QUEUE_LIMIT} to {MAX_QUEUE_LIMIT} are allowed"

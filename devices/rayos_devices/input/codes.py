@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Key(IntEnum):
-    """What a keyboard has: a PC's keys, the Asian ones, F13 to F24."""
+    """The keys of a keyboard: a PC's, the Asian ones, F13 to F24."""
 
     KEY_ESC = 1
     KEY_1 = 2
@@ -149,7 +149,7 @@ class Key(IntEnum):
 
 
 class Button(IntEnum):
-    """What a pointer has."""
+    """The buttons of a pointer."""
 
     BTN_LEFT = 0x110
     BTN_RIGHT = 0x111

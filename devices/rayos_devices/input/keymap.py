@@ -1,4 +1,4 @@
-"""What to press for a text or a named combination.
+"""The keys to press for a text or a named combination.
 
 A layout is what the *guest* has loaded: it turns keys into characters, we go the other way. A character is a list of
 strokes, a stroke is a key with what is held meanwhile; most are one stroke, a dead key makes two.

@@ -71,7 +71,9 @@ class Kind:
         return [t for t in (EventType.KEY, EventType.REL, EventType.ABS) if t in self.bits]
 
     def config(self, select: int, subsel: int, serial: str) -> bytes:
-        """What the configuration space tells of a selection (VIRTIO 1.3, 5.8.5); empty for what is not there."""
+        """Returns the configuration space of a selection (VIRTIO 1.3, 5.8.5); empty for a selection that is not
+        there.
+        """
         if select == Select.EV_BITS:
             kinds = {t.value: codes for t, codes in self.bits.items()}
             return pack_bits(kinds.get(subsel, frozenset()))

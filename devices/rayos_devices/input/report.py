@@ -154,8 +154,9 @@ class ReportQueue:
         return dropped
 
     def _complete(self, report: Sequence[Event]) -> list[Event]:
-        """The report without releases of keys and fingers that are up (who names all of them with every motion still
-        moves only), and with its slot said before the first event that means one."""
+        """Completes a report. Releases of keys and fingers that are up are left out (who names all of them with every
+        motion still moves only); the slot is said before the first event that means one.
+        """
         down, fingers = set(self.keys), set(self.fingers)
         complete: list[Event] = []
         has_slot = False
@@ -204,7 +205,7 @@ class ReportQueue:
         return keys, fingers
 
     def _releases(self, report: Sequence[Event]) -> list[Event]:
-        """What must arrive of a report that does not fit: the ends of what is down."""
+        """Returns the part of a report that must arrive although it does not fit: the releases of all that is down."""
         kept: list[Event] = []
         keys, fingers = set(self.keys), set(self.fingers)
         for slot, event in _by_slot(report):

@@ -241,8 +241,9 @@ class NetBackend(Backend):
         return False
 
     def _deliver(self, queue: int, chain: Chain, size: int, inside: int) -> None:
-        """Complete `chain`, which holds the first `inside` bytes of a frame of `size` with its header, and as many more
-        as the rest needs when the driver merges buffers."""
+        """Completes `chain`, which holds the first `inside` bytes of a frame of `size` with its header. When the
+        driver merges buffers, as many more chains are taken as the rest needs.
+        """
         vring = self.queues[queue]
         denial = Denial.INVALID if size < _MIN_BYTES else self.gate.check(Op.NET_RX, size - HEADER_BYTES)
         spilled = size - chain.writable_bytes

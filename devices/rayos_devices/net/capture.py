@@ -27,7 +27,9 @@ MAX_SNAP: Final = (64 << 10) - 2 * RECORD_BYTES
 
 
 class Capture:
-    """What was copied and not read yet. `on_record` is called once, at the next record, after each `ask`."""
+    """The records that were copied and not read yet. `on_record` is called once, at the next record, after each
+    `ask`.
+    """
 
     def __init__(self, snap: int, on_record: Callable[[], None]) -> None:
         self._snap = snap

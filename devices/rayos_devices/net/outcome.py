@@ -1,4 +1,6 @@
-"""What the loops of `rayos_devices.net.ring` return beside the head of a chain, and what a judge of frames answers."""
+"""The results of the loops of `rayos_devices.net.ring` beside the head of a chain, and the answers of a judge of
+frames.
+"""
 
 from __future__ import annotations
 

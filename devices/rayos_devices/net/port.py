@@ -42,7 +42,7 @@ class Port(Protocol):
         ...
 
     def set_offload(self, *, csum: bool, tso4: bool, tso6: bool) -> None:
-        """What may be delivered: partial checksums, TCP segments up to 64 KiB."""
+        """Sets the offloads that may be delivered: partial checksums, TCP segments up to 64 KiB."""
         ...
 
     def set_enabled(self, enabled: bool) -> None:

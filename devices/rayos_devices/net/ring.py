@@ -196,8 +196,8 @@ class NetRing:
         self._clock = now
 
     def receive(self, budget: int) -> int:
-        """Fill up to `budget` chains and publish; DRY without chains, QUIET without frames, WAIT, FAILED, SPENT, or the
-        head of a chain for the general path.
+        """Fills up to `budget` chains and publishes them. Returns DRY without chains, QUIET without frames, WAIT,
+        FAILED, SPENT, or the head of a chain for the general path.
 
         Errors: QueueError from the vring.
         """

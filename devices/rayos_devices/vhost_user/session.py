@@ -57,7 +57,7 @@ _MAX_STATUS: Final = 0xFF
 
 @dataclass(slots=True)
 class _Queue:
-    """What the frontend said of one queue so far."""
+    """The frontend's settings of one queue so far."""
 
     size: int = 0
     address: VringAddress | None = None
@@ -382,7 +382,7 @@ class Session:
         return bool(self._features & Feature.RING_PACKED)
 
     def _check_packed(self, index: int, queue: _Queue, address: VringAddress) -> None:
-        """What a split ring leaves open."""
+        """Checks what a split ring leaves open."""
         for name, value in ("driver", address.avail), ("device", address.used):
             if value % EVENT_BYTES:
                 raise ProtocolError(

@@ -1,4 +1,4 @@
-"""What a frontend told a backend, folded: enough to tell a successor the same.
+"""A frontend's conversation with a backend, folded: enough to tell a successor the same.
 
 Messages go in as they pass (`fold`), and `replay` gives the shortest conversation that leads a fresh backend to the
 same state. The descriptors of the folded messages are owned here until they are replaced. Bounded: one entry per queue

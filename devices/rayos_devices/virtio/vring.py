@@ -126,8 +126,8 @@ class Vring:
         used_address: int = 0,
         descriptors_address: int = 0,
     ) -> None:
-        """Start on three views of exactly the lengths that layout.py gives for `size`: a packed ring's last two are the
-        driver's and the device's event suppression.
+        """Starts on three views of exactly the lengths that layout.py gives for `size`. A packed ring's last two are
+        the driver's and the device's event suppression.
 
         `base` is where to go on, as `stop` returned it. `resumed`, after the former backend died: where that was, as
         the used index in guest memory tells, or the journal; right for a queue that is completed in order. `log` is
@@ -183,7 +183,7 @@ class Vring:
 
     @property
     def next_used_index(self) -> int:
-        """What `used_index` will be after the next `publish`."""
+        """The value that `used_index` will have after the next `publish`."""
         return self._ring.next_completed if self._ring is not None else self._used_idx
 
     @property

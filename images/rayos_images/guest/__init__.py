@@ -1,1 +1,1 @@
-"""What runs inside the guest, and the host's side of speaking with it."""
+"""The programs inside the guest, and the host's side of speaking with them."""

@@ -1,4 +1,4 @@
-"""What a reply carries and where it goes (RFC 2131, 4.1 and table 3; RFC 2132; RFC 3046, 2.2; RFC 6842, 3).
+"""Contents and destination of a reply (RFC 2131, 4.1 and table 3; RFC 2132; RFC 3046, 2.2; RFC 6842, 3).
 
 Invariant: the options that a client can't do without come first, so a small maximum size costs the optional
 ones; the relay agent information is last and as it came.

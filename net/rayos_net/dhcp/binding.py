@@ -12,7 +12,7 @@ FOREVER: Final = float("inf")
 
 
 class State(Enum):
-    """What an address is in."""
+    """The state of an address."""
 
     OFFERED = "offered"  # held for a client that was sent an OFFER; not on disk
     BOUND = "bound"  # leased: the ACK was sent, or waits for the disk
@@ -66,7 +66,7 @@ class Binding(NamedTuple):
 
 
 def client_key(client_id: bytes | None, hardware: bytes) -> bytes:
-    """What identifies a client: its client identifier, else htype and hardware address (RFC 2131, 4.2).
+    """Returns the key of a client: its client identifier, else htype and hardware address (RFC 2131, 4.2).
 
     The identifier made of type 1 and the hardware address is the same client as one that sends none, so iPXE
     or firmware without an identifier and the system it boots share a lease. An RFC 4361 identifier is
@@ -76,7 +76,7 @@ def client_key(client_id: bytes | None, hardware: bytes) -> bytes:
 
 
 class EventKind(Enum):
-    """What happened to a lease."""
+    """The kind of an event of a lease."""
 
     BOUND = "bound"
     RENEWED = "renewed"

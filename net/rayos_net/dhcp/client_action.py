@@ -1,4 +1,4 @@
-"""What a DHCP client is told (its configuration) and what it wants done."""
+"""A DHCP client's configuration, and the actions that it wants done."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -24,7 +24,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What moves it."""
+    """An event that moves the client."""
 
     START = "start"  # begin, or begin again after a pause
     REBOOT = "reboot"  # begin with a stored lease

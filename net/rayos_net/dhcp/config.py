@@ -1,4 +1,4 @@
-"""What a subnet's DHCP server hands out: one frozen value, checked when it is made.
+"""The configuration of a subnet's DHCP server: one frozen value, checked when it is made.
 
 Invariant: every address in it lies in the network, the pool does not hold the network, broadcast or server
 address, and times are in order, so the server need not check again.
@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BootFile:
-    """What a network-booting client loads: TFTP server address and file, or a URL for HTTP boot."""
+    """The file that a network-booting client loads: TFTP server address and name, or a URL for HTTP boot."""
 
     file: str
     next_server: IPv4Address | None = None

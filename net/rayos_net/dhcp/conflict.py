@@ -37,7 +37,7 @@ QUICK = Times(probe_wait=0.02, probe_min=0.05, probe_max=0.1, announce_wait=0.2,
 
 
 class Phase(Enum):
-    """What the detector is doing."""
+    """The phase of the detector."""
 
     IDLE = "idle"
     PROBING = "probing"
@@ -46,7 +46,7 @@ class Phase(Enum):
 
 
 class Verdict(Enum):
-    """What the caller must do."""
+    """The action that the caller must take."""
 
     NOTHING = "nothing"
     PROBE = "probe"  # send an ARP probe for the address
@@ -93,7 +93,7 @@ class Detector:
         return self._next
 
     def handle_timer(self, now: float) -> Verdict:
-        """What is due at `now`."""
+        """Returns the actions that are due at `now`."""
         if self._next is None or now < self._next:
             return Verdict.NOTHING
         times = self.times
@@ -112,7 +112,7 @@ class Detector:
         return Verdict.ANNOUNCE
 
     def heard(self, arp: Arp, now: float) -> Verdict:
-        """What an ARP packet on the link means for the address."""
+        """Judges the address by an ARP packet on the link."""
         if self.phase is Phase.IDLE or arp.sender_hardware == self._hardware:
             return Verdict.NOTHING
         if arp.sender == self.address:

@@ -1,4 +1,4 @@
-"""What was lately asked of the server and what it said, for people who look for a fault.
+"""The last questions to the server and its answers, for people who look for a fault.
 
 Invariant: the last 16 exchanges of each of the last 256 ports, whatever is sent: a port that floods pushes out its
 own entries only.

@@ -31,7 +31,7 @@ _OWN: Final = frozenset(
 
 
 class Wish(Enum):
-    """What the client is to do for the guest."""
+    """The order that the client carries out for the guest."""
 
     START = "start"
     DECLINE = "decline"
@@ -80,7 +80,7 @@ class Handover:
         self.lease = None
 
     def receive(self, data: bytes, now: float) -> list[Step]:
-        """What to do about a datagram to port 67 that came from the guest's port."""
+        """Handles a datagram to port 67 that came from the guest's port."""
         try:
             request = wire.decode(data)
         except BadMessage:

@@ -60,8 +60,8 @@ def open_udp(
 
 
 def open_udp_on_port(link: str, port: int, *, buffer_size: int = RECEIVE_BUFFER_SIZE) -> socket.socket:
-    """As open_udp, on a port of a bridge: it sees what comes in there before the bridge takes it away, and
-    also what is for the bridge's own address, not the port's.
+    """Opens the socket of `open_udp` on a port of a bridge. It sees frames before the bridge takes them away, those
+    for the bridge's own address among them.
     """
     # Only a socket for all protocols stands before the bridge; the filter keeps IPv4.
     return _open(link, ETH_P_ALL, _datagrams(port, True), False, buffer_size=buffer_size)

@@ -31,7 +31,7 @@ _DUMP_TIMEOUT_SECONDS: Final = 5.0
 
 
 class LinkMessage(NamedTuple):
-    """What one message says about one link."""
+    """The contents of one message about one link."""
 
     is_gone: bool
     family: int  # AF_UNSPEC the link itself, AF_BRIDGE its being a port

@@ -87,7 +87,7 @@ class Server:
         return wait
 
     def receive(self, data: bytes, source: Source, now: float) -> list[Action]:
-        """What to do about an admitted datagram to port 67. Never raises on account of its content."""
+        """Handles an admitted datagram to port 67. Never raises on account of its content."""
         self._why = ""
         try:
             request = wire.decode(data)

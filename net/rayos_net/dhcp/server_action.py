@@ -1,4 +1,4 @@
-"""What the DHCP server is told about a datagram, and what it wants done (the shell of `rayos_net.dhcp.server`)."""
+"""The origin of a datagram and the actions that the DHCP server wants done (the shell of `rayos_net.dhcp.server`)."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from rayos_net.dhcp.binding import Binding, LeaseEvent
 
 
 class Source(NamedTuple):
-    """Where a datagram came from: the port (a tap's name, "" unknown), whether it was sent to us alone, and the
+    """The origin of a datagram. It has the port (a tap's name, "" unknown), whether it was sent to us alone, and the
     frame's sender where that has to be the client itself.
     """
 

@@ -82,7 +82,7 @@ class Upstream:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What the guest's side did so far (a copy)."""
+        """Returns a copy of the guest's side's counters."""
         return dict(self._core.counters)
 
     def open(self, stack: ExitStack) -> None:

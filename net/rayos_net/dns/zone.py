@@ -110,7 +110,7 @@ class Zone:
         return Query(header, question, name, self._is_ours(name))
 
     def answer(self, query: Query) -> bytes:
-        """What the zone says; REFUSED to a name that is not ours."""
+        """Returns the zone's answer; REFUSED to a name that is not ours."""
         fault = query.fault or (RCODE.NOERROR if query.is_ours else RCODE.REFUSED)
         if fault or query.question is None:
             return refusal(query, fault)

@@ -117,7 +117,7 @@ class FlowTable:
         return self._live(not outgoing, key, now) is not None
 
     def classify(self, outgoing: bool, key: FlowKey) -> tuple[int, Layer]:
-        """What the table says, without memory: the rule's number and the layer that knew."""
+        """Classifies without memory; returns the rule's number and the layer that knew."""
         kind, source, destination, source_port, destination_port = key
         plane = self.table.plane(outgoing=outgoing, version=kind >> 8)
         return plane.find(kind & 0xFF, source, destination, source_port, destination_port)

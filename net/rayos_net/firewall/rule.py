@@ -49,7 +49,7 @@ class Direction(Enum):
 
 
 class Action(IntEnum):
-    """What happens to a packet. REJECT is DENY with an answer to the sender."""
+    """The fate of a packet. REJECT is DENY with an answer to the sender."""
 
     ALLOW = 1
     DENY = 2

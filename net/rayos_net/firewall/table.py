@@ -235,7 +235,7 @@ class Table:
         return self._planes[Direction.OUT if outgoing else Direction.IN, version, True]
 
     def action(self, number: int, *, outgoing: bool) -> Action:
-        """What the rule of that number does; for NO_RULE the default."""
+        """Returns the action of the rule of that number; for NO_RULE the default."""
         if number >= 0:
             return self.rules[number].action
         return self.default_out if outgoing else self.default_in
@@ -250,7 +250,7 @@ class _Fitted(NamedTuple):
 
 
 class _Prepared:
-    """What the planes need of a rule, and which planes have it. Equal only to itself."""
+    """A rule as the planes need it, and the planes that have it. Equal only to itself."""
 
     __slots__ = ("by_version", "planes", "rule")
 

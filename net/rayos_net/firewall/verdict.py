@@ -46,7 +46,7 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would happen to a frame, and why."""
+    """The fate of a frame, and the reason."""
 
     action: Action
     reason: str  # a name in Fault, Spoof or Reason
@@ -105,7 +105,7 @@ class Port:
         return self._check_any(frame, outgoing, now)
 
     def explain(self, frame: bytes, outgoing: bool, now: float) -> Explanation:
-        """What `check` would say about this frame, and which rule decides. Nothing is changed or counted."""
+        """Returns the verdict of `check` on this frame and the rule that decides. Nothing is changed or counted."""
         packet = parse(frame)
         if isinstance(packet, Fault):
             return Explanation(Action.DENY, packet.name)

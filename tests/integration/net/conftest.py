@@ -1,5 +1,5 @@
-"""What the network tests share: a lab of two namespaces, and a hook script that writes down what a client
-was told.
+"""Shared parts of the network tests: a lab of two namespaces, and a hook script that writes down what a client was
+told.
 """
 
 import threading
@@ -39,8 +39,8 @@ def hook(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_thread_stays_in_a_lab() -> Iterator[None]:
-    """trio keeps idle threads (here for half a second instead of ten), each in the namespace where it was started: the
-    tests behind these must not get one of them.
+    """Waits until trio's idle threads are gone (after half a second here instead of ten). Each is in the namespace
+    where it was started, and the tests behind these must not get one of them.
     """
     kept, _thread_cache.IDLE_TIMEOUT = _thread_cache.IDLE_TIMEOUT, 0.5
     yield

@@ -63,7 +63,7 @@ async def running(argv: Sequence[str]) -> AsyncIterator[Peer]:
 
 @dataclass(frozen=True)
 class Subnet:
-    """What a server hands out: 10.77.0.0/16 from `first` to .1.250, itself the router, two name servers and NTP."""
+    """A server's subnet: 10.77.0.0/16 from `first` to .1.250, itself the router, two name servers and NTP."""
 
     link: str = "s0"
     address: str = "10.77.0.1"

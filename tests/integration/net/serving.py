@@ -87,6 +87,6 @@ async def run(
 
 
 def told(lab: Lab, reason: str) -> dict[str, str]:
-    """What the client's hook was told for `reason`."""
+    """Returns the variables that the client's hook was told for `reason`."""
     lines = (lab.directory / f"env.{reason}").read_text().splitlines()
     return dict(line.partition("=")[::2] for line in lines)

@@ -44,8 +44,9 @@ def server(lab: Lab, *more: str, link: str = "") -> Iterator[subprocess.Popen[st
 
 
 def test_no_acknowledged_lease_is_lost_when_the_server_is_killed(lab: Lab) -> None:
-    """kill -9 in the middle of 1,000 clients: every lease whose ACK arrived is on disk, and the rest get
-    theirs from the next server, nobody the address of another."""
+    """A server is killed in the middle of 1,000 clients: every lease whose ACK arrived is on disk. The rest get
+    theirs from the next server, nobody the address of another.
+    """
     argv = lab.in_client([sys.executable, "-m", "tests.integration.net.load", "c0", str(CLIENTS), "30"])
     before: dict[str, int] = {}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, bufsize=1) as load:
@@ -86,9 +87,9 @@ def test_perfdhcp_provisions_a_thousand_clients_behind_a_relay(lab: Lab) -> None
 
 
 def test_a_storm_of_forged_addresses_leaves_other_ports_unharmed(lab: Lab, hook: Path) -> None:
-    """One port of the bridge floods with ever new hardware addresses: it is told by its port, holds four
-    leases at most, and a client on another port gets its lease at once. The ports are isolated as guests' are:
-    udhcpc reads every broadcast of its link, and would itself be flooded.
+    """One port of the bridge floods with ever new hardware addresses, and a client on another port gets its lease at
+    once. The flood is told by its port and holds four leases at most. The ports are isolated as guests' are: udhcpc
+    reads every broadcast of its link, and would itself be flooded.
     """
     flood = (
         "import sys, time; from rayos_net.dhcp import packet_socket; from tests.integration.net import load\n"

@@ -91,8 +91,9 @@ async def test_other_names_are_asked_of_the_resolver(lab: Lab) -> None:
 
 
 async def test_dig_asks_over_tcp(lab: Lab) -> None:
-    """From the link and from the host, several questions on one connection; a long answer of the resolver is cut short
-    over UDP, so that dig comes again over TCP and has it whole."""
+    """dig asks from the link and from the host, several questions on one connection. A long answer of the resolver is
+    cut short over UDP, so that dig comes again over TCP and has it whole.
+    """
     lab.run(["ip", "address", "add", "10.77.0.2/16", "dev", "c0"])
     text = ",".join(letter * 250 for letter in "abcdefgh")
     peer = ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]

@@ -140,7 +140,7 @@ def test_an_administrators_bridge_with_the_address_is_used_and_stays(links: Link
     ],
 )
 def test_a_mistake_is_one_clear_sentence(links: Links, call: object, message: str) -> None:
-    """What is in the way is named, and nothing is left behind."""
+    """The obstacle is named, and nothing is left behind."""
     assert callable(call)
     with pytest.raises(LinkError, match=message):
         call(links)

@@ -112,8 +112,9 @@ async def udhcpc(namespace: str, hook: Path, *more: str, link: str = "h1") -> st
 async def test_the_guest_gets_exactly_the_upstream_lease(
     lab: Lab, guests: str, hook: Path, name: str
 ) -> None:
-    """Address, router, name servers, domain, NTP and time; the upstream server hears our client alone, the guest
-    us alone; a renewal here follows the client's there."""
+    """The guest has the upstream's address, router, name servers, domain, NTP and time. The upstream server hears our
+    client alone, the guest us alone; a renewal here follows the client's there.
+    """
     async with dhcp_server(lab, name, UP, in_client=True), side(lab, guests) as guest:
         lease: Lease = (await guest.until(Acquired)).lease
         assert f"lease of {lease.address.ip} obtained from 10.77.0.2" in await udhcpc(guests, hook)

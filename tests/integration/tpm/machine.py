@@ -72,7 +72,7 @@ class Machine:
     _read: int = 0
 
     async def wait_for(self, text: str) -> str:
-        """What the guest printed up to and including text, from where the last wait stopped."""
+        """Returns the guest's output up to and including text, from where the last wait stopped."""
         wanted = text.encode()
         while (at := self.transcript.find(wanted, self._read)) < 0:
             chunk = await self.serial.receive_some()
@@ -164,7 +164,7 @@ class Bench:
         (self.directory / "run").mkdir(mode=0o700, exist_ok=True)
 
     def measurements(self) -> list[Measurement]:
-        """What the default machine is made of."""
+        """Returns the measurements of the default machine."""
         chosen = [
             of_bytes(Phase.FIRMWARE, "firmware of QEMU", b"bios-256k"),
             of_command_line(APPEND if self.firmware == "ovmf" else self.boot_arguments()[-1]),

@@ -54,8 +54,9 @@ def flip(path: Path, at: int) -> Path:
 
 
 async def test_foreign_judges_agree(open_bench: OpenBench, capsys: pytest.CaptureFixture[str]) -> None:
-    """tpm2_checkquote and our verifier accept the quote and both reject a wrong nonce, quote and value; the
-    registers that tpm2_eventlog computes from our log are the quoted ones."""
+    """tpm2_checkquote and our verifier accept the quote and both reject a wrong nonce, quote and value. The registers
+    that tpm2_eventlog computes from our log are the quoted ones.
+    """
     async with open_bench() as bench:
         tpm = await bench.start_tpm()
         async with bench.boot(tpm) as machine:
@@ -164,7 +165,7 @@ async def test_endorsement(open_bench: OpenBench) -> None:
 
 
 async def _hurt(machine: Machine) -> dict[str, int]:
-    """What a guest's root tries against our keys and storage; the response codes."""
+    """Tries what a guest's root could against our keys and storage; returns the response codes."""
     attempts = {
         "evict the attestation key": key.evict_control(RH_PLATFORM, key.AK_HANDLE, key.AK_HANDLE),
         "evict it as owner": key.evict_control(RH_OWNER, key.AK_HANDLE, key.AK_HANDLE),

@@ -132,7 +132,7 @@ async def test_second_data_descriptor_is_refused(open_bench: OpenBench) -> None:
 
 @pytest.mark.parametrize("nonsense", [struct.pack(">I", 99), struct.pack(">IIII", 13, 0, 2, 0xFFFFFFFF)])
 async def test_unknown_control_command_ends_the_conversation(open_bench: OpenBench, nonsense: bytes) -> None:
-    """What cannot be framed is answered and hung up on; swtpm stores its state and the TPM ends."""
+    """A command that cannot be framed is answered and hung up on; swtpm stores its state and the TPM ends."""
     async with open_bench() as bench, attached(bench) as (qemu, tpm):
         assert control.result(await qemu.ask(nonsense)) == control.RESULT_BAD_ORDINAL
         assert await qemu.control.receive_some() == b""

@@ -29,7 +29,7 @@ STEP = st.tuples(
 
 
 class Offered(NamedTuple):
-    """What the driver made available: its name for it, the bytes to read, the room to write."""
+    """A chain that the driver made available: its name for it, the bytes to read, the room to write."""
 
     head: int
     data: bytes

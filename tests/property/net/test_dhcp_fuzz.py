@@ -30,7 +30,7 @@ def seeds() -> list[bytes]:
 
 
 def check(server: Server) -> None:
-    """What must hold at any time."""
+    """Checks the invariants that hold at any time."""
     pool = server.pools[0]
     active = [one for one in pool.by_ip.values() if one.state in ACTIVE]
     assert len({one.client for one in active}) == len(active)

@@ -1,4 +1,4 @@
-"""What the policy should say, by a model that knows only what was given, by whom, until when, and under which rules.
+"""A model of the policy that knows only what was given, by whom, until when, and under which rules.
 
 Nothing is removed, a link is only cut; nothing is compiled, every question walks from the top.
 """

@@ -107,7 +107,7 @@ async def test_the_console_goes_both_ways(tmp_path: Path) -> None:
 
 
 async def test_one_writes_and_the_others_watch_until_they_take_over(tmp_path: Path) -> None:
-    """What a watcher types is dropped; a take-over is told to both; a log with times is the output byte for byte."""
+    """A watcher's typing is dropped; a take-over is told to both; a log with times is the output byte for byte."""
     async with open_api(tmp_path) as (client, service):
         await client.create(VmSpec(name="dev"))
         async with client.console("dev", 0) as first, client.console("dev", 0) as second:
@@ -191,7 +191,7 @@ async def test_every_route_is_in_the_openapi_document(tmp_path: Path) -> None:
 
 
 async def test_typing_without_a_seat_is_refused_while_somebody_else_writes(tmp_path: Path) -> None:
-    """What was answered is written, though the caller leaves at once; the writer's place is respected."""
+    """Accepted input is written, though the caller leaves at once; the writer's place is respected."""
     async with open_api(tmp_path) as (client, service):
         await client.create(VmSpec(name="dev"))
         for word in (b"one ", b"two "):

@@ -34,7 +34,7 @@ def test_limits_have_their_unit() -> None:
 
 
 def test_limits_are_spelled_as_they_are_asked_for() -> None:
-    """What is shown can be given back."""
+    """A limit as shown can be given back."""
     assert spell("rate", 1_250_000, "net") == "10Mbit/s"
     assert spell("rate", 5 << 20, "disk0") == "5MiB/s"
     assert spell("storage", 10 << 30, "disk0") == "10GiB"

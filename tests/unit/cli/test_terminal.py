@@ -42,7 +42,7 @@ def resize(fd: int, columns: int, rows: int) -> None:
 
 
 class Screen:
-    """What a person at the terminal does and sees."""
+    """The actions and the view of a person at the terminal."""
 
     def __init__(self, leader: int, follower: int, process: trio.Process) -> None:
         self.leader = leader

@@ -1,4 +1,4 @@
-"""What a device counts is what a reader sees, also while it is written, and behind a successor."""
+"""A reader sees a device's counters exactly, also while they are written, and behind a successor."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_successor_has_the_limits_that_were_set() -> None:
 
 
 def test_an_input_queue_can_be_made_shorter() -> None:
-    """What waits already stays; a press more finds no room."""
+    """Waiting events stay; a press more finds no room."""
     loop = Loop()
     try:
         keyboard = InputBackend("keyboard", loop, "keyboard", queue_limit=64)
@@ -198,7 +198,7 @@ def test_an_input_queue_can_be_made_shorter() -> None:
 
 
 def test_gpu_memory_can_be_made_less_and_more_up_to_the_heap() -> None:
-    """What is in use stays; nothing more comes before enough was freed."""
+    """Memory in use stays; no more comes before enough was freed."""
     heap = Heap(None, 4 * PAGE_BYTES)
     first = heap.allocate(3 * PAGE_BYTES)
     assert first is not None

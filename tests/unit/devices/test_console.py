@@ -53,7 +53,7 @@ class Driver:
             self.rooms[queue, self.rig.queues[queue].submit((), [(address, size)])] = address
 
     def take(self, queue: int) -> list[bytes]:
-        """What arrived."""
+        """Returns the bytes that arrived."""
         self.rig.settle()
         driver = self.rig.queues[queue]
         return [self.rig.ram.read(self.rooms[queue, head], size) for head, size in driver.collect()]

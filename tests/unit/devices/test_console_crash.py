@@ -272,8 +272,9 @@ def test_until_the_ring_has_spoken_hosts_wait(is_published: bool) -> None:
 
 
 def emergency(killer: Killer) -> str:
-    """What three emergency characters print when whoever was killed in the middle of one has it told again, and the
-    one before as well (`Transcript`)."""
+    """Returns the output of three emergency characters under kills. A worker killed in the middle of one has it told
+    again, and the one before as well (`Transcript`).
+    """
     state_fd, history_fd = os.memfd_create("state"), os.memfd_create("history")
     loop = Loop()
 

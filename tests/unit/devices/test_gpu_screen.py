@@ -1,4 +1,4 @@
-"""What a monitor shows: damage by serial, modes in EDID, the cursor over the picture."""
+"""The picture of a monitor: damage by serial, modes in EDID, the cursor over the picture."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_edid_offers_more_modes() -> None:
 
 
 def test_a_mode_outlives_the_worker() -> None:
-    """What the host chose is in the display information, also of a successor; an impossible mode changes nothing."""
+    """The host's choice is in the display information, also of a successor; an impossible mode changes nothing."""
 
     def info(guest: GpuGuest) -> list[tuple[int, ...]]:
         answer = guest.command(Command.GET_DISPLAY_INFO, room=DISPLAY_INFO_BYTES)

@@ -156,7 +156,7 @@ def test_a_packed_queue_unpacks_to_the_same() -> None:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_a_kind_says_what_it_takes(kind: Any) -> None:
-    """What a device cannot make is refused with what is allowed."""
+    """An event that a device cannot make is refused with those that are allowed."""
     for event in (
         (9, 0, 0),
         (EventType.LED, 0, 1),
@@ -189,7 +189,7 @@ _step = st.one_of(st.lists(_event, min_size=1, max_size=6), st.integers(1, 12))
 
 
 class Kernel:
-    """What the guest believes to be down."""
+    """The keys that the guest believes to be down."""
 
     def __init__(self) -> None:
         self.keys: set[int] = set()

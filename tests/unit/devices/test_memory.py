@@ -172,7 +172,7 @@ def test_only_a_sealed_writable_memfd_is_guest_memory(kind: str, tmp_path: Path)
 
 
 def test_sealed_memory_cannot_be_truncated(ram: GuestRam) -> None:
-    """What F_SEAL_SHRINK is demanded for."""
+    """Sealed memory cannot be truncated: the reason why F_SEAL_SHRINK is demanded."""
     with pytest.raises(PermissionError):
         os.ftruncate(ram.fd, 0)
 

@@ -62,7 +62,7 @@ def receive(rig: Rig, queue: int) -> bytes:
 
 
 def test_every_pair_has_its_own_port() -> None:
-    """What leaves by a pair comes back by it; the counters are of all."""
+    """Frames that leave by a pair come back by it; the counters are of all."""
     with Stepped(lambda loop: NetBackend("net", loop, *(EchoPort() for _ in range(3)))) as target:
         with Rig(target, 6) as rig:
             assert rig.offered & NetFeature.MQ
@@ -121,7 +121,9 @@ def captured(data: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def test_a_capture_sees_both_directions_and_costs_nothing_afterwards() -> None:
-    """What left and what came, without the virtio header, cut to the snap length; then the port's own path is back."""
+    """A capture has both directions, without the virtio header, cut to the snap length; then the port's own path is
+    back.
+    """
     told: list[int] = []
     with Stepped(lambda loop: NetBackend("net", loop, EchoPort())) as target, Rig(target, 2) as rig:
         net = target.backend

@@ -76,7 +76,7 @@ def udp6(port: int = 9, tail: int = 1) -> bytes:
 
 
 def check(filter: Filter, data: bytes, now_ns: int = 0) -> int:
-    """What the filter says of a frame with its header."""
+    """Returns the filter's verdict on a frame with its header."""
     memory = bytearray(data)
     buffers = Buffers()
     buffers.add(address_of(memory), len(memory))

@@ -152,7 +152,7 @@ def test_a_refused_frame_never_is_in_guest_memory() -> None:
 
 
 def test_a_slow_receiver_gets_all_in_its_time() -> None:
-    """What the rate does not allow yet waits, and what comes behind waits behind it."""
+    """Frames beyond the rate wait, and later frames wait behind them."""
     frames = [udp(9, bytes([number]) * 1400) for number in range(40)]
     with Echo(rate=1e6) as echo:
         for _ in frames:

@@ -504,7 +504,7 @@ def test_a_frontend_that_drips_is_dropped_as_well(echo: Stepped[EchoBackend]) ->
 
 
 def test_a_frontend_that_reads_no_answers_is_dropped(echo: Stepped[EchoBackend]) -> None:
-    """What it does not take is not kept for it."""
+    """Answers that it does not take are not kept for it."""
     with echo.connect() as frontend, pytest.raises(Dropped):
         for _ in range(100_000):
             frontend.send(Request.GET_FEATURES)

@@ -1,4 +1,4 @@
-"""What the keeper remembers of a conversation brings a fresh backend to the same place."""
+"""The keeper's memory of a conversation brings a fresh backend to the same place."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class World:
         return self.client.lease
 
     def kinds(self) -> list[str]:
-        """What was sent."""
+        """Returns the kinds of the messages that were sent."""
         return [MessageType(message.type or 0).name for _, message, _ in self.sent]
 
 
@@ -464,7 +464,7 @@ def test_a_lease_without_end_is_never_renewed() -> None:
 
 
 def test_any_bytes_are_ignored() -> None:
-    """What the network sends raises nothing, in any state."""
+    """No bytes from the network raise anything, in any state."""
     chance = random.Random(9)
     world = World(Driver())
     world.bind()

@@ -36,7 +36,7 @@ def core() -> Handover:
 
 
 def ask(core: Handover, message: Message, now: float = NOW) -> list[Step]:
-    """What the core wants done about a message."""
+    """Returns the core's actions on a message."""
     return core.receive(message.encode(), now)
 
 

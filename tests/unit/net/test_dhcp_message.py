@@ -129,7 +129,7 @@ def test_a_malformed_message_is_refused(data: bytes) -> None:
 
 
 def test_routes_and_addresses_read_back() -> None:
-    """What we write in options 3 and 121 is what we read; a torn value gives nothing rather than nonsense."""
+    """Options 3 and 121 are read as they were written; a torn value gives nothing rather than nonsense."""
     from ipaddress import IPv4Address, IPv4Network
 
     routes = (

@@ -199,8 +199,9 @@ def test_nobody_gives_up_someone_elses_lease(kind: MessageType) -> None:
 
 
 def test_a_port_speaks_for_itself_alone() -> None:
-    """From another port nobody gives up a lease, and where the frame's sender is known it must be the client; a
-    relay speaks for others by its nature."""
+    """Nobody gives up a lease from another port. Where the frame's sender is known it must be the client; a relay
+    speaks for others by its nature.
+    """
     driver = Driver()
     lease = driver.bind(1, port="good")
     for kind, more in (
@@ -449,7 +450,7 @@ def test_a_malformed_host_name_is_left_out_and_the_lease_given(name: bytes, kept
 
 
 def test_a_lease_survives_in_a_new_server() -> None:
-    """What was stored is honoured after a restart, and its address is not given to another client."""
+    """A stored lease is honoured after a restart, and its address is not given to another client."""
     before = Driver()
     ack = before.bind()
     after = Driver()

@@ -276,7 +276,7 @@ def test_memory_is_bounded_under_a_flood_and_live_flows_stay() -> None:
 
 
 def rejected(payload: Any) -> Any:
-    """What comes back for a rejected packet, as scapy reads it."""
+    """Returns the answer to a rejected packet, as scapy reads it."""
     frame = ether(payload)
     one = port(rule("no", action="reject"))
     assert one.check(frame, True, 0.0) == REJECT

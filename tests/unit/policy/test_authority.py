@@ -211,7 +211,7 @@ async def test_a_flipped_byte_and_a_cut_tail_are_found_while_running_and_at_the_
 
 
 async def test_a_torn_last_record_is_dropped_and_the_chain_goes_on(tmp_path: Path) -> None:
-    """What kill -9 leaves of a record that nobody was told of."""
+    """A record torn by kill -9, of which nobody was told, is dropped."""
     path = tmp_path / "audit.log"
     async with open_audit(path, read_clocks) as audit:
         await audit.append(Operation.STATE, "a")

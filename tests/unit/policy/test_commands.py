@@ -89,7 +89,7 @@ async def test_scalability_shows_tree_zones_and_who_lags(
 async def test_constraints_by_commands(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is given to `grant` and `delegate` is shown by `grants` in the same words."""
+    """The words given to `grant` and `delegate` are those that `grants` shows."""
     async with open_shell(tmp_path, capfd, monkeypatch) as shell:
         rayos = shell.rayos
         for vm in "ab":

@@ -17,7 +17,7 @@ from rayos_vmm.shared.spec import CONTROL_SOCKET
 
 
 def test_a_target_gets_the_newest_revision_only() -> None:
-    """What waits is replaced; one delivery at a time is under way."""
+    """A waiting delivery is replaced; one at a time is under way."""
     state = Distribution(3)
     state.attach("a", 0.0)
     assert state.take(0.0) == [("a", 3)] and state.take(0.0) == []

@@ -44,7 +44,7 @@ def test_same_file_is_copied_once_and_a_changed_one_again(tmp_path: Path) -> Non
 
 
 def test_store_gives_up_the_oldest(tmp_path: Path) -> None:
-    """What was handed out stays good after the store let go of it."""
+    """A file that was handed out stays good after the store let go of it."""
     store = ArtefactStore(kept_bytes=100)
     (tmp_path / "a").write_bytes(b"a" * 80)
     (tmp_path / "b").write_bytes(b"b" * 80)

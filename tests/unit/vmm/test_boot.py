@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes; what nobody can boot is refused by name."""
+"""The kind of a file is told from its first bytes; a kind that nobody can boot is refused by name."""
 
 from __future__ import annotations
 

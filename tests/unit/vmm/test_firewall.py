@@ -72,7 +72,7 @@ class Worker:
 async def start(
     firewall: Firewall, vm: str, runtime: Path, *, store: StateStore | None = None
 ) -> PortFirewall:
-    """What the keeper's worker makes of what it is handed."""
+    """Starts a firewall as the keeper's worker does."""
     runtime.mkdir(exist_ok=True)  # noqa: ASYNC240 - one directory
     given = await firewall.plug(vm, runtime)
     try:
@@ -143,7 +143,7 @@ async def test_rules_name_machines_and_follow_their_leases(firewall: Firewall, t
 
 
 async def test_merged_rules_keep_their_origins(firewall: Firewall, tmp_path: Path) -> None:
-    """What a policy puts before and behind a machine's own rules, told apart by whose they are."""
+    """Rules that a policy puts before and behind a machine's own are told apart by whose they are."""
 
     def merge(vm: str, own: Sequence[OwnedRule]) -> Sequence[OwnedRule]:
         return [OwnedRule("host", rule("no-smtp", "deny", direction="out", protocol="tcp", ports=25)), *own]
@@ -202,7 +202,7 @@ async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -
 
 
 def test_a_reply_finds_its_flow_although_the_worker_died() -> None:
-    """What the guest began is known to a successor, as far as the present rules still let it through."""
+    """Flows that the guest began are known to a successor, as far as the present rules still allow them."""
     page = memoryview(bytearray(MEMORY_BYTES))
 
     def worker(*rules: dict[str, Any]) -> PortFirewall:
@@ -290,7 +290,7 @@ def test_a_rejected_frame_is_answered_but_not_without_end() -> None:
 
 
 def test_an_address_page_is_never_seen_half_written(tmp_path: Path) -> None:
-    """What is read is one version's, and an older reader sees the next."""
+    """A reader sees one version whole, and an older reader sees the next."""
     page = AddressPage(tmp_path / "page", is_new=True)
     with (tmp_path / "page").open("rb") as file:
         view = AddressView(file.fileno())

@@ -1,4 +1,4 @@
-"""What a guest writes is bounded in memory and on disk, and readers learn what they missed."""
+"""A guest's output is bounded in memory and on disk, and readers learn what they missed."""
 
 from __future__ import annotations
 

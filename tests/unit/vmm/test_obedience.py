@@ -1,4 +1,4 @@
-"""What a worker takes from the gate page: rates at once when it starts or is told, use once a second in sums."""
+"""A worker takes rates from the gate page at once when it starts or is told, and reports use once a second in sums."""
 
 from __future__ import annotations
 

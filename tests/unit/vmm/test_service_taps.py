@@ -14,7 +14,7 @@ MAC = b"\x52\x59\0\0\0\1"
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What nft was given; it refuses what names `gone`."""
+    """Records the scripts that nft was given; it refuses those that name `gone`."""
     given: list[str] = []
 
     def run(script: str) -> None:

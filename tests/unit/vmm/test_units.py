@@ -26,7 +26,7 @@ def test_a_size_without_a_known_unit_is_refused_with_the_units(text: str) -> Non
 
 
 def test_sizes_are_shown_in_their_largest_whole_unit() -> None:
-    """What is shown can be typed back."""
+    """A size as shown can be typed back."""
     for size in (1, 512, 1536, 1 << 20, 3 << 30, (1 << 40) + 1):
         assert parse_size(format_size(size)) == size
     assert format_size(256 << 20) == "256MiB"
