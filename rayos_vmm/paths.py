@@ -21,6 +21,7 @@ from rayos_vmm.errors import Invalid
 SOCKET_PATH_MAXIMUM_BYTES: Final = 107
 _LONGEST_SOCKET_NAME: Final = "vhost-console.sock"
 _LONGEST_VM_NAME: Final = 32
+_VARIABLES: Final = "RAYOS_STATE_DIR, RAYOS_RUNTIME_DIR, RAYOS_CACHE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Paths:
     def lock(self) -> Path:
         """Held by the one daemon that owns the runtime directory."""
         return self.runtime / "daemon.lock"
+
+    @property
+    def state_lock(self) -> Path:
+        """Held by the one daemon that owns the state directory."""
+        return self.state / "daemon.lock"
 
     @property
     def database(self) -> Path:
@@ -71,7 +77,7 @@ class Paths:
         """Makes the directories, private to their owner.
 
         Raises:
-            Invalid: the runtime directory's path is too long to hold a socket.
+            Invalid: the runtime directory's path is too long to hold a socket, or others may write in a directory.
         """
         longest = self.vm_runtime("n" * _LONGEST_VM_NAME) / _LONGEST_SOCKET_NAME
         if len(os.fsencode(longest)) > SOCKET_PATH_MAXIMUM_BYTES:
@@ -83,8 +89,29 @@ class Paths:
             )
         for directory in (self.state, self.runtime, self.cache):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _check_ours(directory)
         (self.runtime / "vm").mkdir(exist_ok=True, mode=0o700)
         (self.state / "vm").mkdir(exist_ok=True, mode=0o700)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: the file is its owner's alone."""
+    return os.open(path, flags, 0o600)
+
+
+def _check_ours(directory: Path) -> None:
+    """Raises Invalid when somebody else could put things into the directory that we then believe."""
+    status = directory.stat()
+    if status.st_uid != os.geteuid():
+        raise Invalid(
+            f"{directory} belongs to user {status.st_uid}, and this service runs as user {os.geteuid()}",
+            hint=f"chown it, or choose another directory: {_VARIABLES}",
+        )
+    if status.st_mode & 0o022:
+        raise Invalid(
+            f"others may write in {directory} (mode {status.st_mode & 0o7777:04o}); at most 0755 is allowed",
+            hint=f"chmod go-w {directory}",
+        )
 
 
 def default_paths(environ: Mapping[str, str] | None = None, *, uid: int | None = None) -> Paths:

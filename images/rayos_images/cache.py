@@ -31,6 +31,14 @@ def key_of(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_LENGTH]
 
 
+def _share(directory: Path) -> None:
+    """Lets everybody read what is in an entry, whatever the umask was: QEMU runs under an identity of its own."""
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | (0o055 if path.is_dir() or mode & 0o100 else 0o044))
+
+
 class Cache:
     """Entries and notes under `root`, which is made (0755) when it is first written to."""
 
@@ -61,7 +69,7 @@ class Cache:
             directory = Path(tempfile.mkdtemp(prefix=f".{name}.build-", dir=self.root))
             try:
                 make(directory)
-                directory.chmod(0o755)  # QEMU runs under an identity of its own
+                _share(directory)
                 subprocess.run(["sync", "-f", directory], check=True)
                 directory.rename(entry)
             except BaseException:

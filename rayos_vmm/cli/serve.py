@@ -20,6 +20,7 @@ from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import report_error, report_ready
 from rayos_vmm.config.load import Config, load
 from rayos_vmm.errors import RayosError, one_error
+from rayos_vmm.host.process import close_inherited
 from rayos_vmm.paths import default_paths
 from rayos_vmm.service.service import Service, open_service
 
@@ -91,6 +92,8 @@ def _allow_descriptors() -> None:
 
 
 async def run_serve(args: argparse.Namespace, out: Output) -> None:
+    close_inherited(*([args.report_fd] if args.report_fd >= 0 else []))
+    os.umask(0o077)  # whatever it or a process of it makes is its owner's alone
     _allow_descriptors()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -19,7 +19,7 @@ import trio
 from rayos_vmm import errors
 from rayos_vmm.client.client import Client, NoDaemon, to_error
 from rayos_vmm.contract.types import Error, ErrorBody
-from rayos_vmm.paths import Paths, default_paths
+from rayos_vmm.paths import Paths, default_paths, private
 
 READY: Final = b"ready\n"
 START_TIMEOUT_S: Final = 30.0
@@ -81,7 +81,7 @@ def spawn_daemon(paths: Paths, arguments: list[str], report_fd: int) -> subproce
         str(report_fd),
         *arguments,
     ]
-    with log_path(paths).open("ab") as log:
+    with open(log_path(paths), "ab", opener=private) as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -130,6 +130,7 @@ def _private_copy(path: Path) -> bytes | None:
 
 def build_root(reach: Reach, uid: int) -> None:
     """Be in a root that holds what may be reached and nothing else. Errors: OSError."""
+    os.umask(0o022)  # the user, whose root this is not, walks through its directories
     privilege.private_mounts()
     trees: list[tuple[Path, bool, int]] = []
     copies: list[tuple[Path, bytes]] = []

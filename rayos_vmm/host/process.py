@@ -6,6 +6,7 @@ signals go through the pidfd alone. Source: pidfd_open(2), proc_pid_stat(5).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,12 @@ import trio
 
 _STATE_FIELD: Final = 3  # proc_pid_stat(5), counted from 1
 STARTTIME_FIELD: Final = 22
+_CLOSE_RANGE: Final = 436  # close_range(2), linux/close_range.h
+_CLOSE_RANGE_CLOEXEC: Final = 1 << 2
 _IN_A_PROCESS: Final = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores these; a child must not
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessId(msgspec.Struct, frozen=True):
@@ -89,6 +95,32 @@ class Process:
             self._pidfd = -1
 
 
+def keep_private() -> None:
+    """Has every descriptor above 2 closed in the programs that this process starts, whoever opened it."""
+    nothing = ctypes.c_uint(3), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC)
+    if _libc.syscall(ctypes.c_long(_CLOSE_RANGE), *nothing) != 0:  # before Linux 5.11
+        for fd in _inheritable():
+            os.set_inheritable(fd, False)
+
+
+def close_inherited(*kept: int) -> None:
+    """Closes what the program that started this one had open above 2, but `kept`.
+
+    What Python opens itself is not inheritable (PEP 446), so every descriptor that is came from outside.
+    """
+    for fd in set(_inheritable()) - set(kept):
+        os.close(fd)
+
+
+def _inheritable() -> list[int]:
+    found = []
+    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+        with suppress(OSError):  # the directory's own
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -109,6 +141,7 @@ def spawn(
     Raises:
         OSError: it cannot be executed.
     """
+    keep_private()
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
         if input_fd is None
@@ -116,7 +149,7 @@ def spawn(
         (os.POSIX_SPAWN_DUP2, output_fd, 1),
         (os.POSIX_SPAWN_DUP2, output_fd if error_fd is None else error_fd, 2),
     ]
-    # A duplicate onto itself clears close-on-exec (glibc 2.29 and later).
+    # `keep_private` closes the rest. A duplicate onto itself clears close-on-exec (glibc 2.29 and later).
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds]
     pid = os.posix_spawn(
         argv[0],

@@ -62,7 +62,11 @@ class Parts:
 
 @asynccontextmanager
 async def _only_daemon(lock: Path) -> AsyncIterator[None]:
-    """Holds the lock of the runtime directory; the kernel lets go of it when we die."""
+    """Holds the lock of a directory; the kernel lets go of it when we die.
+
+    The runtime directory has one and the state directory another: two services with one state would both own its
+    machines, and write into one record.
+    """
     fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # A service that was killed while it started a process holds on until that process has executed.
@@ -116,14 +120,15 @@ async def open_parts(
     """The parts, ready to use.
 
     Raises:
-        Busy: another daemon owns the runtime directory.
+        Busy: another daemon owns the runtime directory or the state directory.
         StoreError: the database cannot be opened.
-        Invalid: the runtime directory's path is too long.
+        Invalid: the runtime directory's path is too long, or others may write in a directory.
     """
     paths.create()
     with one_error():
         async with (
             _only_daemon(paths.lock),
+            _only_daemon(paths.state_lock),
             open_store(paths.database) as store,
             _open_policy(store, paths, events) as (authority, revisions, gatekeeper),
             open_network(config, paths.state, events) as network,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,15 @@ class Process:
         await self.wait()
 
 
+def _inheritable() -> list[int]:
+    found = []
+    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+        with suppress(OSError):  # the directory's own
+            if os.get_inheritable(fd):
+                found.append(fd)
+    return found
+
+
 def spawn(argv: Sequence[str], *, descriptors: Mapping[int, int], environ: Mapping[str, str]) -> Process:
     """Start a program in a new session with exactly these descriptors.
 
@@ -120,6 +130,8 @@ def spawn(argv: Sequence[str], *, descriptors: Mapping[int, int], environ: Mappi
     actions += [(os.POSIX_SPAWN_DUP2, descriptors[target], spare) for target, spare in parked.items()]
     actions += [(os.POSIX_SPAWN_DUP2, spare, target) for target, spare in parked.items()]
     actions += [(os.POSIX_SPAWN_CLOSE, spare) for spare in parked.values()]
+    # Whatever somebody else left inheritable in this process is not the program's.
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in descriptors]
     pid = os.posix_spawn(
         argv[0],
         list(argv),
