@@ -19,7 +19,7 @@ from rayos_vmm.hardware.client import KeeperClient, WorkerClient, WorkerGone
 from rayos_vmm.host.identity import NOBODY, Identity, user
 from rayos_vmm.host.process import Process, spawn
 from rayos_vmm.shared.spec import Device, WorkerSpec, device_socket
-from rayos_vmm.worker.sandbox import Mode
+from rayos_vmm.worker.sandbox import mode_wanted
 from rayos_vmm.worker.spawner import open_request
 
 #: Seconds a keeper has to bind its sockets, on a machine with 64 guests that all start.
@@ -108,7 +108,7 @@ class Spawner:
             devices=tuple(devices),
             uid=user("worker", identity.slot),
             memory_bytes=memory_bytes,
-            sandbox=_mode(),
+            sandbox=mode_wanted(),
             gate_fd=gate_fd,
             accounts_fd=accounts_fd,
         )
@@ -199,17 +199,6 @@ async def stop_keeper(keeper: Keeper) -> None:
     finally:
         client.close()
         os.close(pidfd)
-
-
-def _mode() -> Mode:
-    """RAYOS_SANDBOX of the service: "trap" names refused system calls, "off" is for comparing figures."""
-    match os.environ.get("RAYOS_SANDBOX", "on"):
-        case "trap":
-            return "trap"
-        case "off":
-            return "off"
-        case _:
-            return "on"
 
 
 def _last_words(log: Path) -> str:

@@ -128,9 +128,9 @@ def _private_copy(path: Path) -> bytes | None:
     return path.read_bytes()
 
 
-def build_root(reach: Reach, uid: int) -> None:
+def build_root(reach: Reach, uid: int, *, has_proc: bool = True) -> None:
     """Be in a root that holds what may be reached and nothing else. Errors: OSError."""
-    os.umask(0o022)  # the user, whose root this is not, walks through its directories
+    before = os.umask(0o022)  # the user, whose root this is not, walks through its directories
     privilege.private_mounts()
     trees: list[tuple[Path, bool, int]] = []
     copies: list[tuple[Path, bytes]] = []
@@ -161,10 +161,12 @@ def build_root(reach: Reach, uid: int) -> None:
         here.write_bytes(data)
         here.chmod(0o400)
         os.chown(here, uid, uid)
-    # QEMU looks for its modules beside /proc/self/exe and opens sealed copies at /proc/self/fd; others it cannot see.
-    Path("proc").mkdir(exist_ok=True)
-    privilege.mount("proc", "proc", "proc", privilege.PROC_FLAGS, "hidepid=invisible,subset=pid")
+    if has_proc:
+        # QEMU looks for modules beside /proc/self/exe and opens sealed copies at /proc/self/fd; it sees no other.
+        Path("proc").mkdir(exist_ok=True)
+        privilege.mount("proc", "proc", "proc", privilege.PROC_FLAGS, "hidepid=invisible,subset=pid")
     privilege.enter_root()
+    os.umask(before)
 
 
 def _as_root(reach: Reach, uid: int) -> list[tuple[int, int]]:

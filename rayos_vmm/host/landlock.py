@@ -39,7 +39,8 @@ _OF_FILES: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _FILE_RIGHTS: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 _ALL_FILE_RIGHTS: Final = (1 << 16) - 1
 _TCP_BIND_AND_CONNECT: Final = 0b11  # ABI 4
-_SCOPE_ABSTRACT_UNIX_AND_SIGNAL: Final = 0b11  # ABI 6
+_SCOPE_ABSTRACT_UNIX: Final = 0b01  # ABI 6
+_SCOPE_SIGNAL: Final = 0b10
 
 #: handled_access_fs, handled_access_net, scoped
 _RULESET: Final = struct.Struct("=QQQ")
@@ -67,10 +68,11 @@ def abi() -> int:
         raise
 
 
-def restrict(rules: Sequence[tuple[int, int]] = ()) -> str:
+def restrict(rules: Sequence[tuple[int, int]] = (), *, scopes_signals: bool = True) -> str:
     """Give up every right on files but those of `rules`, all TCP, and signals and abstract sockets to outside.
 
     Args:
+        scopes_signals: false for a process that has to end one which it started before.
         rules: (an O_PATH descriptor, the rights on it and what is beneath it); a right the kernel does not know
             is left out, as it does not restrict it either.
 
@@ -85,7 +87,7 @@ def restrict(rules: Sequence[tuple[int, int]] = ()) -> str:
         raise OSError(errno.ENOSYS, "the kernel has no Landlock")
     handled = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
     net = _TCP_BIND_AND_CONNECT if version >= 4 else 0
-    scoped = _SCOPE_ABSTRACT_UNIX_AND_SIGNAL if version >= 6 else 0
+    scoped = (_SCOPE_ABSTRACT_UNIX | (_SCOPE_SIGNAL if scopes_signals else 0)) if version >= 6 else 0
     size = _RULESET.size if version >= 6 else 16 if version >= 4 else 8
     attributes = _RULESET.pack(handled, net, scoped)[:size]
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
@@ -102,7 +104,8 @@ def restrict(rules: Sequence[tuple[int, int]] = ()) -> str:
         _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
-    parts = ["files"] + ["TCP"] * bool(net) + ["signals and abstract sockets"] * bool(scoped)
+    parts = ["files"] + ["TCP"] * bool(net) + ["abstract sockets"] * bool(scoped)
+    parts += ["signals"] * bool(scoped & _SCOPE_SIGNAL)
     return f"ABI {version}: {', '.join(parts)}"
 
 

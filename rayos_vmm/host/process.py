@@ -114,7 +114,7 @@ def close_inherited(*kept: int) -> None:
 
 def _inheritable() -> list[int]:
     found = []
-    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+    for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         with suppress(OSError):  # the directory's own
             if fd > 2 and os.get_inheritable(fd):
                 found.append(fd)

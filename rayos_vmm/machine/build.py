@@ -115,7 +115,7 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-async def _start_tpm(machine: Machine, house: House, boot: Boot) -> MeasuredTpm | None:
+async def _start_tpm(machine: Machine, house: House, boot: Boot, slot: int) -> MeasuredTpm | None:
     if not machine.record.spec.tpm:
         return None
     tpm = await house.tpms.start(
@@ -124,6 +124,7 @@ async def _start_tpm(machine: Machine, house: House, boot: Boot) -> MeasuredTpm 
         runtime=machine.runtime,
         state=machine.state_directory / "tpm",
         log=machine.state_directory / SWTPM_LOG,
+        slot=slot,
     )
     try:
         machine.record.live.swtpm = tpm.process
@@ -240,7 +241,7 @@ async def build(machine: Machine, house: House) -> None:
     launch = dataclasses.replace(launch, boot=boot)
     plugged = await _plug(machine, house, launch, disks)
     machine.note_stage("devices", trio.current_time())
-    tpm = await _start_tpm(machine, house, launch.boot)
+    tpm = await _start_tpm(machine, house, launch.boot, plugged.slot)
     if tpm:
         machine.note_stage("tpm", trio.current_time())
     try:

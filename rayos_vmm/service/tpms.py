@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,6 +30,7 @@ from rayos_tpm.spawner import Spawner, open_spawner
 from rayos_vmm.config.spec import Tpm as TpmSpec
 from rayos_vmm.errors import GuestGone, Invalid
 from rayos_vmm.host.confine import Reach, confined, program_directories
+from rayos_vmm.host.identity import user
 from rayos_vmm.host.process import ProcessId
 from rayos_vmm.machine.needs import MeasuredTpm
 from rayos_vmm.machine.record import Record
@@ -35,6 +38,8 @@ from rayos_vmm.qemu.arguments import is_booted_by_qboot
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
 
 POLICY_MAXIMUM_BYTES: Final = 1 << 20
+#: The parent of all TPM processes, which confines them.
+SPAWNER: Final = (sys.executable, "-P", "-m", "rayos_vmm.worker.tpm_process")
 
 
 class MeasuringTpms:
@@ -46,7 +51,7 @@ class MeasuringTpms:
         self._store = store
 
     async def start(
-        self, record: Record, boot: Boot, *, runtime: Path, state: Path, log: Path
+        self, record: Record, boot: Boot, *, runtime: Path, state: Path, log: Path, slot: int
     ) -> MeasuredTpm:
         """Starts a machine's TPM. Close what it returns once QEMU has the descriptors.
 
@@ -54,7 +59,7 @@ class MeasuringTpms:
             GuestGone: a file cannot be read, or the TPM's state is unusable; the message says why.
             Invalid: the machine's policy or secret is not usable.
         """
-        spec, options = record.spec, record.spec.tpm_options
+        spec, options, uid = record.spec, record.spec.tpm_options, user("tpm", slot)
         policy = await trio.to_thread.run_sync(_policy, options)
         sealed = await trio.to_thread.run_sync(_secret, options)
         is_uefi = boot.firmware_kind is FirmwareKind.PFLASH
@@ -73,6 +78,7 @@ class MeasuringTpms:
             )
 
         try:
+            await trio.to_thread.run_sync(_reclaim, state)
             measured = await trio.to_thread.run_sync(measure)
         except TpmError as error:
             raise GuestGone(str(error)) from None
@@ -90,7 +96,10 @@ class MeasuringTpms:
                 sealed=sealed,
                 quote_interval_s=options.quote_interval_s,
                 locks_platform=has_qboot,
-                launcher=confined((), Reach(read=program_directories([find_swtpm()]), write=[state]), uid=0),
+                launcher=confined(
+                    (), Reach(read=program_directories([find_swtpm()]), write=[state]), uid=uid
+                ),
+                uid=uid,
             )
         except TpmError as error:
             measured.close()
@@ -138,6 +147,20 @@ class MeasuringTpms:
         except TpmError:
             return ""
         return status.reason
+
+
+def _reclaim(directory: Path) -> None:
+    """Makes the state ours that belongs to the user of the run before, in a slot that another machine may have now.
+
+    Raises:
+        TpmError: it cannot be.
+    """
+    try:
+        if directory.is_dir() and not directory.is_symlink():
+            for path in (directory, *directory.iterdir()):
+                os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+    except OSError as error:
+        raise TpmError(f"{error.filename}: {error.strerror}") from None
 
 
 def _default_profile(is_uefi: bool) -> str:
@@ -216,7 +239,7 @@ async def open_tpms(directory: Path) -> AsyncIterator[MeasuringTpms]:
         raise GuestGone(str(error)) from None
     store = ArtefactStore()
     try:
-        async with open_spawner() as spawner:
+        async with open_spawner(SPAWNER) as spawner:
             yield MeasuringTpms(spawner, authority, store)
     finally:
         store.close()

@@ -13,7 +13,8 @@ import os
 import platform
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Literal
 
 #: What the filter does with a call that is not listed. "trap" names the call on standard error, then the process ends.
@@ -119,8 +120,9 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def program(action: Action = "kill") -> bytes:
-    """The filter, as an array of `struct sock_filter`."""
+def program(action: Action = "kill", more: Mapping[str, int] = MappingProxyType({})) -> bytes:
+    """The filter, as an array of `struct sock_filter`; the calls in `more` are allowed as well."""
+    not_found = {name: number for name, number in NOT_FOUND.items() if name not in more}
     refuse = _RET_KILL_PROCESS if action == "kill" else _RET_TRAP
     code: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _AT_ARCH),
@@ -132,8 +134,8 @@ def program(action: Action = "kill") -> bytes:
     ]
     # Each list is a run of comparisons that jump to the answer behind it.
     for numbers, answer in (
-        (list(ALLOWED.values()), _RET_ALLOW),
-        (list(NOT_FOUND.values()), _RET_ERRNO | errno.ENOENT),
+        ([*ALLOWED.values(), *more.values()], _RET_ALLOW),
+        (list(not_found.values()), _RET_ERRNO | errno.ENOENT),
     ):
         code += _any_of(numbers, [(_RETURN, 0, 0, answer)])
     test = [(_LOAD, 0, 0, _argument(2)), (_JUMP_BITS, 0, 1, _PROT_EXEC), (_RETURN, 0, 0, refuse)]
@@ -161,14 +163,17 @@ def check_machine() -> None:
         raise OSError(errno.ENOSYS, f"no table of system calls for {platform.machine()}")
 
 
-def install(action: Action = "kill") -> str:
+def install(action: Action = "kill", more: Mapping[str, int] = MappingProxyType({})) -> str:
     """Apply the filter to this process, for ever. Sets no_new_privs. Returns what it does, for people.
+
+    Args:
+        more: calls that are allowed beside those of a device worker, by name.
 
     Raises:
         OSError: the kernel refused, or this is another machine than x86-64.
     """
     check_machine()
-    filter_ = program(action)
+    filter_ = program(action, more)
     buffer = ctypes.create_string_buffer(filter_, len(filter_))
     # struct sock_fprog: the count, padding, a pointer
     header = struct.pack("=H6xQ", len(filter_) // _INSTRUCTION.size, ctypes.addressof(buffer))
@@ -179,7 +184,7 @@ def install(action: Action = "kill") -> str:
     ):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return f"{COUNT} system calls, anything else: {action}"
+    return f"{COUNT + len(more)} system calls, anything else: {action}"
 
 
 # -- diagnosis ---------------------------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ _SA_SIGINFO: Final = 4
 
 def _report(number: int, info: int, _context: int) -> None:
     call = _SIGINFO.unpack(ctypes.string_at(info, _SIGINFO.size))[4]
-    os.write(2, f"seccomp: system call {call} is not allowed in a worker\n".encode())
+    os.write(2, f"seccomp: system call {call} is not allowed here\n".encode())
     import faulthandler
 
     faulthandler.dump_traceback(2)

@@ -31,6 +31,23 @@ from rayos_tpm.state import Record
 JOURNAL: Final = "journal.json"  # beside the state, written when QEMU saves the TPM for a migration
 
 
+class StatusFile:
+    """The last word of a TPM process, for whoever comes when it is gone.
+
+    The process holds a descriptor and no directory: it may be confined to a root without one. Each word is one write,
+    padded over the longer one before it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Replace what it says; a full disk must not end the TPM."""
+        with contextlib.suppress(OSError):
+            self._size = os.pwrite(self._fd, data.ljust(self._size), 0)
+
+
 class Guard:
     """One VM's TPM.
 
@@ -38,7 +55,13 @@ class Guard:
     """
 
     def __init__(
-        self, config: Config, emulator: Emulator, process: Process, record: Record, key: bytes
+        self,
+        config: Config,
+        emulator: Emulator,
+        process: Process,
+        record: Record,
+        key: bytes,
+        status_file: StatusFile,
     ) -> None:
         self.config = config
         self.emulator = emulator
@@ -56,9 +79,10 @@ class Guard:
         self.baseline_at = self.last_quote_at = 0.0
         self.quote_error = ""
         self._changed = trio.Event()
+        self._status_file = status_file
 
     def enter(self, state: State, reason: str = "") -> None:
-        """Change the state, tell who watches, and leave it in status.json for whoever comes later.
+        """Change the state, tell who watches, and leave it in the status file for whoever comes later.
 
         FAILED is left by nothing but ENDED, which keeps the reason.
         """
@@ -68,11 +92,7 @@ class Guard:
         self.reason = reason or (self.reason if state is State.ENDED else "")
         self._changed.set()
         self._changed = trio.Event()
-        path = Path(self.config.run_dir) / STATUS
-        temporary = path.with_suffix(".new")
-        with contextlib.suppress(OSError):  # a directory that is gone must not end the TPM
-            temporary.write_bytes(msgspec.json.encode(self.status()))
-            temporary.rename(path)
+        self._status_file.write(msgspec.json.encode(self.status()))
 
     async def wait_change(self, seen: State) -> None:
         """Return when the state differs from the one seen."""

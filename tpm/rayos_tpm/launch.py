@@ -10,10 +10,12 @@ async with open_spawner() as spawner:                      # once, for the servi
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -28,6 +30,8 @@ from rayos_tpm.protocol import Config, MeasurementRecord, Sealed
 from rayos_tpm.qemu import check_socket_path
 from rayos_tpm.server import CONTROL_SOCKET, QEMU_SOCKET
 from rayos_tpm.spawner import Spawner
+
+_STATUS_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ async def start_tpm(
     quote_interval_s: float = 0.0,
     connect_limit_s: float = 60.0,
     launcher: Sequence[str] = (),
+    uid: int = 0,
 ) -> Tpm:
     """Start the TPM of one VM and return it, ready for QEMU to connect.
 
@@ -115,6 +120,7 @@ async def start_tpm(
     quote_interval_s: seconds between periodic quotes, 0 for none.
     connect_limit_s: the TPM ends when QEMU has not connected by then.
     launcher: what swtpm's command line is appended to, such as a sandbox.
+    uid: the user that a confined TPM process becomes (0: it stays), for the confinement that the spawner was given.
     After an error or cancellation nothing is left running. TpmError: why the VM must not start.
     """
     chosen = profile_named(profile)
@@ -134,11 +140,20 @@ async def start_tpm(
         quote_interval_s=quote_interval_s,
         connect_limit_s=connect_limit_s,
         launcher=tuple(launcher),
+        uid=uid,
     )
     remove_sockets(run_dir)
     (run_dir / STATUS).unlink(missing_ok=True)
-    with _listen(run_dir / QEMU_SOCKET) as qemu, _listen(run_dir / CONTROL_SOCKET) as control:
-        tpm = Tpm(await spawner.spawn(config, authority.state_key(vm_uuid), qemu, control), run_dir)
+    with (
+        _listen(run_dir / QEMU_SOCKET) as qemu,
+        _listen(run_dir / CONTROL_SOCKET) as control,
+    ):
+        status = os.open(run_dir / STATUS, _STATUS_FLAGS, 0o600)
+        try:
+            key = authority.state_key(vm_uuid)
+            tpm = Tpm(await spawner.spawn(config, key, qemu, control, status), run_dir)
+        finally:
+            os.close(status)
     try:
         identity = await tpm.client.ready()
         if not identity.ek_certificate:

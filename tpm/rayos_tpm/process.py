@@ -27,6 +27,15 @@ def _stat(pid: int) -> list[str] | None:
     return text[text.rindex(")") + 2 :].split()
 
 
+def _is_child(pid: int) -> bool:
+    """Whether a process is an unreaped child of ours: its id cannot be another's, and it needs no /proc."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None when there is no such process."""
     fields = _stat(pid)
@@ -53,6 +62,9 @@ class Process:
             and fields[_STAT_STATE] not in "ZX"
         )
 
+    def _is_it(self) -> bool:
+        return _is_child(self.pid) or start_time(self.pid) == self.started
+
     def send_signal(self, number: int) -> None:
         """Send a signal; nothing happens when the process is gone."""
         try:
@@ -60,7 +72,7 @@ class Process:
         except ProcessLookupError:
             return
         try:
-            if start_time(self.pid) == self.started:
+            if self._is_it():
                 signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:
             pass
@@ -78,7 +90,7 @@ class Process:
         except ProcessLookupError:
             return "gone"
         try:
-            if start_time(self.pid) != self.started:
+            if not self._is_it():
                 return "gone"
             await trio.lowlevel.wait_readable(pidfd)
             return self.reap() or "gone"
@@ -109,7 +121,7 @@ class Process:
 
 def _inheritable() -> list[int]:
     found = []
-    for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+    for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         with suppress(OSError):  # the directory's own
             if os.get_inheritable(fd):
                 found.append(fd)

@@ -248,6 +248,7 @@ class Config(msgspec.Struct, frozen=True):
     """The configuration of a proxy. It travels in anonymous memory, never in arguments; the state key by a pipe.
 
     log: where the process and swtpm write their messages.
+    uid: the user that the process becomes, if whoever started its parent had it confined; 0: it stays.
     allowed: the digests that may be measured, by phase; a phase that is absent allows all.
     nv_policy, sealed: stored at each INIT when not null.
     launcher: what swtpm's command line is appended to, such as a sandbox; empty for none.
@@ -268,3 +269,4 @@ class Config(msgspec.Struct, frozen=True):
     quote_interval_s: float = 0.0
     connect_limit_s: float = 60.0
     launcher: tuple[str, ...] = ()
+    uid: int = 0

@@ -10,6 +10,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +20,10 @@ import trio
 from rayos_tpm import errors, host, nv, protocol, state
 from rayos_tpm.emulator import Emulator
 from rayos_tpm.errors import TpmError, Unavailable
-from rayos_tpm.guard import Guard, nv_auth
+from rayos_tpm.guard import Guard, StatusFile, nv_auth
 from rayos_tpm.measurement import Measurement
 from rayos_tpm.phase import Phase
+from rayos_tpm.process import Process
 from rayos_tpm.program import initialize, spawn_swtpm
 from rayos_tpm.protocol import Answer, Config, Failure, Identity, State
 from rayos_tpm.proxy import Proxy
@@ -184,12 +186,50 @@ _HANDLERS: Final[dict[type, Callable[[Desk, Guard, Any], Awaitable[Any]]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A swtpm that was started on checked state, and the socket by which it is asked.
+
+    record: None when the TPM is fresh.
+    """
+
+    process: Process
+    socket: socket.socket
+    record: state.Record | None
+
+
+def begin(config: Config, key: bytes) -> Begun:
+    """Check the state directory and start swtpm on it: all that needs more rights than serving does. Blocking.
+
+    TpmError: why the VM must not start.
+    """
+    directory = Path(config.state_dir)
+    record = None if state.prepare(directory) else state.read_record(directory, config.vm_uuid)
+    if record is None:
+        state.begin(directory)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        try:
+            process = spawn_swtpm(
+                directory, sock=theirs, key=key, log=Path(config.log), launcher=config.launcher
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return Begun(process, ours, record)
+
+
 async def run_server(
-    config: Config, key: bytes, qemu_listener: socket.socket, control_listener: socket.socket
+    config: Config,
+    key: bytes,
+    begun: Begun | TpmError,
+    qemu_listener: socket.socket,
+    control_listener: socket.socket,
+    status_fd: int,
 ) -> None:
     """Serve one VM's TPM until QEMU is gone, the service stops it, SIGTERM comes, or QEMU never came.
 
-    Leaves no swtpm, and neither of the two sockets.
+    Leaves no swtpm, and neither of the two sockets where it may remove them.
     """
     desk = Desk()
     qemu = trio.socket.from_stdlib_socket(qemu_listener)
@@ -197,7 +237,9 @@ async def run_server(
         nursery.start_soon(desk.serve, trio.SocketListener(trio.socket.from_stdlib_socket(control_listener)))
         nursery.start_soon(_stop_on_signal, desk)
         try:
-            guard = await _open_guard(config, key)
+            if isinstance(begun, TpmError):
+                raise begun
+            guard = await _open_guard(config, key, begun, StatusFile(status_fd))
         except TpmError as error:
             desk.failure = error
             desk.settled.set()
@@ -214,7 +256,8 @@ async def run_server(
                     await guard.stop_swtpm()
         finally:
             for name in (QEMU_SOCKET, CONTROL_SOCKET):
-                (Path(config.run_dir) / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # confined, it does not see them: the service removes them
+                    (Path(config.run_dir) / name).unlink(missing_ok=True)
         nursery.cancel_scope.cancel()
 
 
@@ -247,17 +290,10 @@ async def _run_until_over(desk: Desk, guard: Guard, listener: trio.socket.Socket
             nursery.start_soon(guard.quote_periodically)
 
 
-async def _open_guard(config: Config, key: bytes) -> Guard:
-    """swtpm on checked state, stopped and waiting for QEMU's TPM_Init. A fresh TPM is set up."""
-    directory, log = Path(config.state_dir), Path(config.log)
-    fresh = state.prepare(directory)
-    record = None if fresh else state.read_record(directory, config.vm_uuid)
-    if fresh:
-        state.begin(directory)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        process = spawn_swtpm(directory, sock=theirs, key=key, log=log, launcher=config.launcher)
-    emulator = Emulator(trio.socket.from_stdlib_socket(ours))
+async def _open_guard(config: Config, key: bytes, begun: Begun, status_file: StatusFile) -> Guard:
+    """swtpm stopped and waiting for QEMU's TPM_Init. A fresh TPM is set up."""
+    directory, log, record = Path(config.state_dir), Path(config.log), begun.record
+    emulator = Emulator(trio.socket.from_stdlib_socket(begun.socket))
     try:
         await emulator.open_data()
         await initialize(emulator, directory, log)
@@ -265,9 +301,9 @@ async def _open_guard(config: Config, key: bytes) -> Guard:
             record = await host.provision(emulator, config.vm_uuid, nv_auth(key))
             state.finish(directory, record)
         await emulator.order(host.STOP)
-        return Guard(config, emulator, process, record, key)
+        return Guard(config, emulator, begun.process, record, key, status_file)
     except BaseException:
         emulator.close()
         with trio.CancelScope(shield=True):
-            await process.stop(grace_s=0.5)
+            await begun.process.stop(grace_s=0.5)
         raise

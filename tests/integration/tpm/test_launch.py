@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -15,7 +16,6 @@ from rayos_tpm.errors import StateError, TpmError, Unavailable
 from rayos_tpm.launch import Tpm
 from rayos_tpm.process import Process, start_time
 from rayos_tpm.protocol import State
-from rayos_tpm.spawner import open_spawner
 from tests.integration.tpm.machine import UUID, Bench
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
@@ -171,11 +171,13 @@ async def test_nonsense_at_the_control_socket_is_answered(open_bench: OpenBench,
         await tpm.stop()
 
 
-async def test_spawner_that_died_says_so(open_bench: OpenBench) -> None:
-    """A killed spawner gives a sentence, not a hang."""
+async def test_a_spawner_that_died_is_replaced(open_bench: OpenBench) -> None:
+    """The next start finds another, and no zombie stays."""
     async with open_bench() as bench:
-        async with open_spawner() as spawner:
-            bench.spawner = spawner
-            await spawner.process.stop(grace_s=0)
-            with trio.fail_after(10), pytest.raises(TpmError, match="spawner"):
-                await bench.start_tpm()
+        killed = bench.spawner.process
+        killed.send_signal(signal.SIGKILL)
+        with trio.fail_after(30):
+            tpm = await bench.start_tpm()
+        assert (await tpm.client.status()).state is State.WAITING
+        assert bench.spawner.process != killed and start_time(killed.pid) != killed.started
+        await tpm.stop()
