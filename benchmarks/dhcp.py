@@ -57,7 +57,7 @@ def ours(lab: Lab, directory: Path) -> list[str]:
         sys.executable,
         "-P",
         "-m",
-        "rayos_net.dhcp.service",
+        "rayos_net.dhcp",
         "--link",
         "s0",
         "--subnet",

@@ -11,11 +11,25 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
+import msgspec
 import trio
 
-from rayos_vmm.machine.view import Event
-
 RING_EVENTS: Final = 4096
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
+
+    Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
+    `vm.removed`, `net.link` {up}, `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`,
+    `devices.worker_started` {pid, restarts}, `dhcp.*`, `images.*`, `gap` {missed}.
+    """
+
+    seq: int
+    time: float
+    type: str
+    vm: str | None = None
+    data: dict[str, Any] = {}
 
 
 class EventLog:

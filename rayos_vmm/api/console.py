@@ -34,7 +34,7 @@ from rayos_vmm.contract.types import ConsolePorts, ConsoleSize, PortQuery, Strea
 from rayos_vmm.errors import Conflict
 from rayos_vmm.machine.seats import Seat
 from rayos_vmm.policy.gatekeeper import Peer
-from rayos_vmm.shared.timed import Piece
+from rayos_vmm.shared.timed import Span
 
 if TYPE_CHECKING:
     from rayos_vmm.service.service import Service
@@ -195,7 +195,7 @@ async def _timed(call: Call) -> StreamingResponse | bytes:
     kept = b"".join([line async for line in lines(query.since, follow=False)])
     if not query.follow:
         return kept
-    last = msgspec.json.decode(kept[kept[:-1].rfind(b"\n") + 1 :], type=Piece) if kept else None
+    last = msgspec.json.decode(kept[kept[:-1].rfind(b"\n") + 1 :], type=Span) if kept else None
     behind = query.since if last is None else last.offset + len(last.data)
 
     async def live() -> AsyncGenerator[bytes, None]:

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from rayos_vmm.cli.progress import Progress
-from rayos_vmm.machine.view import Event, VmView
+from rayos_vmm.events import Event
+from rayos_vmm.machine.view import VmView
 
 # A stage that is done, in the service's words: (what it was, what comes next).
 STAGES: Final[Mapping[str, tuple[str, str]]] = {

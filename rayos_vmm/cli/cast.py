@@ -12,7 +12,7 @@ import json
 import time
 from typing import Final
 
-from rayos_vmm.shared.timed import Piece
+from rayos_vmm.shared.timed import Span
 
 DEFAULT_SIZE: Final = (80, 24)
 
@@ -27,7 +27,7 @@ class Asciicast:
         self._now = 0.0
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
 
-    def feed(self, piece: Piece) -> bytes:
+    def feed(self, piece: Span) -> bytes:
         head = b""
         if self._started is None:
             self._started = piece.time
@@ -62,7 +62,7 @@ class Stamps:
     def __init__(self) -> None:
         self._is_begun = False
 
-    def feed(self, piece: Piece) -> bytes:
+    def feed(self, piece: Span) -> bytes:
         seconds, fraction = divmod(round(piece.time * 1000), 1000)
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction:03}Z ".encode()
         out = b""

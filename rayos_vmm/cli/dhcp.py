@@ -101,6 +101,6 @@ def log_rows(logs: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def serve(words: Sequence[str]) -> int:
     """`words` after `rayos dhcp serve`; returns the exit status."""
-    from rayos_net.dhcp.service import main
+    from rayos_net.dhcp.command import main
 
     return main(list(words))

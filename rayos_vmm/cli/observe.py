@@ -13,7 +13,7 @@ from rayos_vmm.cli.completion import add_name, machine_names
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
-from rayos_vmm.machine.view import Event
+from rayos_vmm.events import Event
 
 
 def _sentence(event: Event) -> str:

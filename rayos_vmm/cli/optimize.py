@@ -99,7 +99,7 @@ async def _stats(path: str, out: Output) -> None:
 
 
 def _bench(out: Output) -> None:
-    from rayos_vmm.shared.stopwatch import how, measure
+    from rayos_vmm.worker.stopwatch import how, measure
 
     found = list(measure())
     rows = [

@@ -25,7 +25,8 @@ from rayos_vmm.config.load import load, resolve_paths, to_spec
 from rayos_vmm.config.spec import DiskFormat, VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
-from rayos_vmm.machine.view import Event, ExitReason, VmView
+from rayos_vmm.events import Event
+from rayos_vmm.machine.view import ExitReason, VmView
 
 DEFAULT_NAME: Final = "dev"
 LAST_LINES: Final = 12

@@ -19,10 +19,11 @@ from rayos_vmm import errors
 from rayos_vmm.client.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.contract.types import Error
+from rayos_vmm.events import Event
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.seats import Wish
-from rayos_vmm.machine.view import Damage, DiskView, Event, ExecResult, VmView
-from rayos_vmm.shared.timed import Piece
+from rayos_vmm.machine.view import Damage, DiskView, ExecResult, VmView
+from rayos_vmm.shared.timed import Span
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 0.5
@@ -286,10 +287,10 @@ class Client:
     @asynccontextmanager
     async def console_pieces(
         self, name: str, port: int, *, since: int = 0, follow: bool = False
-    ) -> AsyncIterator[AsyncIterator[Piece]]:
+    ) -> AsyncIterator[AsyncIterator[Span]]:
         """Yields the kept output of a console with its times; up to now, or on and on."""
         query = {"port": port, "since": since, "follow": "true" if follow else "false"}
-        async with self._lines(f"{_vm(name)}/console/timed", Piece, query) as pieces:
+        async with self._lines(f"{_vm(name)}/console/timed", Span, query) as pieces:
             yield pieces
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:

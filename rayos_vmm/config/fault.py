@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -38,6 +39,14 @@ class FaultRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             return Fault(**plain, delay_s=parse_duration(self.delay))
         except ValueError as error:
             raise Invalid(f"fault {self.op}:{self.action}: {error}", hint=EXAMPLE) from None
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """The rules of one device, as its worker takes them."""
+
+    rules: tuple[dict[str, Any], ...]
+    seed: int
 
 
 def parse_fault(text: str) -> FaultRule:

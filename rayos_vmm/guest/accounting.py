@@ -19,8 +19,7 @@ from rayos_devices.limits import Limit
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
-from rayos_vmm.guest.consoles import worker_errors
-from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.shared.accounts import AccountReader
 
 #: Beyond anything that is asked for: what an unbounded limit is compared as.

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from rayos_vmm.errors import GuestGone, NotFound
 from rayos_vmm.guest import pcapng
-from rayos_vmm.guest.consoles import worker_errors
-from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.view import NetView
 from rayos_vmm.qemu.arguments import NETDEV
 

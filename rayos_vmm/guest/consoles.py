@@ -5,29 +5,16 @@ Key and pointer events are evdev's (linux/input-event-codes.h); the worker close
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import trio
 
-from rayos_vmm.errors import GuestGone, Invalid, NotFound
-from rayos_vmm.hardware.client import WorkerError, WorkerGone
-from rayos_vmm.machine.machine import SERIAL_PORT, Machine
-from rayos_vmm.shared.timed import Piece, cut
-
-
-@contextmanager
-def worker_errors(machine: Machine) -> Iterator[None]:
-    """A worker's refusals and its absence in the service's words."""
-    try:
-        yield
-    except WorkerError as error:
-        if error.code in ("no_such_port", "no_such_device"):
-            raise NotFound(f"{machine.name}: {error}", code=error.code) from None
-        raise Invalid(f"{machine.name}: {error}", code=error.code) from None
-    except WorkerGone as error:
-        raise GuestGone(f"{machine.name}: {error}") from None
+from rayos_vmm.errors import GuestGone
+from rayos_vmm.machine.machine import SERIAL_PORT, Machine, worker_errors
+from rayos_vmm.shared.packet import WorkerGone
+from rayos_vmm.shared.timed import Span, cut
 
 
 async def console_write(machine: Machine, port: int, data: bytes) -> None:
@@ -91,7 +78,7 @@ async def console_ports(machine: Machine) -> list[dict[str, Any]]:
 @asynccontextmanager
 async def console_pieces(
     machine: Machine, port: int, since: int, *, follow: bool
-) -> AsyncIterator[AsyncIterator[Piece]]:
+) -> AsyncIterator[AsyncIterator[Span]]:
     """A port's output with times, from what is kept; up to now, or on and on."""
     if port == SERIAL_PORT:
         async with aclosing(_serial_pieces(machine, since, follow=follow)) as serial:
@@ -103,7 +90,7 @@ async def console_pieces(
             yield pieces
 
 
-async def _serial_pieces(machine: Machine, since: int, *, follow: bool) -> AsyncGenerator[Piece, None]:
+async def _serial_pieces(machine: Machine, since: int, *, follow: bool) -> AsyncGenerator[Span, None]:
     history, end = machine.serial, machine.serial.end
     if not follow and since >= end:
         return

@@ -15,23 +15,17 @@ import msgspec
 from rayos_vmm.config.spec import Disk
 from rayos_vmm.config.units import format_size, parse_size
 from rayos_vmm.errors import Invalid, NotFound
-from rayos_vmm.guest.consoles import worker_errors
-from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.view import DiskView
 
 _SECTOR_BYTES: Final = 512
-
-
-def image(disk: Disk, index: int, directory: Path) -> Path:
-    """Where the image of a machine's `index`-th disk is; `directory` is the machine's own."""
-    return Path(disk.path) if disk.path else directory / f"disk-{index}.img"
 
 
 def _find(machine: Machine, index: int) -> tuple[Disk, Path]:
     disks = machine.record.spec.disks
     if not 0 <= index < len(disks):
         raise NotFound(f"{machine.name} has no disk {index}: it has {len(disks)}", code="no_such_device")
-    return disks[index], image(disks[index], index, machine.state_directory)
+    return disks[index], machine.disk_path(index)
 
 
 def view(machine: Machine, index: int) -> DiskView:

@@ -8,12 +8,11 @@ from typing import Any, Final
 import trio
 
 from rayos_vmm.errors import Timeout_
-from rayos_vmm.guest.consoles import worker_errors
 from rayos_vmm.guest.png import encode_png
-from rayos_vmm.hardware.client import WorkerError, WorkerGone
-from rayos_vmm.machine.machine import PICTURE, Machine
+from rayos_vmm.machine.machine import PICTURE, Machine, worker_errors
 from rayos_vmm.machine.view import Damage
 from rayos_vmm.qemu.display_events import open_doorbell
+from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 MAX_PICTURE_BYTES: Final = 128 << 20
 

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
-from rayos_vmm.config.fault import FaultRule
-from rayos_vmm.guest.consoles import worker_errors
-
-if TYPE_CHECKING:
-    from rayos_vmm.machine.machine import Machine
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The rules of one device, as the worker takes them."""
-
-    rules: tuple[dict[str, Any], ...]
-    seed: int
+from rayos_vmm.config.fault import FaultPlan, FaultRule
+from rayos_vmm.machine.machine import Machine, worker_errors
 
 
 async def set_faults(machine: Machine, device: str, rules: Sequence[FaultRule], seed: int) -> None:
@@ -29,7 +18,7 @@ async def set_faults(machine: Machine, device: str, rules: Sequence[FaultRule], 
         NotFound: there is no such disk or network card.
         Conflict: it does not run.
     """
-    plan = Plan(tuple(asdict(rule.fault()) for rule in rules), seed)
+    plan = FaultPlan(tuple(asdict(rule.fault()) for rule in rules), seed)
     worker = machine.need_worker()
     async with machine.faults_lock:
         with worker_errors(machine):
@@ -46,12 +35,3 @@ async def faults(machine: Machine) -> dict[str, list[dict[str, Any]]]:
     async with machine.faults_lock:
         with worker_errors(machine):
             return {device: await worker.faults(device) for device in sorted(machine.faults)}
-
-
-async def plan_again(machine: Machine) -> None:
-    """For a new worker: the same rules, from the beginning. Errors are those of `set_faults`."""
-    worker = machine.need_worker()
-    async with machine.faults_lock:
-        with worker_errors(machine):
-            for device, plan in machine.faults.items():
-                await worker.set_faults(device, plan.rules, plan.seed)

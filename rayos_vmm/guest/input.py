@@ -14,8 +14,7 @@ import trio
 
 from rayos_devices.input import keymap
 from rayos_vmm.errors import Invalid, RayosError
-from rayos_vmm.guest.consoles import worker_errors
-from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.recording import Held, Recording, Step
 
 _EV_KEY, _EV_REL, _EV_ABS = 1, 2, 3

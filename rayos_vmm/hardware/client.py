@@ -19,26 +19,15 @@ from typing import Any, Final
 import trio
 
 from rayos_vmm.shared import packet
+from rayos_vmm.shared.packet import WorkerError, WorkerGone
 from rayos_vmm.shared.spec import CONTROL_SOCKET, KEEPER_SOCKET
-from rayos_vmm.shared.timed import Piece, cut
+from rayos_vmm.shared.timed import Span, cut
 
 #: Seconds until a successor must answer; a fork takes milliseconds.
 RECONNECT_TIMEOUT: Final = 10.0
 #: Events of one packet.
 MAX_EVENTS: Final = 1024
 _TRACE_SECONDS: Final = 2.0
-
-
-class WorkerError(Exception):
-    """The worker refused a request; `code` is for programs."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class WorkerGone(Exception):
-    """No worker answers any more: the VM's keeper has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +263,7 @@ class WorkerClient:
     @asynccontextmanager
     async def console_pieces(
         self, port: int, *, since: int = 0, follow: bool = False
-    ) -> AsyncIterator[AsyncIterator[Piece]]:
+    ) -> AsyncIterator[AsyncIterator[Span]]:
         """As `console_stream`, with the time at which each piece came; ends at the present unless to `follow`."""
         client = PacketClient(self._path)
         try:
@@ -384,7 +373,7 @@ async def _chunks(
 
 async def _pieces(
     client: PacketClient, port: int, offset: int, *, follow: bool
-) -> AsyncGenerator[Piece, None]:
+) -> AsyncGenerator[Span, None]:
     while True:
         head, data, _ = await client.call("console.read", port=port, offset=offset, times=True, wait=follow)
         if not data:

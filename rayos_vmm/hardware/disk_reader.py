@@ -33,7 +33,7 @@ from rayos_vmm.host import privilege
 from rayos_vmm.host.confine import Reach, build_root, program_directories
 
 if TYPE_CHECKING:
-    from rayos_vmm.machine.needs import DiskImage
+    from rayos_vmm.hardware.protocols import DiskImage
 
 PROGRAM: Final = "qemu-storage-daemon"
 #: Debian's name for where it is.

@@ -13,14 +13,14 @@ import msgspec
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid
-from rayos_vmm.hardware.client import KeeperClient, WorkerClient, WorkerGone
+from rayos_vmm.hardware.client import KeeperClient, WorkerClient
 from rayos_vmm.hardware.disk_reader import ViewFailed, open_raw_view
 from rayos_vmm.hardware.launch import Keeper, KeeperFailed, Spawner, stop_keeper
+from rayos_vmm.hardware.protocols import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.host.identity import claim
 from rayos_vmm.host.process import ProcessId, start_time
-from rayos_vmm.machine.needs import WORKER_LOG, DiskImage, Plugged, Worker
-from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.shared import accounts
+from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.spec import Device
 from rayos_vmm.shared.spec import Firewall as WorkerFirewall
 
@@ -102,12 +102,21 @@ class Targets(Protocol):
     def detach(self, vm: str) -> None: ...
 
 
+class Rules(Protocol):
+    """Tells each machine's worker which frames may pass (`network.firewall`)."""
+
+    async def plug(self, vm: str, runtime: Path) -> WorkerFirewall: ...
+    async def attach(self, vm: str, runtime: Path, channel: WorkerClient) -> None: ...
+    def detach(self, vm: str) -> None: ...
+    async def unplug(self, vm: str) -> None: ...
+
+
 class WorkerHardware:
     """The `Hardware` of the real service. Without `gates` every operation may happen, without `firewall` every frame
     passes."""
 
     def __init__(
-        self, gates: Gates | None = None, targets: Targets | None = None, firewall: Firewall | None = None
+        self, gates: Gates | None = None, targets: Targets | None = None, firewall: Rules | None = None
     ) -> None:
         self._spawner = Spawner()
         self._gates = gates

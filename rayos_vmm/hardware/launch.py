@@ -15,9 +15,10 @@ from typing import Any, Final, Self
 import msgspec
 import trio
 
-from rayos_vmm.hardware.client import KeeperClient, WorkerClient, WorkerGone
+from rayos_vmm.hardware.client import KeeperClient, WorkerClient
 from rayos_vmm.host.identity import NOBODY, Identity, user
 from rayos_vmm.host.process import Process, spawn
+from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.spec import Device, WorkerSpec, device_socket
 from rayos_vmm.worker.sandbox import mode_wanted
 from rayos_vmm.worker.spawner import open_request

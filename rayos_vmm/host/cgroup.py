@@ -14,13 +14,10 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from rayos_vmm.config.spec import Quota
 from rayos_vmm.errors import GuestGone
-
-if TYPE_CHECKING:
-    from rayos_vmm.config.spec import Quota
-    from rayos_vmm.machine.record import Record
 
 ROOT: Final = Path("/sys/fs/cgroup")
 CONTROLLERS: Final = ("cpu", "memory", "pids")
@@ -66,11 +63,6 @@ def _make(groups: Mapping[str, Path], root: Path, *, is_unified: bool) -> None:
                 (directory / "cgroup.subtree_control").write_text(f"+{name}")
 
 
-def group_name(record: Record) -> str:
-    """The name of a machine's group: no other service's machine has it."""
-    return f"{record.spec.name}-{record.uuid}"
-
-
 def _settings(quota: Quota, *, is_unified: bool) -> Iterator[tuple[str, str, str, str]]:
     """(controller, file, value, the key of the quota when it was asked for)."""
     cpus, memory = quota.cpus, quota.host_memory_bytes
@@ -103,16 +95,16 @@ def _family(pids: Sequence[int]) -> list[int]:
     return found
 
 
-def enclose(record: Record, pids: Sequence[int], *, root: Path = ROOT) -> str:
-    """Puts a machine's processes into a group of their own with what its quota says; blocking.
+def enclose(group: str, quota: Quota, pids: Sequence[int], *, root: Path = ROOT) -> str:
+    """Puts a machine's processes into a `group` of their own with what its quota says; blocking.
 
     Returns why that is not (wholly) so, for a host that cannot and a quota that does not ask for it; else "".
 
     Raises:
         GuestGone: the quota asks for what this host does not have.
     """
-    quota, is_unified = record.spec.quota, (root / "cgroup.controllers").exists()
-    groups = {name: parent / group_name(record) for name, parent in available(root).items()}
+    is_unified = (root / "cgroup.controllers").exists()
+    groups = {name: parent / group for name, parent in available(root).items()}
     try:
         _make(groups, root, is_unified=is_unified)
         for controller, file, value, key in _settings(quota, is_unified=is_unified):
@@ -126,20 +118,20 @@ def enclose(record: Record, pids: Sequence[int], *, root: Path = ROOT) -> str:
                 )
         for _ in range(2):  # a process that is forked meanwhile is there the second time
             for pid in _family(pids):
-                for group in set(groups.values()):
+                for directory in set(groups.values()):
                     with suppress(ProcessLookupError):
-                        (group / "cgroup.procs").write_text(str(pid))
+                        (directory / "cgroup.procs").write_text(str(pid))
     except OSError as error:
         raise GuestGone(f"the control group {error.filename}: {error.strerror}", code="no_cgroup") from None
     return missing(root, groups)
 
 
-def remove(record: Record, *, root: Path = ROOT) -> None:
+def remove(group: str, *, root: Path = ROOT) -> None:
     """Removes a machine's group once its processes are gone, for which it waits a moment. Blocking."""
     for directory in (root / PARENT, *(root / controller / PARENT for controller in CONTROLLERS)):
         for _ in range(_REMOVE_TRIES):
             try:
-                (directory / group_name(record)).rmdir()
+                (directory / group).rmdir()
             except OSError as error:
                 if error.errno == errno.EBUSY:  # the kernel has not forgotten the last process yet
                     time.sleep(_REMOVE_PAUSE_S)

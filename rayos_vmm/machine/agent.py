@@ -26,9 +26,9 @@ from rayos_images.guest.protocol import (
     State,
 )
 from rayos_vmm.errors import GuestGone, Invalid, NotFound, Timeout_
-from rayos_vmm.hardware.client import WorkerError, WorkerGone
-from rayos_vmm.machine.needs import Worker
+from rayos_vmm.hardware.protocols import Worker
 from rayos_vmm.machine.view import ExecResult
+from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 HELLO_TIMEOUT_S: Final = 20.0  # a guest that is still booting gets this long
 FILE_TIMEOUT_S: Final = 120.0

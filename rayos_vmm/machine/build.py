@@ -18,29 +18,19 @@ from typing import Final
 import trio
 
 from rayos_vmm.config.host import check_host, read_host
-from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
-from rayos_vmm.guest import disks
+from rayos_vmm.hardware.protocols import WORKER_LOG, DiskImage, Hardware, Plugged
 from rayos_vmm.host import cgroup
 from rayos_vmm.host.confine import Reach, confined, program_directories
 from rayos_vmm.host.identity import user
 from rayos_vmm.host.process import adopt, find_by_output, spawn
 from rayos_vmm.machine.machine import PICTURE, Machine
-from rayos_vmm.machine.needs import (
-    WORKER_LOG,
-    DiskImage,
-    Hardware,
-    Launch,
-    MeasuredTpm,
-    Network,
-    Platform,
-    Plugged,
-    Tpms,
-)
+from rayos_vmm.machine.needs import MeasuredTpm, Network, Platform, Tpms
 from rayos_vmm.machine.record import Live
 from rayos_vmm.qemu.arguments import Sockets, command_line
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
+from rayos_vmm.qemu.platform import Launch
 
 QMP_SOCKET: Final = "qmp.sock"
 SERIAL_SOCKET: Final = "serial.sock"
@@ -67,10 +57,10 @@ def _make_directories(machine: Machine) -> None:
     machine.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def _prepare_disks(spec: VmSpec, directory: Path) -> list[DiskImage]:
-    images = []
+def _prepare_disks(machine: Machine) -> list[DiskImage]:
+    spec, images = machine.record.spec, []
     for index, disk in enumerate(spec.disks):
-        path = disks.image(disk, index, directory)
+        path = machine.disk_path(index)
         if disk.size is not None and not path.exists():
             temporary = path.with_suffix(".new")
             with temporary.open("wb") as file:
@@ -234,7 +224,7 @@ async def build(machine: Machine, house: House) -> None:
     machine.note_stage("images", trio.current_time())
     try:
         _make_directories(machine)
-        disks = await trio.to_thread.run_sync(_prepare_disks, spec, machine.state_directory)
+        disks = await trio.to_thread.run_sync(_prepare_disks, machine)
         boot = await trio.to_thread.run_sync(_own_firmware_variables, launch.boot, machine.state_directory)
     except OSError as error:
         raise Busy(f"{error.filename or machine.runtime}: {error.strerror}") from None
@@ -252,7 +242,7 @@ async def build(machine: Machine, house: House) -> None:
     await house.save(machine)
     live = machine.record.live
     pids = [one.pid for one in (live.keeper, live.swtpm, live.qemu) if one is not None]
-    why_not = await trio.to_thread.run_sync(cgroup.enclose, machine.record, pids)
+    why_not = await trio.to_thread.run_sync(cgroup.enclose, machine.record.group, spec.quota, pids)
     if why_not:
         machine.events.publish("vm.unbounded", machine.name, reason=why_not)
 
@@ -286,7 +276,7 @@ async def dismantle(machine: Machine, house: House) -> None:
             await house.hardware.unplug(live.keeper, machine.runtime)
         if live.swtpm is not None:
             await house.tpms.stop(live.swtpm, machine.runtime)
-        await trio.to_thread.run_sync(cgroup.remove, machine.record)
+        await trio.to_thread.run_sync(cgroup.remove, machine.record.group)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
     machine.process = None
     machine.close_log()

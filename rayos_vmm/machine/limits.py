@@ -6,8 +6,7 @@ import logging
 
 from rayos_devices.levels import DEFAULT
 from rayos_vmm.errors import RayosError
-from rayos_vmm.guest.consoles import worker_errors
-from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.machine import Machine, worker_errors
 
 log = logging.getLogger(__name__)
 
@@ -31,3 +30,16 @@ async def restore(machine: Machine) -> None:
     if record.level != DEFAULT:
         with worker_errors(machine):
             await machine.worker.set_level(record.level)
+
+
+async def plan_faults_again(machine: Machine) -> None:
+    """Gives a new worker the same faults, from the beginning.
+
+    Raises:
+        RayosError: the devices are not there, or refuse them.
+    """
+    worker = machine.need_worker()
+    async with machine.faults_lock:
+        with worker_errors(machine):
+            for device, plan in machine.faults.items():
+                await worker.set_faults(device, plan.rules, plan.seed)

@@ -7,12 +7,15 @@ is saved by the task that runs the machine (`run.py`).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from rayos_vmm.errors import Conflict, GuestGone, RayosError
+from rayos_vmm.config.fault import FaultPlan
+from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
 from rayos_vmm.events import EventLog
 from rayos_vmm.host.process import Process
 from rayos_vmm.machine.history import BoundedFile, History, Lines
@@ -23,11 +26,11 @@ from rayos_vmm.machine.recording import Recordings
 from rayos_vmm.machine.seats import Seats
 from rayos_vmm.machine.view import ExitReason, VmState, VmView
 from rayos_vmm.qemu.qmp import Qmp, Transcript
+from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 if TYPE_CHECKING:
-    from rayos_vmm.guest.faults import Plan
+    from rayos_vmm.hardware.protocols import Worker
     from rayos_vmm.machine.agent import Agent
-    from rayos_vmm.machine.needs import Worker
 
 SERIAL_PORT = 31  # the console port by which the API reaches ttyS0; 0 to 30 are the virtio console's
 
@@ -46,7 +49,7 @@ class Machine:
         self.evidence = Evidence()
         self.serial = History()
         self.transcript = Transcript()
-        self.faults: dict[str, Plan] = {}
+        self.faults: dict[str, FaultPlan] = {}
         self.faults_lock = trio.Lock()
         self.lock = trio.Lock()  # held by operations that change what exists
         self.start_scope = trio.CancelScope()
@@ -81,6 +84,11 @@ class Machine:
     def is_live(self) -> bool:
         """True while there are processes to look after."""
         return self.record.state in LIVE
+
+    def disk_path(self, index: int) -> Path:
+        """Where the image of one of its disks is; an IndexError for a disk that it has not."""
+        disk = self.record.spec.disks[index]
+        return Path(disk.path) if disk.path else self.state_directory / f"disk-{index}.img"
 
     def view(self) -> VmView:
         return self.record.view()
@@ -203,3 +211,16 @@ class Machine:
         if self.worker is None:
             raise GuestGone(f"{self.name}: its devices are not there")
         return self.worker
+
+
+@contextmanager
+def worker_errors(machine: Machine) -> Iterator[None]:
+    """A worker's refusals and its absence in the service's words."""
+    try:
+        yield
+    except WorkerError as error:
+        if error.code in ("no_such_port", "no_such_device"):
+            raise NotFound(f"{machine.name}: {error}", code=error.code) from None
+        raise Invalid(f"{machine.name}: {error}", code=error.code) from None
+    except WorkerGone as error:
+        raise GuestGone(f"{machine.name}: {error}") from None

@@ -41,6 +41,11 @@ class Record(msgspec.Struct, kw_only=True):
     level: int = DEFAULT  # of optimization
     live: Live = msgspec.field(default_factory=Live)
 
+    @property
+    def group(self) -> str:
+        """The name of its control group: no other service's machine has it."""
+        return f"{self.spec.name}-{self.uuid}"
+
     def view(self) -> VmView:
         """Returns the machine as callers see it."""
         return VmView(

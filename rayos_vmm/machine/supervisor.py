@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from rayos_vmm.errors import GuestGone, RayosError, one_error
-from rayos_vmm.guest.faults import plan_again
-from rayos_vmm.hardware.client import WorkerError, WorkerGone
+from rayos_vmm.hardware.protocols import Worker
 from rayos_vmm.machine import limits
 from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.build import QMP_SOCKET, SERIAL_SOCKET, House
 from rayos_vmm.machine.history import BoundedFile, Lines
 from rayos_vmm.machine.lifecycle import REACHABLE, LifeEvent
 from rayos_vmm.machine.machine import Machine
-from rayos_vmm.machine.needs import Worker
 from rayos_vmm.machine.outcome import LINE_TRIPLE_FAULT, Ready, note_reset, parse_panic, parse_ready
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.machine.watchdog import Watchdog, progress
 from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
+from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 if TYPE_CHECKING:
     from rayos_vmm.host.process import Process
@@ -173,7 +172,7 @@ class Attendant:
             await self._worker_started.wait()
             self._worker_started = trio.Event()
             with suppress(RayosError):  # it ended once more, or the machine does
-                await plan_again(self._machine)
+                await limits.plan_faults_again(self._machine)
 
     def _on_tpm(self, state: str, reason: str) -> None:
         self._machine.events.publish("vm.tpm", self._machine.name, state=state, reason=reason)

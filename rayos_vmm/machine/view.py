@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
 
 import msgspec
 
@@ -110,18 +109,3 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
     y: int
     width: int
     height: int
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
-
-    Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
-    `vm.removed`, `net.link` {up}, `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`,
-    `devices.worker_started` {pid, restarts}, `dhcp.*`, `images.*`, `gap` {missed}.
-    """
-
-    seq: int
-    time: float
-    type: str
-    vm: str | None = None
-    data: dict[str, Any] = {}

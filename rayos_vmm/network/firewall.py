@@ -36,8 +36,8 @@ from rayos_vmm.config.firewall import (
     resolve,
 )
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
-from rayos_vmm.hardware.client import WorkerError, WorkerGone
 from rayos_vmm.shared.addresses import PAGE_NAME, AddressPage
+from rayos_vmm.shared.packet import WorkerError, WorkerGone
 from rayos_vmm.shared.spec import Firewall as WorkerFirewall
 from rayos_vmm.worker.firewall import BYTES_MAX, RULES_MAX, Settings, explain_alone
 

@@ -35,6 +35,7 @@ from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
+from rayos_vmm.shared.gate import PAGE_NAME, GatePage
 
 log = logging.getLogger(__name__)
 #: The wall clock may be set while we sleep: it is looked at again after so many seconds while a grant has an end.
@@ -90,7 +91,7 @@ class Authority:
         self.enforce: Callable[[str, bool], Awaitable[None]] = _nobody
         self.on_bounds: Callable[[str, bool], None] = lambda _vm, _has_other_ports: None
         self._bounds: dict[str, Bounds] = {}  # as they were told
-        self._pages: dict[str, compiler.GatePage] = {}
+        self._pages: dict[str, GatePage] = {}
         self._changed = trio.Event()
 
     # -- machines ------------------------------------------------------------------------------------------------
@@ -142,8 +143,8 @@ class Authority:
     def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path:
         """The gate page in a machine's run directory says from now on what the policy says. Errors: OSError."""
         self.close(vm)
-        path = runtime / compiler.PAGE_NAME
-        page = compiler.GatePage(path, is_new=is_new)
+        path = runtime / PAGE_NAME
+        page = GatePage(path, is_new=is_new)
         self._end(self.now())
         page.write(compiler.words(self._table, self.book, vm))
         self._bounds[vm] = self._table.bounds(vm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,13 +21,25 @@ from rayos_images.qemu import find as find_qemu
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import GuestGone
 from rayos_vmm.events import EventLog
-from rayos_vmm.machine.needs import Launch
 from rayos_vmm.qemu.boot import Boot, inspect
 
 # A kernel that panics restarts at once: with its last words on the serial line that tells a panic from a hang
 # also without pvpanic.
 APPEND: Final = "panic=-1"
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Which QEMU, how, and what it boots."""
+
+    argv: tuple[str, ...]
+    accelerator: str
+    has_pvpanic: bool
+    has_console: bool
+    has_reconnect_ms: bool
+    has_dbus_display: bool
+    boot: Boot
 
 
 class Platform:

@@ -16,8 +16,9 @@ from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.errors import Busy, one_error
 from rayos_vmm.events import EventLog
 from rayos_vmm.hardware.keeper import WorkerHardware
+from rayos_vmm.hardware.protocols import Hardware
 from rayos_vmm.host.process import start_time
-from rayos_vmm.machine.needs import Hardware, Tpms
+from rayos_vmm.machine.needs import Tpms
 from rayos_vmm.network.bridge import HostNetwork, open_network
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.network.taps import TapGuards

@@ -30,26 +30,26 @@ from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import SNAP_MAXIMUM, VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
-from rayos_vmm.events import EventLog
+from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest import card, consoles, disks, faults
 from rayos_vmm.guest.accounting import Accounting
 from rayos_vmm.guest.display import MachineDisplay
 from rayos_vmm.guest.input import MachineInput
 from rayos_vmm.guest.tpm import MachineTpm
+from rayos_vmm.hardware.protocols import Hardware
 from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.build import House
 from rayos_vmm.machine.lifecycle import LifeEvent
 from rayos_vmm.machine.machine import SERIAL_PORT, Machine
-from rayos_vmm.machine.needs import Hardware
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.run import adopt_machine, run_machine
 from rayos_vmm.machine.seats import Seat, Wish
-from rayos_vmm.machine.view import DiskView, Event, ExecResult, ExitReason, NetView, VmState, VmView
+from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.service.open import Parts, open_parts
 from rayos_vmm.service.workers import Workers
-from rayos_vmm.shared.timed import Piece
+from rayos_vmm.shared.timed import Span
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
@@ -283,7 +283,7 @@ class Service:
 
     def console_pieces(
         self, name: str, port: int, since: int = 0, *, follow: bool = False
-    ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
+    ) -> AbstractAsyncContextManager[AsyncIterator[Span]]:
         """Yields the kept output of a console port with the time of each piece; or from there on and on."""
         return consoles.console_pieces(self._machine(name), port, since, follow=follow)
 

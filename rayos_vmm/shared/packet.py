@@ -17,6 +17,18 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
+class WorkerError(Exception):
+    """The worker refused a request; `code` is for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class WorkerGone(Exception):
+    """No worker answers any more: the VM's keeper has ended."""
+
+
 def encode(head: dict[str, Any], data: bytes | memoryview = b"") -> bytes:
     """Errors: ValueError when the packet would exceed MAX_PACKET_BYTES."""
     packet = _encode(head) + b"\n" + data

@@ -8,7 +8,7 @@ from itertools import pairwise
 import msgspec
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+class Span(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that came at `time` (seconds since the epoch); `offset` is the first one's, from the output's beginning."""
 
     offset: int
@@ -16,7 +16,7 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
-def cut(start: int, data: bytes, marks: Sequence[tuple[int, int]]) -> Iterator[Piece]:
+def cut(start: int, data: bytes, marks: Sequence[tuple[int, int]]) -> Iterator[Span]:
     """Cuts `data`, which begins at offset `start`, by marks (offset, nanoseconds). Bytes before the first mark have
     its time as well, as older times are forgotten.
     """
@@ -29,4 +29,4 @@ def cut(start: int, data: bytes, marks: Sequence[tuple[int, int]]) -> Iterator[P
         (end, 0),
     ]
     for (at, ns), (until, _) in pairwise(edges):
-        yield Piece(offset=at, time=ns / 1e9, data=data[at - start : until - start])
+        yield Span(offset=at, time=ns / 1e9, data=data[at - start : until - start])

@@ -18,17 +18,16 @@ from rayos_devices.input.backend import InputBackend
 from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
+from rayos_vmm.shared.gate import (
+    AUDITED,
+    DISK_AT_ONCE,
+    DISK_RATE,
+    DISK_SIZE,
+    GPU_MEMORY,
+    INPUT_QUEUE,
+    NET_RATE,
+)
 
-#: Words of the page behind mask and revision (`rayos_vmm/policy/compile.py` writes them); rates in bytes a second,
-#: sizes in bytes, 0 for none.
-AUDITED: Final = 2
-NET_RATE: Final = 3
-DISK_RATE: Final = 4
-DISK_SIZE: Final = 5
-GPU_MEMORY: Final = 6
-INPUT_QUEUE: Final = 7
-#: Requests that a disk works on at once.
-DISK_AT_ONCE: Final = 8
 _CEILINGS: Final[tuple[tuple[type[Backend], Limit, int], ...]] = (
     (BlkBackend, Limit.STORAGE, DISK_SIZE),
     (GpuBackend, Limit.MEMORY, GPU_MEMORY),

@@ -13,8 +13,8 @@ import trio
 
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import Gpu, Net, VmSpec
+from rayos_vmm.hardware.protocols import Hardware, NoHardware
 from rayos_vmm.machine.machine import SERIAL_PORT
-from rayos_vmm.machine.needs import Hardware, NoHardware
 from rayos_vmm.machine.view import VmState
 from rayos_vmm.paths import Paths, default_paths
 from rayos_vmm.service.service import Service, open_service

@@ -14,7 +14,7 @@ from rayos_vmm.errors import Invalid
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.service.service import Service
-from rayos_vmm.shared.timed import Piece
+from rayos_vmm.shared.timed import Span
 from tests.integration.service_lab import home, lab, running
 from tests.integration.test_display import built
 
@@ -36,7 +36,7 @@ async def succeed(service: Service, command: str) -> str:
     return result.stdout.decode()
 
 
-async def pieces_of(service: Service, port: int, since: int = 0) -> list[Piece]:
+async def pieces_of(service: Service, port: int, since: int = 0) -> list[Span]:
     async with service.console_pieces("svc", port, since) as pieces:
         return [piece async for piece in pieces]
 

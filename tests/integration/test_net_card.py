@@ -22,9 +22,10 @@ from scapy.utils import RawPcapNgReader
 
 from rayos_vmm.config.spec import Net, Quota, VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.hardware.client import KeeperClient, WorkerClient, WorkerError
+from rayos_vmm.hardware.client import KeeperClient, WorkerClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.service.service import Service
+from rayos_vmm.shared.packet import WorkerError
 from tests.integration.service_lab import BRIDGE, home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]

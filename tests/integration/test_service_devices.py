@@ -17,7 +17,7 @@ from rayos_vmm.config.spec import Disk, Input, Net, VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid, NotFound, Timeout_
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
-from rayos_vmm.machine.needs import Plugged
+from rayos_vmm.hardware.protocols import Plugged
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.service.service import Service

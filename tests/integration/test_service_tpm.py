@@ -20,8 +20,8 @@ from rayos_tpm.policy import Policy
 from rayos_tpm.protocol import State
 from rayos_vmm.config.spec import Gpu, Net, Secret, Tpm, VmSpec
 from rayos_vmm.errors import GuestGone, RayosError
+from rayos_vmm.events import Event
 from rayos_vmm.hardware.keeper import WorkerHardware
-from rayos_vmm.machine.view import Event
 from rayos_vmm.service.service import Service
 from tests.integration.service_lab import home, lab, running, traces
 

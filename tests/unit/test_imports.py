@@ -26,6 +26,28 @@ FOLDERS = {
 }
 PACKAGES = tuple(FOLDERS)
 LIBRARIES = PACKAGES[:-1]
+#: The folders of rayos_vmm, top to bottom. A module imports from its own folder and from rows below it; the folders of
+#: a row do not import each other. The last row lies at the root, as one folder, and nothing else does.
+ROWS = (
+    ("cli",),
+    ("testing",),
+    ("client",),
+    ("api",),
+    ("contract",),
+    ("service",),
+    ("guest",),
+    ("machine",),
+    ("hardware", "network"),
+    ("qemu",),
+    ("worker",),
+    ("policy",),
+    ("host",),
+    ("shared",),
+    ("config",),
+    ("errors", "events", "paths"),
+)
+ROOT_MODULES = ROWS[-1]
+ROW = {folder: number for number, row in enumerate(ROWS) for folder in row}
 
 
 def sources(package: str) -> list[Path]:
@@ -44,6 +66,34 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{base}.{node.module}" if node.module else base
             else:
                 yield node.lineno, node.module or ""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours, by its dotted name; a package by that of its `__init__`."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in sources(package):
+            parts = path.relative_to((ROOT / folder).parent).with_suffix("").parts
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imported_modules() -> dict[str, dict[str, int]]:
+    """The modules of ours that each imports, with the line; `from package import module` counts as the module."""
+    ours = modules()
+    arrows: dict[str, dict[str, int]] = {name: {} for name in ours}
+    for name, path in ours.items():
+        for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+            targets = []
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [full if full in ours else node.module for full in inside]
+            for target in targets:
+                if target in ours:
+                    arrows[name].setdefault(target, node.lineno)
+    return arrows
 
 
 @pytest.mark.parametrize("package", LIBRARIES)
@@ -73,7 +123,7 @@ def test_nothing_imports_the_tests(package: str) -> None:
 
 def test_every_import_of_ours_resolves_inside_this_tree(tmp_path: Path) -> None:
     """From anywhere, without the current directory on the path, `net` is our `net`."""
-    modules = {
+    used = {
         module
         for package in PACKAGES
         for path in sources(package)
@@ -87,7 +137,7 @@ def test_every_import_of_ours_resolves_inside_this_tree(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", script],
-        input=json.dumps(sorted(modules)),
+        input=json.dumps(sorted(used)),
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -109,3 +159,37 @@ def test_no_installed_distribution_brings_a_module_of_our_names() -> None:
         if (entry / name).exists() or (entry / f"{name}.py").exists()
     ]
     assert shadows == []
+
+
+def test_nothing_lies_loose_at_the_root_of_the_service() -> None:
+    """Every noun is a folder, and every folder has its row."""
+    root = ROOT / FOLDERS["rayos_vmm"]
+    there = {path.stem for path in root.glob("*.py")} | {
+        path.parent.name for path in root.glob("*/__init__.py")
+    }
+    assert there - {"__init__"} == set(ROW)
+    assert {path.stem for path in root.glob("*.py")} - {"__init__"} == set(ROOT_MODULES)
+
+
+def test_every_arrow_of_the_service_points_down() -> None:
+    """An import upward or sideways fails, also one for type checking alone."""
+    wrong = []
+    for name, targets in imported_modules().items():
+        for target, line in targets.items():
+            if not (name.startswith("rayos_vmm.") and target.startswith("rayos_vmm.")):
+                continue
+            folder, other = name.split(".")[1], target.split(".")[1]
+            if {folder, other} <= set(ROOT_MODULES):
+                continue
+            if folder != other and ROW[folder] >= ROW[other]:
+                wrong.append(f"{name}:{line}: imports {target}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """No circles, neither in a folder nor between two, in the libraries either."""
+    waiting = {name: set(targets) for name, targets in imported_modules().items()}
+    while free := {name for name, targets in waiting.items() if not targets & waiting.keys()}:
+        waiting = {name: targets for name, targets in waiting.items() if name not in free}
+    # What is left is in a circle, or imports what is.
+    assert {name: sorted(targets & waiting.keys()) for name, targets in waiting.items()} == {}

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rayos_devices.native import Buffers
 from rayos_devices.net.outcome import EMPTY
 from rayos_devices.net.queue import FrameQueue, Inlet
 
-if TYPE_CHECKING:
-    from rayos_devices.net.port import FramePort
+
+class Frames(Protocol):
+    """A port in Python, a call and some views a frame. `receive` and `send` never block."""
+
+    def receive(self, buffers: list[memoryview]) -> int:
+        """One frame with its header into the buffers; its bytes. Errors: BlockingIOError when there is none."""
+        ...
+
+    def send(self, buffers: list[memoryview]) -> None:
+        """One frame with its header. Errors: OSError when it cannot be taken (down, malformed): it is dropped."""
+        ...
 
 
 class Path:
@@ -85,7 +94,7 @@ class QueuePath(Path):
 class ViewPath(Path):
     """Any port, by views of the memory that the ring has checked."""
 
-    def __init__(self, port: FramePort) -> None:
+    def __init__(self, port: Frames) -> None:
         self.port = port
 
     def send(self, buffers: Buffers) -> int:

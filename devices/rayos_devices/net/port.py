@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, Protocol, cast, runtime_checkable
 
-from rayos_devices.net.path import FilePath, Path, QueuePath, ViewPath
+from rayos_devices.net.path import FilePath, Frames, Path, QueuePath, ViewPath
 from rayos_devices.net.queue import FrameQueue
 from rayos_devices.net.wire import HEADER_BYTES
 
@@ -61,16 +61,8 @@ class PathPort(Port, Protocol):
         ...
 
 
-class FramePort(Port, Protocol):
-    """A port in Python, a call and some views a frame. `receive` and `send` never block."""
-
-    def receive(self, buffers: list[memoryview]) -> int:
-        """One frame with its header into the buffers; its bytes. Errors: BlockingIOError when there is none."""
-        ...
-
-    def send(self, buffers: list[memoryview]) -> None:
-        """One frame with its header. Errors: OSError when it cannot be taken (down, malformed): it is dropped."""
-        ...
+class FramePort(Port, Frames, Protocol):
+    """A port that the rings reach by views of their memory."""
 
 
 class TapPort:

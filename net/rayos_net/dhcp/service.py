@@ -11,7 +11,6 @@ that answer ARP (RFC 2131, 4.1).
 import errno
 import logging
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -356,14 +355,3 @@ def _why(error: OSError, config: SubnetConfig) -> str:
         case errno.EADDRINUSE:
             return "another server has port 67; stop it or bind it to its own link"
     return str(error.strerror)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve one link until SIGINT or SIGTERM, printing an event per line as JSON; return the exit status."""
-    from rayos_net.dhcp import command  # it imports this module
-
-    return command.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ def server(lab: Lab, *more: str, link: str = "") -> Iterator[subprocess.Popen[st
     argv = [
         sys.executable,
         "-m",
-        "rayos_net.dhcp.service",
+        "rayos_net.dhcp",
         "--link",
         link or lab.server_link,
         "--subnet",

@@ -1,4 +1,4 @@
-"""`python -m rayos_net.dhcp.service`: one clear sentence for each mistake, and nothing left behind."""
+"""`python -m rayos_net.dhcp`: one clear sentence for each mistake, and nothing left behind."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 def serve(lab: Lab, *options: str) -> tuple[int, str]:
     """The exit status and what was said."""
-    argv = [sys.executable, "-m", "rayos_net.dhcp.service", "--store", str(lab.directory / "l.db"), *options]
+    argv = [sys.executable, "-m", "rayos_net.dhcp", "--store", str(lab.directory / "l.db"), *options]
     done = subprocess.run(lab.in_server(argv), capture_output=True, text=True, cwd=ROOT, timeout=30)
     return done.returncode, done.stderr
 

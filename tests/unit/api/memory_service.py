@@ -18,16 +18,16 @@ from rayos_tpm.policy import Policy
 from rayos_tpm.protocol import Attestation, DeviceInfo, QuoteBundle, State, Status
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
-from rayos_vmm.events import EventLog
+from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest.tpm import parse_pcrs
 from rayos_vmm.machine.history import History
 from rayos_vmm.machine.recording import Recordings, Step
 from rayos_vmm.machine.seats import Seats, Wish
-from rayos_vmm.machine.view import Damage, Event, ExecResult, VmState, VmView
+from rayos_vmm.machine.view import Damage, ExecResult, VmState, VmView
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
-from rayos_vmm.shared.timed import Piece, cut
+from rayos_vmm.shared.timed import Span, cut
 
 
 class MemoryTpm:
@@ -241,10 +241,10 @@ class MemoryService:
     @contextlib.asynccontextmanager
     async def console_pieces(
         self, name: str, port: int, since: int = 0, *, follow: bool = False
-    ) -> AsyncIterator[AsyncIterator[Piece]]:
+    ) -> AsyncIterator[AsyncIterator[Span]]:
         history = self.consoles[self._find(name).spec.name, port]
 
-        async def pieces() -> AsyncGenerator[Piece, None]:
+        async def pieces() -> AsyncGenerator[Span, None]:
             if not follow and since >= history.end:
                 return
             async with contextlib.aclosing(history.follow(since)) as chunks:

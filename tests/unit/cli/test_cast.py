@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayos_vmm.cli.cast import Asciicast, Stamps
-from rayos_vmm.shared.timed import Piece, cut
+from rayos_vmm.shared.timed import Span, cut
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.floats(0, 5)), max_size=12))
@@ -17,7 +17,7 @@ def test_an_asciicast_is_the_output_byte_for_byte(arrivals: list[tuple[bytes, fl
     cast, out, now, offset = Asciicast("dev", 132, 43), b"", 1.7e9, 0
     for data, pause in arrivals:
         now += pause
-        out += cast.feed(Piece(offset=offset, time=now, data=data))
+        out += cast.feed(Span(offset=offset, time=now, data=data))
         offset += len(data)
     out += cast.finish()
     whole = b"".join(data for data, _ in arrivals)
@@ -34,14 +34,14 @@ def test_an_asciicast_is_the_output_byte_for_byte(arrivals: list[tuple[bytes, fl
 def test_a_character_in_two_pieces_is_one_moment() -> None:
     cast = Asciicast("dev")
     euro = "€".encode()
-    assert b'"o"' not in cast.feed(Piece(offset=0, time=5.0, data=euro[:2]))
-    assert json.loads(cast.feed(Piece(offset=2, time=5.5, data=euro[2:]))) == [0.5, "o", "€"]
+    assert b'"o"' not in cast.feed(Span(offset=0, time=5.0, data=euro[:2]))
+    assert json.loads(cast.feed(Span(offset=2, time=5.5, data=euro[2:]))) == [0.5, "o", "€"]
 
 
 def test_stamps_stand_before_lines() -> None:
     stamps = Stamps()
-    out = stamps.feed(Piece(offset=0, time=0.001, data=b"one\ntw")) + stamps.feed(
-        Piece(offset=6, time=61.5, data=b"o\nx")
+    out = stamps.feed(Span(offset=0, time=0.001, data=b"one\ntw")) + stamps.feed(
+        Span(offset=6, time=61.5, data=b"o\nx")
     )
     assert out == (b"1970-01-01T00:00:00.001Z one\n1970-01-01T00:00:00.001Z two\n1970-01-01T00:01:01.500Z x")
 

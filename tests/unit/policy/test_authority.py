@@ -16,8 +16,8 @@ from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.audit_log import AuditFailed, open_audit
 from rayos_vmm.policy.authority import Authority, open_authority, read_clocks
 from rayos_vmm.policy.capability import DEVICE_NAMES
-from rayos_vmm.policy.compile import PAGE_NAME
 from rayos_vmm.policy.grant import Moment
+from rayos_vmm.shared.gate import PAGE_NAME
 
 ALL = ["all"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from rayos_vmm.events import EventLog
-from rayos_vmm.machine.view import Event
+from rayos_vmm.events import Event, EventLog
 
 
 async def test_a_reader_sees_what_was_and_what_comes() -> None:

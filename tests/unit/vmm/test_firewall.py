@@ -24,9 +24,9 @@ from rayos_net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.cli.firewall import _rule, add_firewall
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, OwnedRule, check_firewall
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
-from rayos_vmm.hardware.client import WorkerGone
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.shared.addresses import AddressPage, AddressView
+from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
 from rayos_vmm.worker.verdicts import VerdictWatch
 from tests.framework.target import Stepped

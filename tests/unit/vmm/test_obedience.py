@@ -18,15 +18,8 @@ from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import TapPort
-from rayos_vmm.worker.ceilings import (
-    AUDITED,
-    DISK_RATE,
-    DISK_SIZE,
-    GPU_MEMORY,
-    INPUT_QUEUE,
-    NET_RATE,
-    Obedience,
-)
+from rayos_vmm.shared.gate import AUDITED, DISK_RATE, DISK_SIZE, GPU_MEMORY, INPUT_QUEUE, NET_RATE
+from rayos_vmm.worker.ceilings import Obedience
 
 
 @pytest.fixture
