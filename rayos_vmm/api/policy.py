@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from rayos_vmm.api.endpoint import Call, Endpoint
 from rayos_vmm.config.spec import Name
-from rayos_vmm.policy.difference import Change
+from rayos_vmm.policy.document import Change
 from rayos_vmm.policy.revisions import Revision
 
 

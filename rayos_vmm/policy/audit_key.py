@@ -1,10 +1,13 @@
 """The key that signs the audit record's checkpoints: Ed25519 (RFC 8032), one for each installation.
 
-Keep the public half elsewhere: whoever can write the record can write the key beside it as well.
+Keep the public half elsewhere: whoever can write the record can write the key beside it as well. A secret of the
+installation is a file that is made once, whole or not at all, and that its owner alone can read (`load_secret`).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,7 +22,32 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from rayos_vmm.errors import Invalid
-from rayos_vmm.policy.secret import load_secret
+
+
+def load_secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Returns the contents of `path`; when there is no such file, those that `make` gives, on disk when this returns.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        data = make()
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)  # of a service that was killed
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return data
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rayos_vmm.policy.capability import Capability, mask, names
-from rayos_vmm.policy.delegation import chain
-from rayos_vmm.policy.grant import Moment
+from rayos_vmm.policy.grant import Moment, chain
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
 from rayos_vmm.shared.gate import Words

@@ -21,9 +21,9 @@ from msgspec import Meta
 from rayos_devices.bucket import TokenBucket
 from rayos_vmm.errors import Conflict, Invalid, NotFound, RayosError
 from rayos_vmm.policy.audit import Operation
+from rayos_vmm.policy.audit_key import load_secret
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog
 from rayos_vmm.policy.grant import TTL_MAXIMUM, End, Moment
-from rayos_vmm.policy.secret import load_secret
 from rayos_vmm.policy.token import (
     KEY_BYTES,
     Ask,

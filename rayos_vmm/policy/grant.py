@@ -4,10 +4,14 @@ Three kinds form trees. BASE is what the machine was defined with, GRANT what an
 A DELEGATION has a parent, held by another machine. A grant ends at the earliest of two clocks: the wall's, and the
 steady one of this boot, so setting the wall clock back prolongs nothing. A reboot ends what has an end, for the
 steady clock starts over.
+
+Invariant of the trees (`table.Table` keeps it): along every edge the child's rights and constraints are within the
+parent's, its end is not later, and it is one hop further; at most MAX_HOPS from the root.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -18,6 +22,7 @@ from rayos_vmm.policy.constraint import NO_CONSTRAINTS, Constraints
 
 #: Longest life of a grant with an end, seconds: a year.
 TTL_MAXIMUM: Final = 366 * 86400.0
+MAX_HOPS: Final = 3
 
 
 class Kind(StrEnum):
@@ -95,3 +100,49 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
             "hops": self.hops,
             "constraints": msgspec.to_builtins(self.constraints),
         }
+
+
+def chain(grants: Mapping[int, Grant], grant: Grant) -> list[Grant]:
+    """From the root down to `grant`."""
+    found = [grant]
+    while found[-1].parent is not None:
+        found.append(grants[found[-1].parent])
+    return found[::-1]
+
+
+def children(grants: Mapping[int, Grant], grant_id: int) -> list[Grant]:
+    return [grant for grant in grants.values() if grant.parent == grant_id]
+
+
+def subtree(grants: Mapping[int, Grant], grant_id: int) -> list[Grant]:
+    """`grant_id` and all that was passed on from it, parents first."""
+    found = [grants[grant_id]]
+    for grant in found:
+        found += children(grants, grant.id)
+    return found
+
+
+def best_source(
+    grants: Mapping[int, Grant],
+    holder: str,
+    to: str,
+    rights: Capability,
+    constraints: Constraints = NO_CONSTRAINTS,
+) -> Grant | None:
+    """The grant of `holder` that can pass all of `rights` on to `to`, as far as `constraints` ask: the longest-lived,
+    then the nearest its root.
+    """
+    candidates = [
+        grant
+        for grant in grants.values()
+        if grant.holder == holder
+        and rights in grant.capabilities
+        and grant.hops < MAX_HOPS
+        and constraints.under(grant.constraints).is_within(grant.constraints)
+        and to not in {link.holder for link in chain(grants, grant)}
+    ]
+
+    def merit(grant: Grant) -> tuple[float, int, int]:
+        return (-(grant.end.steady if grant.end else float("inf")), grant.hops, grant.id)
+
+    return min(candidates, key=merit, default=None)

@@ -17,9 +17,8 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.authority import Authority
 from rayos_vmm.policy.broadcast import Broadcaster
-from rayos_vmm.policy.difference import Change, difference
 from rayos_vmm.policy.distribution import Distribution
-from rayos_vmm.policy.document import Document, Level, Member, check, parse
+from rayos_vmm.policy.document import Change, Document, Level, Member, check, difference, parse
 from rayos_vmm.policy.hierarchy import Effective
 from rayos_vmm.policy.rulebook import RuleBook
 

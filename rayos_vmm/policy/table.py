@@ -14,8 +14,17 @@ import msgspec
 
 from rayos_vmm.policy.capability import NONE, Capability, names
 from rayos_vmm.policy.constraint import CONSTRAINTS_MAXIMUM, NO_CONSTRAINTS, Bounds, Constraints, bounds
-from rayos_vmm.policy.delegation import MAX_HOPS, best_source, subtree
-from rayos_vmm.policy.grant import TTL_MAXIMUM, End, Grant, Kind, Moment, earliest
+from rayos_vmm.policy.grant import (
+    MAX_HOPS,
+    TTL_MAXIMUM,
+    End,
+    Grant,
+    Kind,
+    Moment,
+    best_source,
+    earliest,
+    subtree,
+)
 
 MAX_GRANTS: Final = 256
 MAX_DELEGATIONS: Final = 128

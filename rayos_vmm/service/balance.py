@@ -3,6 +3,10 @@
 A worker is one thread, so what counts is how busy the busiest core is with workers. A plan takes the move that evens
 the busiest and the idlest core out most, again and again, as long as it is worth it: by GAIN of a core at least, and
 not for a worker that was moved less than REST seconds ago, so that a load that swings does not send workers to and fro.
+
+`Automatic` acts without being asked once the busiest core is START above the idlest at LOOKS looks in a row, and goes
+on until they are within STOP: a load between the two neither begins nor ends anything. It makes one move at a time,
+PAUSE seconds apart, at most PER_MINUTE a minute.
 """
 
 from __future__ import annotations
@@ -18,6 +22,14 @@ GAIN: Final = 0.1
 REST: Final = 10.0
 #: Between two samples that tell a load: the kernel counts in hundredths.
 SHORTEST: Final = 0.4
+#: Parts of one core: when the automatic balancer begins and stops.
+START: Final = 0.3
+STOP: Final = 0.15
+LOOKS: Final = 3
+#: Seconds between two of its moves.
+PAUSE: Final = 5.0
+PER_MINUTE: Final = 6
+_MINUTE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,4 +153,47 @@ class Balancer:
             "imbalance": round(self.imbalance, 4),
             "variance": round(statistics.pvariance(shares.values()), 6),
             "moves": self.moves,
+        }
+
+
+class Automatic:
+    """`look` after each measurement. `held_back` counts looks at which a move had to wait for its time."""
+
+    def __init__(self, balancer: Balancer, *, is_on: bool = False) -> None:
+        self.is_on = is_on
+        self.moves = 0
+        self.held_back = 0
+        self._balancer = balancer
+        self._looks = 0
+        self._tried: list[float] = []
+
+    def look(self, *, now: float) -> Move | None:
+        """The move to make now. It counts as tried, whatever comes of it; `moved` when it was made."""
+        bound = STOP if self._looks >= LOOKS else START
+        is_uneven = self.is_on and self._balancer.imbalance >= bound
+        self._looks = self._looks + 1 if is_uneven else 0
+        if self._looks < LOOKS:
+            return None
+        plan = self._balancer.plan(now=now)
+        if not plan:
+            return None
+        self._tried = [when for when in self._tried if now - when < _MINUTE]
+        if len(self._tried) >= PER_MINUTE or (self._tried and now - self._tried[-1] < PAUSE):
+            self.held_back += 1
+            return None
+        self._tried.append(now)
+        return plan[0]
+
+    def moved(self, move: Move, *, now: float) -> None:
+        """A move that `look` gave was made."""
+        self.moves += 1
+        self._balancer.moved(move, now=now)
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "on": self.is_on,
+            "acting": self._looks >= LOOKS,
+            "moves": self.moves,
+            "held_back": self.held_back,
         }

@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from rayos_devices.account import LATENCY_BUCKETS, Account
 from rayos_devices.gate import Op
 from rayos_vmm.machine.view import VmState
-from rayos_vmm.shared.layers import hit_ratio
+from rayos_vmm.shared.accounts import hit_ratio
 
 if TYPE_CHECKING:
     from rayos_vmm.service.service import Service

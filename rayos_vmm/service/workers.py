@@ -13,8 +13,7 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.host.process import STARTTIME_FIELD, stat_fields
 from rayos_vmm.machine.machine import Machine
-from rayos_vmm.service.automatic import Automatic
-from rayos_vmm.service.balance import Balancer, Move, Sample
+from rayos_vmm.service.balance import Automatic, Balancer, Move, Sample
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 #: Seconds between two looks at the workers' counters, when somebody asks and when nobody does.

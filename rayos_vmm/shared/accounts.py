@@ -1,7 +1,7 @@
 """One VM's accounts: a file in its run directory that its worker writes and anybody who may read it maps.
 
 One account (`rayos_devices.account`) for each device in their order, then the worker's ring of metrics
-(`rayos_devices.metrics`), its level of optimization, and what each layer of the firewall decided (`layers.py`), a
+(`rayos_devices.metrics`), its level of optimization, and what each layer of the firewall decided (LAYERS), a
 second old at most. The keeper holds the descriptor for the workers; a worker maps it and lets go of it before it
 serves, so that it cannot make the file shorter under its readers. What it writes there is a guest's word, no more.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +21,15 @@ from rayos_devices.levels import DEFAULT, Level
 from rayos_devices.loop import Loop
 from rayos_devices.metrics import METRICS_BYTES, MetricsRing, read_samples
 from rayos_devices.net.backend import NetBackend
-from rayos_vmm.shared.layers import LAYERS, layers
 
 FILE_NAME: Final = "accounts"
 #: Seconds between two samples.
 PERIOD: Final = 1.0
+_JUDGED: Final = ("flow", "reply", "deny_list", "exact", "ranges", "default")
+#: The layers of a firewall: the first that knows decides a frame. They are the device's `cache` of verdicts, the
+#: judge's `flow` table, a `reply` to an allowed flow, then the compiled rules (`deny_list`, `exact`, `ranges`, else
+#: `default`). `guard` is all else: frames that the spoof guard or the parser refused or let through, such as ARP.
+LAYERS: Final = ("cache", *_JUDGED, "guard")
 _LEVEL_BYTES: Final = 8
 _LAYER_BYTES: Final = 8 * len(LAYERS)
 #: What level 3 gives the loop to look for work, in seconds.
@@ -153,3 +157,16 @@ class AccountReader:
     def devices(self) -> dict[str, Account]:
         """The accounts that a worker has begun, by the device's name."""
         return {account.name: account for account in self.accounts if account.is_known}
+
+
+def layers(firewall: Mapping[str, Any]) -> dict[str, int]:
+    """Of LAYERS, from what a card's snapshot says of its firewall."""
+    cache, judged = firewall["cache"], {layer: firewall["layers"][layer] for layer in _JUDGED}
+    rest = cache["asked"] + cache["offload"] - sum(judged.values())
+    return {"cache": cache["remembered"], **judged, "guard": max(0, rest)}
+
+
+def hit_ratio(counts: Mapping[str, int]) -> dict[str, float]:
+    """Each layer's share of all frames, 0 to 1; 0 when there were none."""
+    frames = sum(counts.values())
+    return {layer: count / frames if frames else 0.0 for layer, count in counts.items()}

@@ -25,8 +25,7 @@ from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_vmm.shared import packet
-from rayos_vmm.shared.accounts import AccountWriter
-from rayos_vmm.shared.layers import hit_ratio, layers
+from rayos_vmm.shared.accounts import AccountWriter, hit_ratio, layers
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.firewall import PortFirewall
 from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused

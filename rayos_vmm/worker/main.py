@@ -32,12 +32,10 @@ from rayos_vmm.shared.addresses import AddressView
 from rayos_vmm.shared.spec import Device, Firewall, WorkerSpec
 from rayos_vmm.worker.ceilings import Obedience
 from rayos_vmm.worker.control import Control
-from rayos_vmm.worker.denials import DenialWatch
 from rayos_vmm.worker.firewall import PortFirewall, Settings
-from rayos_vmm.worker.fullness import watch_fullness
 from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_flows, map_gate, shared_bytes
+from rayos_vmm.worker.reports import DenialWatch, VerdictWatch, watch_fullness
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
-from rayos_vmm.worker.verdicts import VerdictWatch
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,18 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayos_vmm.service.automatic import LOOKS, PAUSE, PER_MINUTE, START, Automatic
-from rayos_vmm.service.balance import GAIN, REST, Balancer, Move, Sample
+from rayos_vmm.service.balance import (
+    GAIN,
+    LOOKS,
+    PAUSE,
+    PER_MINUTE,
+    REST,
+    START,
+    Automatic,
+    Balancer,
+    Move,
+    Sample,
+)
 
 PERIOD = 2.0
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=12)

@@ -9,8 +9,7 @@ import pytest
 from rayos_vmm.config.spec import Quota
 from rayos_vmm.errors import Invalid
 from rayos_vmm.policy.capability import Capability, names
-from rayos_vmm.policy.difference import difference
-from rayos_vmm.policy.document import Document, load, parse
+from rayos_vmm.policy.document import Document, difference, load, parse
 from rayos_vmm.policy.hierarchy import Effective, Place, compile_policy
 
 DOCUMENT = """

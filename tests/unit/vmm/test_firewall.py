@@ -28,7 +28,7 @@ from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.shared.addresses import AddressPage, AddressView
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
-from rayos_vmm.worker.verdicts import VerdictWatch
+from rayos_vmm.worker.reports import VerdictWatch
 from tests.framework.target import Stepped
 from tests.unit.devices.test_net_filter import udp4
 from tests.unit.net.frames import ether, udp

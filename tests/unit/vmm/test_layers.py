@@ -7,8 +7,7 @@ import pytest
 
 from rayos_devices.net.backend import NetBackend
 from rayos_vmm.shared import accounts
-from rayos_vmm.shared.accounts import AccountReader, AccountWriter
-from rayos_vmm.shared.layers import LAYERS, hit_ratio, layers
+from rayos_vmm.shared.accounts import LAYERS, AccountReader, AccountWriter, hit_ratio, layers
 from tests.framework.target import Rig, Stepped
 from tests.framework.wire import Wire
 from tests.hostile.test_net_filter import OUTSIDE, firewall, send
