@@ -21,8 +21,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened. `seq` counts up by one; a `gap` event stands for those that were dropped.
 
     Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
-    `vm.removed`, `net.link` {up}, `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`,
-    `devices.worker_started` {pid, restarts}, `dhcp.*`, `images.*`, `gap` {missed}.
+    `vm.adopted` {pid}, `vm.silent` {reason}, `vm.unrecorded` {pids}, `vm.removed`, `net.link` {up},
+    `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`, `devices.worker_started` {pid, restarts}, `dhcp.*`, `images.*`, `gap` {missed}.
     """
 
     seq: int

@@ -24,7 +24,7 @@ from rayos_vmm.hardware.protocols import WORKER_LOG, DiskImage, Hardware, Plugge
 from rayos_vmm.host import cgroup
 from rayos_vmm.host.confine import Reach, confined, program_directories
 from rayos_vmm.host.identity import user
-from rayos_vmm.host.process import adopt, find_by_output, spawn
+from rayos_vmm.host.process import ProcessId, adopt, find_by_output, spawn
 from rayos_vmm.machine.machine import PICTURE, Machine
 from rayos_vmm.machine.needs import MeasuredTpm, Network, Platform, Tpms
 from rayos_vmm.machine.record import Live
@@ -247,12 +247,16 @@ async def build(machine: Machine, house: House) -> None:
         machine.events.publish("vm.unbounded", machine.name, reason=why_not)
 
 
+def orphans(runtime: Path, state: Path) -> list[ProcessId]:
+    """The processes of a machine, found without its record. Blocking."""
+    return find_by_output((runtime / LOG_FIFO, state / SWTPM_LOG, state / WORKER_LOG))
+
+
 async def end_orphans(machine: Machine) -> None:
     """Ends processes that a killed service had started for the machine and had no time to record."""
-    logs = machine.state_directory
-    outputs = (machine.runtime / LOG_FIFO, logs / SWTPM_LOG, logs / WORKER_LOG)
     with trio.move_on_after(_DISMANTLE_TIMEOUT_S, shield=True):
-        for identity in await trio.to_thread.run_sync(find_by_output, outputs):
+        found = await trio.to_thread.run_sync(orphans, machine.runtime, machine.state_directory)
+        for identity in found:
             process = adopt(identity)
             if process is not None:
                 await process.end()

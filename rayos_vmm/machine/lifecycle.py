@@ -5,6 +5,9 @@ first socket to QEMU's `cont`; *running* and *paused* follow what QEMU says; *st
 request until QEMU is gone; *stopped* is an end that was meant (by the guest or by us), *failed* one that
 was not, always with a reason. Stopped and failed machines can be started again.
 
+A machine that runs while no service is there is *adopting* from the start of the next one until its QEMU answers. It
+may stay so: a QEMU that is silent is not ended for that.
+
 Invariant: the state changes through `advance` alone, and a pair that is not in the table does not happen.
 """
 
@@ -23,6 +26,7 @@ class LifeEvent(enum.StrEnum):
     START = "start"  # somebody asked for it
     RUN = "run"  # QEMU executes guest code
     PAUSE = "pause"  # QEMU stopped executing
+    ADOPT = "adopt"  # a new service found it alive
     STOP = "stop"  # somebody asked for the end
     EXIT = "exit"  # QEMU is gone, as was meant
     FAIL = "fail"  # QEMU is gone, or never was, and nobody meant it
@@ -36,16 +40,25 @@ TRANSITIONS: Final[Mapping[tuple[VmState, LifeEvent], VmState]] = {
     (S.STARTING, E.STOP): S.STOPPING,
     (S.STARTING, E.EXIT): S.STOPPED,
     (S.STARTING, E.FAIL): S.FAILED,
+    (S.ADOPTING, E.ADOPT): S.ADOPTING,  # the service before this one did not finish it
+    (S.ADOPTING, E.RUN): S.RUNNING,
+    (S.ADOPTING, E.PAUSE): S.PAUSED,
+    (S.ADOPTING, E.STOP): S.STOPPING,
+    (S.ADOPTING, E.EXIT): S.STOPPED,
+    (S.ADOPTING, E.FAIL): S.FAILED,
+    (S.RUNNING, E.ADOPT): S.ADOPTING,
     (S.RUNNING, E.RUN): S.RUNNING,
     (S.RUNNING, E.PAUSE): S.PAUSED,
     (S.RUNNING, E.STOP): S.STOPPING,
     (S.RUNNING, E.EXIT): S.STOPPED,
     (S.RUNNING, E.FAIL): S.FAILED,
+    (S.PAUSED, E.ADOPT): S.ADOPTING,
     (S.PAUSED, E.RUN): S.RUNNING,
     (S.PAUSED, E.PAUSE): S.PAUSED,
     (S.PAUSED, E.STOP): S.STOPPING,
     (S.PAUSED, E.EXIT): S.STOPPED,
     (S.PAUSED, E.FAIL): S.FAILED,
+    (S.STOPPING, E.ADOPT): S.STOPPING,
     (S.STOPPING, E.RUN): S.STOPPING,  # a paused guest has to run to power itself down
     (S.STOPPING, E.PAUSE): S.STOPPING,
     (S.STOPPING, E.STOP): S.STOPPING,
@@ -56,7 +69,7 @@ TRANSITIONS: Final[Mapping[tuple[VmState, LifeEvent], VmState]] = {
 }
 
 # States in which there are processes to look after.
-LIVE: Final = frozenset({S.STARTING, S.RUNNING, S.PAUSED, S.STOPPING})
+LIVE: Final = frozenset({S.STARTING, S.ADOPTING, S.RUNNING, S.PAUSED, S.STOPPING})
 # States in which QEMU answers QMP and the guest's devices are there.
 REACHABLE: Final = frozenset({S.RUNNING, S.PAUSED, S.STOPPING})
 

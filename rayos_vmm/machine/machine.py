@@ -19,7 +19,7 @@ from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
 from rayos_vmm.events import EventLog
 from rayos_vmm.host.process import Process
 from rayos_vmm.machine.history import BoundedFile, History, Lines
-from rayos_vmm.machine.lifecycle import LIVE, REACHABLE, LifeEvent, WrongState, advance
+from rayos_vmm.machine.lifecycle import LIVE, LifeEvent, WrongState, advance
 from rayos_vmm.machine.outcome import Evidence
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.recording import Recordings
@@ -60,7 +60,8 @@ class Machine:
         self.log_lines: Lines | None = None
         self.start_error: RayosError | None = None
         self.attached = trio.Event()  # somebody looks after it, or it has ended
-        self.has_run = record.state in REACHABLE
+        self.has_run = record.state in LIVE - {VmState.STARTING}
+        self.unreadable = ""  # why its record is not known, of one that the store could not read
         self.worker: Worker | None = None
         self.agent: Agent | None = None
         self.serial_stream: trio.SocketStream | None = None
@@ -97,8 +98,10 @@ class Machine:
         """Forgets the former run and enters *starting*; `now` steady, `wall` in seconds since the epoch.
 
         Raises:
-            Conflict: it is running already.
+            Conflict: it is running already, or nobody knows what it is.
         """
+        if self.unreadable:
+            raise Conflict(f"{self.name} cannot be started: {self.unreadable}", hint=f"rayos rm {self.name}")
         self.apply(LifeEvent.START)
         self.evidence = Evidence()
         self.serial = History()
@@ -125,6 +128,8 @@ class Machine:
         is_news = state is not self.record.state
         self.record.state = state
         self.has_run = self.has_run or event is LifeEvent.RUN
+        if event in (LifeEvent.RUN, LifeEvent.PAUSE):
+            self.record.reason = ""  # why it was not reached
         if event in (LifeEvent.EXIT, LifeEvent.FAIL):
             self.record.reason, self.record.exit_reason = reason, exit_reason
         if is_news:
@@ -135,6 +140,13 @@ class Machine:
                 data["exit_reason"] = exit_reason.value
             self.events.publish("vm.state", self.name, **data)
         self.wake()
+
+    def note_silence(self, why: str) -> None:
+        """Says why it is not looked after yet although it lives; nothing is done to it."""
+        if self.record.state is VmState.ADOPTING and self.record.reason != why:
+            self.record.reason = why
+            self.events.publish("vm.silent", self.name, reason=why)
+            self.wake()
 
     def note_stage(self, stage: str, now: float) -> None:
         """Records that a stage of the start is done, in ms since it was asked for."""
@@ -186,6 +198,13 @@ class Machine:
             self.log.close()
             self.log = None
 
+    def _check_reachable(self) -> None:
+        if not self.is_live:
+            raise Conflict(f"{self.name} is {self.state.value}, not running", hint="start it first")
+        if self.state is VmState.ADOPTING:
+            why = f": {self.record.reason}" if self.record.reason else ""
+            raise Conflict(f"{self.name} is being adopted{why}", hint=f"rayos wait {self.name} --for running")
+
     def need_qmp(self) -> Qmp:
         """The QMP connection.
 
@@ -193,8 +212,7 @@ class Machine:
             Conflict: the machine does not run.
             GuestGone: QEMU is going away.
         """
-        if not self.is_live:
-            raise Conflict(f"{self.name} is {self.state.value}, not running", hint="start it first")
+        self._check_reachable()
         if self.qmp is None or self.qmp.is_lost:
             raise GuestGone(f"{self.name}: QEMU is not there")
         return self.qmp
@@ -206,8 +224,7 @@ class Machine:
             Conflict: the machine does not run.
             GuestGone: its devices are not there.
         """
-        if not self.is_live:
-            raise Conflict(f"{self.name} is {self.state.value}, not running", hint="start it first")
+        self._check_reachable()
         if self.worker is None:
             raise GuestGone(f"{self.name}: its devices are not there")
         return self.worker

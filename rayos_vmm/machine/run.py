@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from rayos_vmm.errors import GuestGone, RayosError
-from rayos_vmm.host.process import adopt
+from rayos_vmm.host.process import Process, adopt
 from rayos_vmm.machine.build import LOG_FIFO, House, build, dismantle, end_orphans
 from rayos_vmm.machine.lifecycle import MEANT, LifeEvent
 from rayos_vmm.machine.machine import Machine
@@ -22,6 +22,10 @@ from rayos_vmm.machine.view import ExitReason, VmState
 
 LOG: Final = logging.getLogger(__name__)
 _SAVE_TIMEOUT_S: Final = 10.0
+#: After which a QEMU that does not answer a new service is called silent.
+_SILENCE_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 10.0
 
 
 async def run_machine(machine: Machine, house: House) -> None:
@@ -52,6 +56,7 @@ async def run_machine(machine: Machine, house: House) -> None:
 async def adopt_machine(machine: Machine, house: House) -> None:
     """Takes over a machine of a former daemon, whose record is live, and stays with it; or clears up after it.
 
+    A QEMU that lives and does not answer is waited for: that it is silent is said, and is no reason to end it.
     Cancelled, the machine goes on.
     """
     try:
@@ -72,21 +77,50 @@ async def _adopt(machine: Machine, house: House) -> None:
         await _finish(machine, house)
         return
     machine.process = process
+    machine.apply(LifeEvent.ADOPT)
     try:
         try:
             machine.log_fd = os.open(machine.runtime / LOG_FIFO, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             machine.log_fd = -1  # only its messages are lost
         machine.events.publish("vm.adopted", machine.name, pid=process.pid)
-        await Attendant(machine, house).run(process, is_new=False)
-    except RayosError as error:
-        LOG.warning("a machine could not be adopted", extra={"vm": machine.name, "why": error.message})
-    except Exception:
-        LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_say_silence, machine)
+            await _attach(machine, house, process)
+            nursery.cancel_scope.cancel()
     except BaseException:  # cancelled
         _let_go(machine)
         raise
     await _finish(machine, house)
+
+
+async def _attach(machine: Machine, house: House, process: Process) -> None:
+    """Stays with a machine that was found alive, however often that has to be tried; returns when it is gone."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        attendant = Attendant(machine, house)
+        try:
+            await attendant.run(process, is_new=False)
+            return
+        except RayosError as error:
+            LOG.warning("a machine could not be adopted", extra={"vm": machine.name, "why": error.message})
+            machine.note_silence(error.message)
+        except Exception as error:
+            LOG.exception("a machine's supervisor failed", extra={"vm": machine.name})
+            machine.note_silence(f"internal error: {type(error).__name__}: {error}")
+        if attendant.is_attached:
+            return
+        with trio.move_on_after(pause_s):
+            machine.evidence.exit_status = await process.wait()
+            return
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+async def _say_silence(machine: Machine) -> None:
+    with trio.move_on_after(_SILENCE_S):
+        await machine.attached.wait()
+        return
+    machine.note_silence(f"QEMU's monitor has not answered for {_SILENCE_S:g} s; it runs and is waited for")
 
 
 def _let_go(machine: Machine) -> None:
@@ -100,6 +134,7 @@ async def _finish(machine: Machine, house: House) -> None:
     """Takes the machine apart and records why it ended; cannot be cancelled."""
     has_run = machine.has_run
     await dismantle(machine, house)
+    machine.serial.close()
     error = machine.start_error
     exit_reason, reason = judge(machine.evidence)
     if machine.evidence.asked is not None and exit_reason is not machine.evidence.asked and not has_run:

@@ -58,6 +58,7 @@ class Attendant:
         self._events_read = trio.Event()
         self._worker_started = trio.Event()
         self._log_read = trio.Event()
+        self.is_attached = False  # QEMU and the devices have answered
 
     async def run(self, process: Process, *, is_new: bool) -> None:
         """Returns when QEMU is gone and everything that it said was read.
@@ -84,6 +85,8 @@ class Attendant:
                     await limits.restore(machine)
                     await self._attend(qmp, worker, process, is_new=is_new)
         except GuestGone:
+            if not is_new:
+                raise
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
                 self._evidence.exit_status = await process.wait()
             self._drain_log()
@@ -94,8 +97,9 @@ class Attendant:
             raise
         finally:
             machine.qmp = machine.worker = machine.agent = machine.serial_stream = None
-            machine.input_recordings.close()
-            machine.serial.close()
+            if is_new or self.is_attached:
+                machine.input_recordings.close()
+                machine.serial.close()
 
     async def _attend(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:
         machine = self._machine
@@ -129,6 +133,7 @@ class Attendant:
                 if machine.state is VmState.STOPPING:  # what a former service had begun
                     self._evidence.asked = ExitReason.STOPPED
                     self._end_wanted.set()
+            self.is_attached = True
             machine.attached.set()
             await self._house.save(machine)
             self._evidence.exit_status = await process.wait()

@@ -14,6 +14,7 @@ class VmState(enum.StrEnum):
 
     DEFINED = "defined"
     STARTING = "starting"
+    ADOPTING = "adopting"
     RUNNING = "running"
     PAUSED = "paused"
     STOPPING = "stopping"

@@ -7,6 +7,7 @@ killing this process kills no guest; the next service finds them in the store an
 from __future__ import annotations
 
 import builtins
+import logging
 import shutil
 import time
 import uuid
@@ -28,7 +29,7 @@ from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import ServiceConfig
-from rayos_vmm.config.spec import SNAP_MAXIMUM, VmSpec
+from rayos_vmm.config.spec import SNAP_MAXIMUM, Net, VmSpec, is_name
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest import card, consoles, disks, faults
@@ -38,7 +39,7 @@ from rayos_vmm.guest.input import MachineInput
 from rayos_vmm.guest.tpm import MachineTpm
 from rayos_vmm.hardware.protocols import Hardware
 from rayos_vmm.machine.agent import Agent
-from rayos_vmm.machine.build import House
+from rayos_vmm.machine.build import House, end_orphans, orphans
 from rayos_vmm.machine.lifecycle import LifeEvent
 from rayos_vmm.machine.machine import SERIAL_PORT, Machine
 from rayos_vmm.machine.record import Record
@@ -54,6 +55,9 @@ from rayos_vmm.shared.timed import Span
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
 _END_TIMEOUT_S: Final = 20.0
+#: A healthy guest is adopted in less, so that nobody who asks at once meets it half adopted.
+ADOPTION_GRACE_S: Final = 0.5
+LOG: Final = logging.getLogger(__name__)
 _Life = Callable[[Machine, House], Awaitable[None]]
 
 
@@ -237,6 +241,9 @@ class Service:
             if machine.is_live:
                 raise Conflict(f"{name} is {machine.state.value}", hint=f"stop it first: rayos stop {name}")
             self.policy.book.check_leave(name)
+            if machine.unreadable:
+                await end_orphans(machine)
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
             await self._forget(machine)
 
     async def wait(self, name: str, condition: Condition, timeout_s: float = 60.0) -> VmView:
@@ -622,24 +629,72 @@ class Service:
             async for life, machine in jobs:
                 nursery.start_soon(self._live, life, machine)
 
-    async def adopt_all(self) -> None:
-        """Takes over what a former daemon left; returns when every machine is looked after, or has ended."""
-        machines = [self._add(record) for record in await self._parts.store.load()]
+    async def load(self) -> None:
+        """Knows the machines of a former daemon, and begins to take over those that live."""
+        records, unreadable = await self._parts.store.load()
+        for record in records:
+            self._add(record)
+        for name, why in unreadable.items():
+            self._add_unreadable(name, f"its record cannot be read: {why}")
+        machines = self.machines()
         self.policy.place({machine.name: machine.record.spec for machine in machines})
         for machine in machines:
             await self.policy.adopt(machine.name, machine.record.spec.capabilities)
-        live = [machine for machine in machines if machine.is_live]
-        for machine in live:
-            await self._jobs.send((adopt_machine, machine))
-        for machine in live:
-            await machine.attached.wait()
-            bridge, record = machine.record.spec.net.bridge, machine.record
-            if bridge is not None and machine.is_live and record.live.tap and record.mac:
-                await self._parts.network.adopt(machine.name, record.live.tap, record.mac, bridge)
+        await self._list_unrecorded()
+        for machine in machines:
+            if machine.is_live:
+                await self._jobs.send((adopt_machine, machine))
+
+    async def adopt_networks(self) -> None:
+        """Gives every machine that was adopted its addresses back; ends when none is left that is adopting."""
+        async with trio.open_nursery() as nursery:
+            for machine in [machine for machine in self.machines() if machine.is_live]:
+                nursery.start_soon(self._adopt_network, machine)
         # An address may have been given after the record was saved; the leases were written before the guest knew.
         for lease in await self._parts.leases():
             if lease["state"] == "bound":
                 self.note_lease(lease["mac"], lease["address"], True)
+
+    async def _adopt_network(self, machine: Machine) -> None:
+        bridge, record = machine.record.spec.net.bridge, machine.record
+        if bridge is not None and record.live.tap and record.mac:
+            await machine.attached.wait()
+            if machine.is_live:
+                await self._parts.network.adopt(machine.name, record.live.tap, record.mac, bridge)
+
+    async def wait_adopted(self, limit_s: float) -> None:
+        """Returns when every machine is looked after, or has ended; at the latest after `limit_s`."""
+        with trio.move_on_after(limit_s):
+            for machine in self.machines():
+                if machine.is_live:
+                    await machine.attached.wait()
+
+    def _add_unreadable(self, name: str, why: str) -> None:
+        """A name that stands for what is left of a machine: it can be seen and removed, and not started."""
+        spec = VmSpec(name=name, net=Net(enabled=False), capabilities=())
+        machine = self._add(Record(spec=spec, uuid="", state=VmState.FAILED, reason=why))
+        machine.unreadable, machine.record.exit_reason = why, ExitReason.LOST
+        LOG.error("a machine's record is of no use", extra={"vm": name, "why": why})
+        self._events.publish("vm.state", name, state=VmState.FAILED.value, reason=why)
+
+    async def _list_unrecorded(self) -> None:
+        """Finds processes of machines that have no record: nobody looks after them, and nobody else would name them."""
+        for directory in sorted((self._parts.paths.runtime / "vm").iterdir()):
+            machine = self._machines.get(directory.name)
+            if not is_name(directory.name) or (machine is not None and not machine.unreadable):
+                continue
+            found = await trio.to_thread.run_sync(
+                orphans, directory, self._parts.paths.vm_state(directory.name)
+            )
+            if not found:
+                continue
+            pids = sorted(process.pid for process in found)
+            why = f"it runs without a record (processes {', '.join(map(str, pids))})"
+            if machine is None:
+                self._add_unreadable(directory.name, why)
+            else:
+                machine.unreadable = machine.record.reason = f"{machine.unreadable}; {why}"
+            self._events.publish("vm.unrecorded", directory.name, pids=pids)
 
 
 def is_compiled() -> bool:
@@ -687,6 +742,8 @@ async def open_service(
             nursery.start_soon(service.run_jobs, receive)
             nursery.start_soon(service.firewall.run)
             nursery.start_soon(service.workers.run)
-            await service.adopt_all()
+            await service.load()
+            nursery.start_soon(service.adopt_networks)
+            await service.wait_adopted(ADOPTION_GRACE_S)
             yield service
             nursery.cancel_scope.cancel()

@@ -21,12 +21,19 @@ from rayos_vmm.machine.record import Record
 SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS unreadable (name TEXT PRIMARY KEY, record BLOB, why TEXT NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS policy (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS token (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS revision "
     "(number INTEGER PRIMARY KEY, content BLOB NOT NULL, document BLOB NOT NULL) STRICT",
 )
 _T = TypeVar("_T")
+#: By SQLite's name of the error (https://sqlite.org/rescode.html).
+_HINTS: Final = {
+    "SQLITE_FULL": "the disk is full: make room",
+    "SQLITE_CORRUPT": "move the file away to start afresh; what runs is listed, and goes on",
+    "SQLITE_NOTADB": "move the file away to start afresh; what runs is listed, and goes on",
+}
 
 
 class StoreError(RayosError):
@@ -43,19 +50,38 @@ class Store:
         self._path = path
         self._limiter = trio.CapacityLimiter(1)
 
-    async def load(self) -> list[Record]:
-        """Every record, by name.
+    async def load(self) -> tuple[list[Record], dict[str, str]]:
+        """Every record, by name; and of those that cannot be read, by name, why.
+
+        Such a record is set aside, where it stays until `delete`: nothing overwrites it, and it stops nobody else.
 
         Raises:
             StoreError: the file is damaged, or of a newer version.
         """
         rows = await self._run(
-            lambda: self._connection.execute("SELECT record FROM vm ORDER BY name").fetchall()
+            lambda: self._connection.execute("SELECT name, record FROM vm ORDER BY name").fetchall()
         )
-        try:
-            return [msgspec.json.decode(row[0], type=Record) for row in rows]
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise StoreError(f"{self._path} holds a record that is not ours: {error}") from None
+        records: list[Record] = []
+        bad: list[tuple[str, bytes, str]] = []
+        for name, data in rows:
+            try:
+                record = msgspec.json.decode(data, type=Record)
+                if record.spec.name != name:
+                    raise msgspec.ValidationError(f"it is the record of {record.spec.name!r}")
+                records.append(record)
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                bad.append((name, data, str(error)))
+
+        def set_aside() -> list[tuple[str, str]]:
+            with self._connection:
+                for name, data, why in bad:
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO unreadable VALUES (?, ?, ?)", (name, data, why)
+                    )
+                    self._connection.execute("DELETE FROM vm WHERE name = ?", (name,))
+            return self._connection.execute("SELECT name, why FROM unreadable ORDER BY name").fetchall()
+
+        return records, dict(await self._run(set_aside))
 
     async def save(self, record: Record) -> None:
         """Inserts or replaces a record; it is on disk when this returns. Not cancelled half-way."""
@@ -70,11 +96,12 @@ class Store:
             await self._run(write)
 
     async def delete(self, name: str) -> None:
-        """Removes a record; nothing happens when there is none."""
+        """Removes a record, also one that was set aside; nothing happens when there is none."""
 
         def write() -> None:
             with self._connection:
                 self._connection.execute("DELETE FROM vm WHERE name = ?", (name,))
+                self._connection.execute("DELETE FROM unreadable WHERE name = ?", (name,))
 
         with trio.CancelScope(shield=True):
             await self._run(write)
@@ -142,7 +169,8 @@ class Store:
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter)
         except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}", hint="is the disk full?") from None
+            hint = _HINTS.get(getattr(error, "sqlite_errorname", ""), "")
+            raise StoreError(f"{self._path}: {error}", hint=hint) from None
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
 
 import msgspec
@@ -15,11 +16,12 @@ import pytest
 import trio
 
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.errors import GuestGone
+from rayos_vmm.errors import Conflict, GuestGone
 from rayos_vmm.host.process import start_time
 from rayos_vmm.machine.machine import SERIAL_PORT
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.paths import Paths
+from rayos_vmm.service.store import open_store
 from tests.integration.service_lab import bare, expect, home, lab, multiboot, traces
 
 pytestmark = pytest.mark.guest
@@ -93,6 +95,84 @@ async def test_a_guest_outlives_its_service_and_is_adopted() -> None:
             await service.console_write("svc", SERIAL_PORT, b"\npoweroff -f\n")
             ended = await service.wait("svc", "stopped", 20)
             assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.POWERED_OFF)
+        assert traces(paths) == before
+
+
+async def test_a_qemu_that_is_silent_is_waited_for_and_not_ended() -> None:
+    """The service serves, says that the monitor does not answer, and goes on when it does."""
+    async with home() as paths:
+        before = traces(paths)
+        async with killed_service(paths, bare(), after="started"):
+            async with open_store(paths.database) as store:
+                (record,), _ = await store.load()
+            assert record.live.qemu is not None
+            os.kill(record.live.qemu.pid, signal.SIGSTOP)
+            async with lab(paths) as service:
+                assert (await service.get("svc")).state is VmState.ADOPTING
+                with trio.fail_after(30):
+                    async with aclosing(service.events(0)) as events:
+                        async for event in events:
+                            if event.type == "vm.silent":
+                                break
+                view = await service.get("svc")
+                assert view.state is VmState.ADOPTING and "monitor has not answered" in view.reason
+                with pytest.raises(Conflict, match="is being adopted: QEMU's monitor"):
+                    await service.exec("svc", "true")
+                os.kill(record.live.qemu.pid, signal.SIGCONT)
+                view = await service.wait("svc", "running", 30)
+                assert (view.pid, view.reason) == (record.live.qemu.pid, "")
+        async with lab(paths) as service:
+            assert (await service.get("svc")).exit_reason is ExitReason.KILLED
+        assert traces(paths) == before
+
+
+async def test_a_silent_qemu_can_be_killed() -> None:
+    """Somebody who asks for its end gets it, although its monitor says nothing."""
+    async with home() as paths, killed_service(paths, bare(), after="started"):
+        async with open_store(paths.database) as store:
+            (record,), _ = await store.load()
+        assert record.live.qemu is not None
+        os.kill(record.live.qemu.pid, signal.SIGSTOP)
+        async with lab(paths) as service:
+            with trio.fail_after(15):
+                view = await service.kill("svc")
+            assert (view.state, view.exit_reason) == (VmState.STOPPED, ExitReason.KILLED)
+            assert start_time(record.live.qemu.pid) is None
+
+
+@pytest.mark.parametrize("damage", ["row", "file"])
+async def test_what_runs_without_a_record_is_listed(damage: str) -> None:
+    """A record that cannot be read, or a store that is gone, costs one machine its service and nobody else."""
+    async with home() as paths:
+        before = traces(paths)
+        kernel = paths.state.parent / "kernel"
+        kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
+        async with lab(paths, keep=True) as service:
+            for name in ("bad", "good"):
+                await service.define(bare(name, kernel=str(kernel)))
+            pids = {name: (await service.start(name)).pid for name in ("bad", "good")}
+        if damage == "row":
+            with closing(sqlite3.connect(paths.database)) as connection, connection:
+                connection.execute("UPDATE vm SET record = substr(record, 9) WHERE name = 'bad'")
+        else:
+            for path in paths.state.glob("rayos.db*"):
+                path.unlink()
+        lost = ["bad"] if damage == "row" else ["bad", "good"]
+        async with lab(paths) as service:
+            for name in lost:
+                view = await service.get(name)
+                assert (
+                    view.state is VmState.FAILED
+                    and f"without a record (processes {pids[name]}" in view.reason
+                )
+                with pytest.raises(Conflict, match="cannot be started"):
+                    await service.start(name)
+                assert start_time(pids[name] or 0) is not None
+            if damage == "row":
+                assert (await service.wait("good", "running", 10)).pid == pids["good"]
+            for name in lost:
+                await service.remove(name)
+                assert start_time(pids[name] or 0) is None
         assert traces(paths) == before
 
 

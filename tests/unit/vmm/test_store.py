@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,26 @@ async def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         await store.delete("b")
         await store.delete("never")
     async with open_store(tmp_path / "db") as store:
-        assert await store.load() == [record]
+        assert await store.load() == ([record], {})
+
+
+async def test_a_record_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
+    """It is named, it keeps nobody else from being read, and it stays until it is deleted."""
+    path = tmp_path / "db"
+    async with open_store(path) as store:
+        for name in ("a", "b", "c"):
+            await store.save(Record(spec=VmSpec(name=name), uuid=name))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE vm SET record = substr(record, 9) WHERE name = 'a'")
+        connection.execute("UPDATE vm SET name = 'other' WHERE name = 'b'")
+    for _ in range(2):
+        async with open_store(path) as store:
+            records, unreadable = await store.load()
+        assert [record.uuid for record in records] == ["c"]
+        assert set(unreadable) == {"a", "other"} and "the record of 'b'" in unreadable["other"]
+    async with open_store(path) as store:
+        await store.delete("a")
+        assert set((await store.load())[1]) == {"other"}
 
 
 async def test_a_file_that_is_not_ours_is_refused_by_name(tmp_path: Path) -> None:
