@@ -36,7 +36,7 @@ def short() -> Iterator[Path]:
 
 @pytest.mark.parametrize("which", ["state", "runtime", "cache"])
 def test_a_directory_in_which_others_may_write_is_refused(short: Path, which: str) -> None:
-    """What is in there is believed: records, sockets, programs."""
+    """The service believes what is in there: records, sockets, programs."""
     paths = Paths(short / "state", short / "runtime", short / "cache")
     directory = short / which
     directory.mkdir()
