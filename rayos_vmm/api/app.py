@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from rayos_vmm.api import (
     console,
@@ -37,7 +38,7 @@ from rayos_vmm.api import (
 from rayos_vmm.api.endpoint import JSON, Endpoint, error_response, to_asgi
 from rayos_vmm.api.guard import CONSOLE_COMMAND, Guard
 from rayos_vmm.api.openapi import CONSOLE_PATH, build
-from rayos_vmm.errors import RayosError
+from rayos_vmm.errors import NotFound, RayosError
 
 if TYPE_CHECKING:
     from rayos_vmm.service.service import Service
@@ -68,12 +69,24 @@ async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     problem = RayosError(
         f"{request.method} {request.url.path[:200]}: "
-        + {404: "there is no such path", 405: "this path has no such method"}.get(status, str(error)),
+        + {405: "this path has no such method"}.get(status, str(error)),
         hint=f"GET {OPENAPI_PATH} describes the API",
-        code={404: "no_such_path", 405: "no_such_method"}.get(status, "failed"),
+        code={405: "no_such_method"}.get(status, "failed"),
     )
     problem.status = status
     return error_response(problem)
+
+
+async def _no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
+    problem = NotFound(
+        f"{scope['path'][:200]}: there is no such path",
+        hint=f"GET {OPENAPI_PATH} describes the API",
+        code="no_such_path",
+    )
+    if scope["type"] == "websocket":
+        await WebSocket(scope, receive, send).send_denial_response(error_response(problem))
+    elif scope["type"] == "http":
+        await error_response(problem)(scope, receive, send)
 
 
 def _document() -> Callable[[Request], Awaitable[Response]]:
@@ -118,6 +131,8 @@ def create_app(service: Service) -> ASGIApp:
         routes=[*routes, Route(OPENAPI_PATH, _document(), methods=["GET"]), attach],
         exception_handlers={HTTPException: _http_error},
     )
+    app.router.redirect_slashes = False  # a redirect would name the host that the client made up
+    app.router.default = _no_such_path
     commands = [endpoint.command for endpoint in ENDPOINTS]
     named: list[tuple[BaseRoute, str]] = [*zip(routes, commands, strict=True), (attach, CONSOLE_COMMAND)]
     return Guard(_Counted(app, service), named, service.gatekeeper)

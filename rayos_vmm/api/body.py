@@ -7,17 +7,23 @@ lone surrogates, no name twice in an object, no NaN or Infinity, nesting of at m
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from rayos_images.guest.protocol import MAX_DATA
 from rayos_vmm.config.load import explain
 from rayos_vmm.errors import Invalid, RayosError
 
 JSON_MAXIMUM_BYTES: Final = 1 << 20
-FILE_MAXIMUM_BYTES: Final = 256 << 20  # the service takes a file in one piece
+FILE_MAXIMUM_BYTES: Final = MAX_DATA  # of the guest's agent
 DEPTH_MAXIMUM: Final = 64
+#: A high half without its low one, or a low one without its high (RFC 8259, 8.2).
+_LONE_SURROGATE: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 
 T = TypeVar("T")
 
@@ -52,7 +58,8 @@ async def read_limited(request: Request, maximum_bytes: int) -> bytes:
             if len(body) > maximum_bytes:
                 raise TooLarge(f"the body exceeds the {maximum_bytes} bytes that are allowed here")
     except ClientDisconnect:
-        raise Malformed("the client left before its body was complete") from None
+        why = "the client left, or stopped sending, before its body was complete"
+        raise Malformed(why) from None
     return bytes(body)
 
 
@@ -102,5 +109,8 @@ def decode(body: bytes, type_: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise Invalid(explain(error, data=data)) from None
     except (ValueError, msgspec.DecodeError) as error:
+        if found := _LONE_SURROGATE.search(body):
+            half = found[0].decode("ascii")
+            raise Malformed(f"a string of the body holds {half}, half of a surrogate pair") from None
         # ValueError: json.JSONDecodeError, and integers longer than Python converts.
         raise Malformed(f"the body is not JSON: {error}") from None

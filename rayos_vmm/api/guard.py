@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from rayos_vmm.api.endpoint import as_rayos_error, error_response
+from rayos_vmm.config.spec import is_name
+from rayos_vmm.errors import NotFound
 from rayos_vmm.policy.capability import NONE, Capability
 from rayos_vmm.policy.gatekeeper import NotAllowed, Peer
 from rayos_vmm.policy.token import Ask
@@ -62,6 +64,7 @@ RIGHTS: Final[Mapping[str, Capability]] = {
 #: These have a machine in their path, and reach beyond it.
 BEYOND_VM: Final = frozenset(("policy.delegate", "hierarchy.assign"))
 OWNER_ALONE: Final = frozenset(("token.create", "token.revoke", "token.list"))
+_SHOWN_MAXIMUM: Final = 40
 _READING: Final = frozenset(("GET", "HEAD"))
 
 
@@ -107,14 +110,21 @@ class Guard:
         if scheme and scheme.lower() != "bearer":
             raise NotAllowed(f"authorization {scheme[:20]!r}; it has to be Bearer and a token")
         is_change = scope["type"] == "websocket" or scope["method"] not in _READING
-        await self._admission.admit(self._ask(scope), peer, token.strip(), is_change=is_change)
+        ask, name = self._ask(scope)
+        await self._admission.admit(ask, peer, token.strip(), is_change=is_change)
+        if name and not is_name(name):
+            raise NotFound(
+                f"nothing has the name {shown(name)}: a name has 1 to 32 of a-z, 0-9 and -, and no - at the ends"
+            )
 
-    def _ask(self, scope: Scope) -> Ask:
+    def _ask(self, scope: Scope) -> tuple[Ask, str]:
+        """Returns the request in words, and the name in its path. A name that is none is not told as a machine's."""
         for route, command in self._routes:
             match, child = route.matches(scope)
             if match is Match.FULL:
-                vm = child["path_params"].get("name", "") if scope["path"].startswith("/v1/vms/") else ""
-                return Ask(
+                name = child["path_params"].get("name", "")
+                vm = name if scope["path"].startswith("/v1/vms/") and is_name(name) else ""
+                ask = Ask(
                     command,
                     RIGHTS.get(command, Capability.CAP_ADMIN),
                     vm,
@@ -122,4 +132,12 @@ class Guard:
                     is_for_owner=command in OWNER_ALONE,
                     is_frequent=command.startswith("input.") or command == "console.write",
                 )
-        return Ask("unknown", Capability.CAP_ADMIN)
+                return ask, name
+        return Ask("unknown", Capability.CAP_ADMIN), ""
+
+
+def shown(text: str) -> str:
+    """A text of a caller's, cut to what a message may hold."""
+    return (
+        repr(text) if len(text) <= _SHOWN_MAXIMUM else f"{text[:_SHOWN_MAXIMUM]!r}… ({len(text)} characters)"
+    )

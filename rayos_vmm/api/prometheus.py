@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Final
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from rayos_vmm.api.http.limits import Lobby
+from rayos_vmm.api.http.listening import Caller, Listening
 from rayos_vmm.errors import Busy, Invalid
 from rayos_vmm.service.metrics import CONTENT_TYPE, render
 
 if TYPE_CHECKING:
     from rayos_vmm.service.service import Service
+
+
+_ANYBODY: Final = -1  # TCP does not say which user connects: all of them share what one may have
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -59,20 +59,14 @@ async def serve_prometheus(
     async def metrics(_request: Request) -> Response:
         return Response(await render(service), media_type=CONTENT_TYPE)
 
-    config = Config()
-    config.include_server_header = False
-    config.loglevel = "ERROR"
-    app = wrap_app(
-        cast("Any", Starlette(routes=[Route("/metrics", metrics)])), config.wsgi_max_body_size, "asgi"
-    )
-    context = WorkerContext(None)
-
-    async def connection(stream: trio.SocketStream) -> None:
-        await TCPServer(app, config, context, ConnectionState({}), cast("Any", stream))
-
+    app = Starlette(routes=[Route("/metrics", metrics)])
+    app.router.redirect_slashes = False
+    listening = Listening(app, Lobby(()), service.connections, lambda _sock: Caller(_ANYBODY, {}))
     try:
         listeners = await trio.open_tcp_listeners(port, host=address)
     except OSError as error:
         raise Busy(f"{address}:{port} cannot be listened on: {error.strerror or error}") from None
     task_status.started(listeners[0].socket.getsockname()[1])
-    await trio.serve_listeners(connection, listeners)
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(listening.accept, listener.socket, nursery)

@@ -6,31 +6,27 @@ one step (bind beside it, rename over it); one that answers is never taken away 
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rayos_vmm.api.app import create_app
 from rayos_vmm.api.guard import PEER, peer_of
+from rayos_vmm.api.http.limits import STRANGER_DEADLINES, Deadlines, Lobby
+from rayos_vmm.api.http.listening import Caller, Listening
 from rayos_vmm.errors import Busy, Invalid
 
 if TYPE_CHECKING:
     from rayos_vmm.service.service import Service
 
 GRACE_S: Final = 1.0  # how long open requests and streams may go on after the shutdown was asked for
-WEBSOCKET_MESSAGE_MAXIMUM_BYTES: Final = 1 << 20
-BACKLOG: Final = 128
+BACKLOG: Final = 1024
 
 
 def _answers(path: Path) -> bool:
@@ -89,12 +85,14 @@ async def serve_api(
     *,
     shared: Path | None = None,
     shutdown: Callable[[], Awaitable[None]],
+    deadlines: Deadlines = STRANGER_DEADLINES,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until `shutdown` returns, then lets requests finish for `GRACE_S`.
 
     Args:
         shared: another socket, that every user of the host may connect to.
+        deadlines: of users other than the owner.
 
     Raises:
         Busy, Invalid: as `open_socket`.
@@ -103,46 +101,22 @@ async def serve_api(
         sockets = [stack.enter_context(open_socket(path))]
         if shared is not None:
             sockets.append(stack.enter_context(open_socket(shared, mode=0o666)))
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-        handler = _Connections(create_app(service))
+        lobby = Lobby((0, os.geteuid()))
+        listening = Listening(
+            create_app(service), lobby, service.connections, _caller_of, deadlines=deadlines
+        )
         # Connections may go on for a while after nobody is let in any more.
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
-
-                async def end() -> None:
-                    await shutdown()
-                    accepting.cancel_scope.cancel()
-
-                accepting.start_soon(end)
+                for sock in sockets:
+                    accepting.start_soon(listening.accept, trio.socket.from_stdlib_socket(sock), connections)
                 task_status.started()
-                await trio.serve_listeners(handler.serve, listeners, handler_nursery=connections)
-            await handler.context.terminated.set()
+                await shutdown()
+                accepting.cancel_scope.cancel()
+            listening.idle.end()
             connections.cancel_scope.deadline = trio.current_time() + GRACE_S
 
 
-class _Connections:
-    """Speaks HTTP with each that connects, and tells the application who it is.
-
-    Hypercorn's own accept loop has no place for that, so the loop is ours and the protocol its.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._config = Config()
-        self._config.graceful_timeout = GRACE_S
-        self._config.websocket_max_message_size = WEBSOCKET_MESSAGE_MAXIMUM_BYTES
-        self._config.keep_alive_timeout = 60.0
-        self._config.include_server_header = False
-        self._config.loglevel = "ERROR"
-        self.context = WorkerContext(None)
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        """One connection, until either side ends it."""
-        peer = peer_of(stream.socket)
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            scope[PEER] = peer
-            await self._app(scope, receive, send)
-
-        wrapped = wrap_app(cast("Any", app), self._config.wsgi_max_body_size, "asgi")
-        await TCPServer(wrapped, self._config, self.context, ConnectionState({}), cast("Any", stream))
+def _caller_of(sock: trio.socket.SocketType) -> Caller:
+    peer = peer_of(sock)
+    return Caller(peer.uid, {PEER: peer})

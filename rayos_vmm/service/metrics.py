@@ -113,9 +113,25 @@ class _Collector:
             leases.add_metric([state], count)
         for what, count in self._facts["dhcp"].get("counters", {}).items():
             packets.add_metric([what], count)
+        yield from self._connections()
         audit = CounterMetricFamily("rayos_audit_lost", "Audit records that were lost")
         audit.add_metric([], self._facts["audit_lost"])
         yield from (machines, events, restarts, leases, packets, audit)
+
+    def _connections(self) -> Iterator[Metric]:
+        counts = self._service.connections
+        current = GaugeMetricFamily("rayos_api_connections", "Connections to the API that are open")
+        current.add_metric([], counts.open)
+        accepted = CounterMetricFamily("rayos_api_connections_accepted", "Connections that were taken in")
+        accepted.add_metric([], counts.accepted)
+        failed = CounterMetricFamily("rayos_api_connections_failed", "Those that ended with an error of ours")
+        failed.add_metric([], counts.failed)
+        refused = CounterMetricFamily(
+            "rayos_api_connections_refused", "Those that were turned away", labels=["reason"]
+        )
+        for reason, count in sorted(counts.refused.items()):
+            refused.add_metric([reason], count)
+        yield from (current, accepted, failed, refused)
 
 
 async def render(service: Service) -> bytes:

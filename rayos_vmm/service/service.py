@@ -48,6 +48,7 @@ from rayos_vmm.machine.seats import Seat, Wish
 from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
+from rayos_vmm.service.connections import ConnectionCounts
 from rayos_vmm.service.open import Parts, open_parts
 from rayos_vmm.service.workers import Workers
 from rayos_vmm.shared.timed import Span
@@ -83,6 +84,7 @@ class Service:
         self.accounting = Accounting(self.machines, self._machine, self._save, self.policy.cap)
         self.firewall.save = self._save_firewall
         self.gatekeeper = parts.gatekeeper
+        self.connections = ConnectionCounts()
 
     # What there is
 

@@ -27,6 +27,7 @@ from rayos_vmm.machine.view import Damage, ExecResult, VmState, VmView
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
+from rayos_vmm.service.connections import ConnectionCounts
 from rayos_vmm.shared.timed import Span, cut
 
 
@@ -163,6 +164,7 @@ class MemoryService:
         self.log = EventLog()
         self.one_tpm = MemoryTpm()
         self.gatekeeper = Everybody()
+        self.connections = ConnectionCounts()
         self.firewall = Firewall(lambda: IPv4Network("10.0.0.0/24"))
         self.clients = 0
         self.nobody = trio.Event()

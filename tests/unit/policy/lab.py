@@ -22,6 +22,7 @@ from rayos_vmm.machine.machine import Machine
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
 from rayos_vmm.policy.revisions import Revisions, load_book
+from rayos_vmm.service.connections import ConnectionCounts
 from rayos_vmm.service.store import open_store
 from rayos_vmm.service.workers import Workers
 
@@ -38,6 +39,7 @@ class PolicyService:
     revisions: Revisions
     gatekeeper: Gatekeeper
     workers: Workers
+    connections: ConnectionCounts
 
     @contextmanager
     def client(self) -> Iterator[None]:
@@ -84,7 +86,9 @@ async def open_shell(
                 store, directory / "token.key", authority.audit, zone_of=book.zone_of, now=authority.now
             )
             workers = Workers(list, _nobody, EventLog())
-            service = PolicyService(authority, Revisions(store, authority, kept), gatekeeper, workers)
+            service = PolicyService(
+                authority, Revisions(store, authority, kept), gatekeeper, workers, ConnectionCounts()
+            )
             async with trio.open_nursery() as nursery:
                 path, shared = directory / "api.sock", Path("/tmp") / f"{directory.name}-{os.getpid()}.sock"
                 serve = partial(serve_api, cast("Any", service), path, shutdown=shutdown.wait)
