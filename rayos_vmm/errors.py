@@ -38,6 +38,13 @@ class NotFound(RayosError):
     status = 404
 
 
+class Forbidden(RayosError):
+    """The caller, or the machine, does not have the right that this needs; the message names it."""
+
+    code = "forbidden"
+    status = 403
+
+
 class Conflict(RayosError):
     """The name is taken, or the machine's state does not allow the operation."""
 
@@ -50,6 +57,34 @@ class Invalid(RayosError):
 
     code = "invalid"
     status = 422
+
+
+class Malformed(RayosError):
+    """The body is not JSON that could be understood in one way."""
+
+    code = "malformed"
+    status = 400
+
+
+class TooLarge(RayosError):
+    """The body exceeds what the operation takes."""
+
+    code = "too_large"
+    status = 413
+
+
+class RateLimited(RayosError):
+    """The caller asks more often than it may."""
+
+    code = "rate_limited"
+    status = 429
+
+
+class Unavailable(RayosError):
+    """The service cannot do it now: the record cannot be written, or somebody does not keep up."""
+
+    code = "unavailable"
+    status = 503
 
 
 class GuestGone(RayosError):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -35,46 +35,46 @@ from rayos_vmm.api import (
     token,
     tpm,
 )
-from rayos_vmm.api.endpoint import JSON, Endpoint, error_response, to_asgi
-from rayos_vmm.api.guard import CONSOLE_COMMAND, Guard
-from rayos_vmm.api.openapi import CONSOLE_PATH, build
+from rayos_vmm.api.endpoint import error_response, to_asgi
+from rayos_vmm.api.guard import Guard
+from rayos_vmm.api.openapi import build
+from rayos_vmm.contract.operation import JSON, Operation
+from rayos_vmm.contract.operations import CONSOLE_ATTACH, OPERATIONS
 from rayos_vmm.errors import NotFound, RayosError
 
 if TYPE_CHECKING:
     from rayos_vmm.service.service import Service
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    *machines.ENDPOINTS,
-    *guest.ENDPOINTS,
-    *display.ENDPOINTS,
-    *input.ENDPOINTS,
-    *console.ENDPOINTS,
-    *events.ENDPOINTS,
-    *grant.ENDPOINTS,
-    *policy.ENDPOINTS,
-    *scalability.ENDPOINTS,
-    *token.ENDPOINTS,
-    *tpm.ENDPOINTS,
-    *dhcp.ENDPOINTS,
-    *disk.ENDPOINTS,
-    *firewall.ENDPOINTS,
-    *faults.ENDPOINTS,
-    *net.ENDPOINTS,
-    *device.ENDPOINTS,
+#: The modules that register the handlers, by importing them; every row but the console's WebSocket has one.
+NOUNS: Final = (
+    *(console, device, dhcp, disk, display, events, faults, firewall, grant, guest, input, machines),
+    *(net, policy, scalability, token, tpm),
 )
 OPENAPI_PATH: Final = "/v1/openapi.json"
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    problem = RayosError(
-        f"{request.method} {request.url.path[:200]}: "
-        + {405: "this path has no such method"}.get(status, str(error)),
-        hint=f"GET {OPENAPI_PATH} describes the API",
-        code={405: "no_such_method"}.get(status, "failed"),
-    )
-    problem.status = status
-    return error_response(problem)
+Named = Sequence[tuple[BaseRoute, Operation[Any]]]
+
+
+def _http_error(named: Named) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Paths and methods that are not there, in our words; 405 says which methods are (RFC 9110, 15.5.6)."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        problem = RayosError(
+            f"{request.method} {request.url.path[:200]}: "
+            + {405: "this path has no such method"}.get(status, str(error)),
+            hint=f"GET {OPENAPI_PATH} describes the API",
+            code={405: "no_such_method"}.get(status, "failed"),
+        )
+        problem.status = status
+        response = error_response(problem)
+        if status == 405:
+            here = {row.method for route, row in named if route.matches(request.scope)[0] is not Match.NONE}
+            response.headers["allow"] = ", ".join(sorted(here or {"GET"}))
+        return response
+
+    return handle
 
 
 async def _no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +94,7 @@ def _document() -> Callable[[Request], Awaitable[Response]]:
 
     async def handle(_request: Request) -> Response:
         nonlocal encoded
-        encoded = encoded or msgspec.json.encode(build(ENDPOINTS, version=version("rayos-vmm")))
+        encoded = encoded or msgspec.json.encode(build(OPERATIONS, version=version("rayos-vmm")))
         return Response(encoded, media_type=JSON)
 
     return handle
@@ -117,22 +117,18 @@ class _Counted:
 
 def create_app(service: Service) -> ASGIApp:
     """The application over a running service."""
-    routes = [
-        Route(
-            endpoint.path,
-            to_asgi(endpoint, service),
-            methods=[endpoint.method],
-            name=endpoint.handler.__name__,
-        )
-        for endpoint in ENDPOINTS
+    named: list[tuple[BaseRoute, Operation[Any]]] = [
+        (Route(row.path, to_asgi(row, service), methods=[row.method], name=row.command), row)
+        for row in OPERATIONS
+        if row is not CONSOLE_ATTACH
     ]
-    attach = WebSocketRoute(CONSOLE_PATH, partial(console.serve_console, service=service))
+    named.append(
+        (WebSocketRoute(CONSOLE_ATTACH.path, partial(console.serve_console, service=service)), CONSOLE_ATTACH)
+    )
     app = Starlette(
-        routes=[*routes, Route(OPENAPI_PATH, _document(), methods=["GET"]), attach],
-        exception_handlers={HTTPException: _http_error},
+        routes=[*(route for route, _ in named), Route(OPENAPI_PATH, _document(), methods=["GET"])],
+        exception_handlers={HTTPException: _http_error(named)},
     )
     app.router.redirect_slashes = False  # a redirect would name the host that the client made up
     app.router.default = _no_such_path
-    commands = [endpoint.command for endpoint in ENDPOINTS]
-    named: list[tuple[BaseRoute, str]] = [*zip(routes, commands, strict=True), (attach, CONSOLE_COMMAND)]
     return Guard(_Counted(app, service), named, service.gatekeeper)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from rayos_images.guest.protocol import MAX_DATA
 from rayos_vmm.config.load import explain
-from rayos_vmm.errors import Invalid, RayosError
+from rayos_vmm.errors import Invalid, Malformed, TooLarge
 
 JSON_MAXIMUM_BYTES: Final = 1 << 20
 FILE_MAXIMUM_BYTES: Final = MAX_DATA  # of the guest's agent
@@ -26,20 +26,6 @@ _LONE_SURROGATE: Final = re.compile(
 )
 
 T = TypeVar("T")
-
-
-class Malformed(RayosError):
-    """The body is not JSON that could be understood in one way."""
-
-    code = "malformed"
-    status = 400
-
-
-class TooLarge(RayosError):
-    """The body exceeds what the endpoint takes."""
-
-    code = "too_large"
-    status = 413
 
 
 async def read_limited(request: Request, maximum_bytes: int) -> bytes:

@@ -15,22 +15,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from rayos_vmm.api.body import decode, read_limited
-from rayos_vmm.api.endpoint import (
-    BYTES,
-    NDJSON,
-    Call,
-    Endpoint,
-    as_rayos_error,
-    decode_query,
-    error_response,
-)
+from rayos_vmm.api.endpoint import Call, as_rayos_error, decode_query, error_response, serves
 from rayos_vmm.api.guard import PEER
-from rayos_vmm.contract.types import ConsolePorts, ConsoleSize, PortQuery, StreamQuery, TimedQuery
+from rayos_vmm.contract import operations
+from rayos_vmm.contract.answers import ConsolePorts
+from rayos_vmm.contract.asks import ConsoleSize, StreamQuery
+from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.errors import Conflict
 from rayos_vmm.machine.seats import Seat
 from rayos_vmm.policy.gatekeeper import Peer
@@ -167,6 +162,7 @@ def _left(error: BaseException) -> bool:
     return isinstance(error, WebSocketDisconnect | OSError)
 
 
+@serves(operations.CONSOLE_LOG)
 async def _log(call: Call) -> bytes:
     """Replays the kept past of a console from 0, until nothing more is at hand."""
     kept = bytearray()
@@ -180,11 +176,13 @@ async def _log(call: Call) -> bytes:
     return bytes(kept)
 
 
+@serves(operations.CONSOLE_PORTS)
 async def _ports(call: Call) -> ConsolePorts:
     return ConsolePorts(ports=await call.service.console_ports(call.name))
 
 
-async def _timed(call: Call) -> StreamingResponse | bytes:
+@serves(operations.CONSOLE_TIMED)
+async def _timed(call: Call) -> Response:
     query = call.query
 
     async def lines(since: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
@@ -194,7 +192,7 @@ async def _timed(call: Call) -> StreamingResponse | bytes:
 
     kept = b"".join([line async for line in lines(query.since, follow=False)])
     if not query.follow:
-        return kept
+        return Response(kept, media_type=NDJSON)
     last = msgspec.json.decode(kept[kept[:-1].rfind(b"\n") + 1 :], type=Span) if kept else None
     behind = query.since if last is None else last.offset + len(last.data)
 
@@ -207,6 +205,7 @@ async def _timed(call: Call) -> StreamingResponse | bytes:
     return StreamingResponse(live(), media_type=NDJSON)
 
 
+@serves(operations.CONSOLE_WRITE)
 async def _write(call: Call) -> None:
     """Input, taken by the device when this answers; a client that leaves meanwhile cannot know."""
     data = await read_limited(call.request, INPUT_MAXIMUM_BYTES)
@@ -217,33 +216,3 @@ async def _write(call: Call) -> None:
                 hint="`rayos console --take` takes over",
             )
         await call.service.console_write(call.name, call.query.port, data)
-
-
-ENDPOINTS: Final = (
-    Endpoint(
-        "PUT",
-        "/v1/vms/{name}/console/input",
-        _write,
-        "Type into a console that nobody else writes on; answers once the device has taken it",
-        query=PortQuery,
-        body_media=BYTES,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/vms/{name}/console/ports",
-        _ports,
-        "The console's ports, and who sits there",
-        answers=ConsolePorts,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/vms/{name}/console/timed",
-        _timed,
-        "What a console said and when, one piece as JSON a line: offset, time, data in base64",
-        query=TimedQuery,
-        media=NDJSON,
-    ),
-    Endpoint(
-        "GET", "/v1/vms/{name}/console/log", _log, "What a console said so far", query=PortQuery, media=BYTES
-    ),
-)

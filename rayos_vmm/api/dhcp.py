@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from rayos_vmm.api.endpoint import Call, Endpoint
-from rayos_vmm.contract.types import GrantsQuery, Leases
+from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.contract import operations
+from rayos_vmm.contract.answers import Leases
 
 
+@serves(operations.DHCP_STATUS)
 async def _status(call: Call) -> dict[str, Any]:
     return await call.service.dhcp_status()
 
 
+@serves(operations.DHCP_LEASES)
 async def _leases(call: Call) -> Leases:
     return Leases(leases=await call.service.leases())
 
 
+@serves(operations.DHCP_RELEASE)
 async def _release(call: Call) -> None:
-    await call.service.release_lease(call.request.path_params["address"])
+    await call.service.release_lease(call.path["address"])
 
 
+@serves(operations.DHCP_LOGS)
 async def _logs(call: Call) -> dict[str, Any]:
     return await call.service.dhcp_logs(call.query.vm)
 
 
+@serves(operations.DHCP_RENEW)
 async def _renew(call: Call) -> None:
     await call.service.renew_lease(call.name)
-
-
-ENDPOINTS: Final = (
-    Endpoint(
-        "GET", "/v1/dhcp", _status, "The server, its leases by state, its counters", answers=dict[str, Any]
-    ),
-    Endpoint("GET", "/v1/dhcp/leases", _leases, "Addresses given out", answers=Leases),
-    Endpoint("DELETE", "/v1/dhcp/leases/{address}", _release, "Take a lease back"),
-    Endpoint(
-        "GET",
-        "/v1/dhcp/logs",
-        _logs,
-        "The server's last exchanges, and the last transactions of machines' upstream clients",
-        query=GrantsQuery,
-        answers=dict[str, Any],
-    ),
-    Endpoint("POST", "/v1/vms/{name}/dhcp/renew", _renew, "Renew a machine's upstream lease now"),
-)

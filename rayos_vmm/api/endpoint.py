@@ -1,7 +1,7 @@
-"""One operation of the API as data: the routes and the OpenAPI document are both made from these.
+"""From a row of the table to a route: a handler is registered for its row, and made into an ASGI endpoint.
 
-Invariant: a handler returns a struct (JSON), bytes, or None (204); whatever it raises becomes the one
-error body of `types.Error`. So no handler builds a response or catches an error.
+Invariant: a handler returns what its row says (a struct, bytes, None for 204) or a response that streams it. What it
+raises becomes the one error body of `contract.answers.Error`, so no handler builds an answer or catches an error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -19,7 +19,8 @@ from starlette.types import Receive
 
 from rayos_vmm.api.body import JSON_MAXIMUM_BYTES, decode, read_limited
 from rayos_vmm.config.load import explain
-from rayos_vmm.contract.types import Error, ErrorBody
+from rayos_vmm.contract.answers import Error, ErrorBody
+from rayos_vmm.contract.operation import JSON, Operation
 from rayos_vmm.errors import Invalid, RayosError
 
 if TYPE_CHECKING:
@@ -27,55 +28,49 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JSON: Final = "application/json"
-BYTES: Final = "application/octet-stream"
-PNG: Final = "image/png"
-NDJSON: Final = "application/x-ndjson"
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The arguments of a handler: the service, the path's name, the decoded query and body."""
+    """A handler's argument: the service, the path's names, the decoded query and body."""
 
     service: Service
     request: Request
-    name: str
+    path: dict[str, str]
     query: Any
     body: Any
 
+    @property
+    def name(self) -> str:
+        """The machine or zone of the path."""
+        return self.path["name"]
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """An operation.
 
-    Args:
-        answers: the struct that comes back as JSON, or None (then `media` is what comes back, or nothing).
-        body_media: BYTES where the handler reads the body itself.
-        is_long: it may wait for the guest; a client that leaves cancels it.
+Handler = Callable[[Call], Awaitable[Any]]
+#: By command; filled by `serves` when the modules of this folder are imported.
+HANDLERS: Final[dict[str, Handler]] = {}
+
+
+def serves(
+    row: Operation[A],
+) -> Callable[[Callable[[Call], Awaitable[A | Response]]], Callable[[Call], Awaitable[A | Response]]]:
+    """Registers the handler of a row, which returns what the row says.
+
+    Raises:
+        ValueError: the row has one.
     """
 
-    method: str
-    path: str
-    handler: Callable[[Call], Awaitable[Any]]
-    summary: str
-    query: type[Any] | None = None
-    body: type[Any] | None = None
-    body_media: str = JSON
-    body_is_optional: bool = False
-    answers: type[Any] | None = None
-    media: str | None = None
-    status: int = 200
-    is_long: bool = False
+    if row.command in HANDLERS:
+        raise ValueError(f"{row.command} has a handler: {HANDLERS[row.command]}")
 
-    @property
-    def command(self) -> str:
-        """The name in tokens and in the record, such as `policy.grant`."""
-        module = self.handler.__module__.rpartition(".")[2]
-        return f"{_NOUNS.get(module, module)}.{self.handler.__name__.strip('_')}"
+    def register(
+        handler: Callable[[Call], Awaitable[A | Response]],
+    ) -> Callable[[Call], Awaitable[A | Response]]:
+        HANDLERS[row.command] = handler
+        return handler
 
-
-#: Modules that are named as their paths are, and their commands as they always were.
-_NOUNS: Final = {"grant": "policy", "policy": "hierarchy"}
+    return register
 
 
 def error_response(error: RayosError) -> Response:
@@ -119,9 +114,10 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _run(endpoint: Endpoint, call: Call) -> Any:
-    if not endpoint.is_long:
-        return await endpoint.handler(call)
+async def _run(row: Operation[Any], call: Call) -> Any:
+    handler = HANDLERS[row.command]
+    if not row.is_long:
+        return await handler(call)
     result: Any = None
     async with trio.open_nursery() as nursery:
 
@@ -130,25 +126,26 @@ async def _run(endpoint: Endpoint, call: Call) -> Any:
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(leave)
-        result = await endpoint.handler(call)
+        result = await handler(call)
         nursery.cancel_scope.cancel()
     return result
 
 
-def to_asgi(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaitable[Response]]:
-    """The handler as Starlette wants it."""
+async def _body(row: Operation[Any], request: Request) -> Any:
+    if row.body is None:
+        return None
+    raw = await read_limited(request, JSON_MAXIMUM_BYTES)
+    return row.body() if not raw and row.body_is_optional else decode(raw, row.body)
+
+
+def to_asgi(row: Operation[Any], service: Service) -> Callable[[Request], Awaitable[Response]]:
+    """The row's endpoint as Starlette wants it."""
 
     async def handle(request: Request) -> Response:
         try:
-            query = decode_query(request, endpoint.query or _NoQuery)
-            body = None
-            if endpoint.body is not None:
-                raw = await read_limited(request, JSON_MAXIMUM_BYTES)
-                body = (
-                    endpoint.body() if not raw and endpoint.body_is_optional else decode(raw, endpoint.body)
-                )
-            call = Call(service, request, request.path_params.get("name", ""), query, body)
-            result = await _run(endpoint, call)
+            query = decode_query(request, row.query or _NoQuery)
+            call = Call(service, request, request.path_params, query, await _body(row, request))
+            result = await _run(row, call)
         except Exception as error:  # the supervisor boundary of a request
             return error_response(as_rayos_error(error))
         if isinstance(result, Response):
@@ -156,8 +153,8 @@ def to_asgi(endpoint: Endpoint, service: Service) -> Callable[[Request], Awaitab
         if result is None:
             return Response(status_code=204)
         if isinstance(result, bytes):
-            return Response(result, endpoint.status, media_type=endpoint.media)
-        return Response(msgspec.json.encode(result), endpoint.status, media_type=JSON)
+            return Response(result, row.status, media_type=row.media)
+        return Response(msgspec.json.encode(result), row.status, media_type=JSON)
 
     return handle
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final
 
 import msgspec
 from starlette.responses import StreamingResponse
 
-from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.contract.types import EventsQuery
+from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.contract import operations
+from rayos_vmm.contract.operation import NDJSON
 
 
+@serves(operations.EVENTS_EVENTS)
 async def _events(call: Call) -> StreamingResponse:
     events = call.service.events(call.query.since)
 
@@ -22,15 +23,3 @@ async def _events(call: Call) -> StreamingResponse:
                 yield msgspec.json.encode(event) + b"\n"
 
     return StreamingResponse(lines(), media_type=NDJSON)
-
-
-ENDPOINTS: Final = (
-    Endpoint(
-        "GET",
-        "/v1/events",
-        _events,
-        "Events, one JSON object a line, without end",
-        query=EventsQuery,
-        media=NDJSON,
-    ),
-)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from starlette.responses import StreamingResponse
 
-from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.config.firewall import FirewallRule
-from rayos_vmm.contract.types import Applied, AskPacket, AskRules, CountedRule, FirewallRules
+from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.contract import operations
+from rayos_vmm.contract.answers import Applied, CountedRule, FirewallRules
+from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.errors import Conflict, NotFound
 
 
+@serves(operations.FIREWALL_RULES)
 async def _rules(call: Call) -> FirewallRules:
     firewall = call.service.firewall
     rules = firewall.rules(call.name)
@@ -26,10 +28,12 @@ async def _rules(call: Call) -> FirewallRules:
     )
 
 
+@serves(operations.FIREWALL_SET)
 async def _set(call: Call) -> Applied:
     return Applied(revision=await call.service.firewall.set_own(call.name, call.body.rules))
 
 
+@serves(operations.FIREWALL_ADD)
 async def _add(call: Call) -> Applied:
     firewall, rule = call.service.firewall, call.body
     own = firewall.own(call.name)
@@ -41,8 +45,9 @@ async def _add(call: Call) -> Applied:
     return Applied(revision=await firewall.set_own(call.name, [*own, rule]))
 
 
+@serves(operations.FIREWALL_REMOVE)
 async def _remove(call: Call) -> Applied:
-    firewall, name = call.service.firewall, call.request.path_params["rule"]
+    firewall, name = call.service.firewall, call.path["rule"]
     own = firewall.own(call.name)
     rest = [one for one in own if one.name != name]
     if len(rest) == len(own):
@@ -52,10 +57,12 @@ async def _remove(call: Call) -> Applied:
     return Applied(revision=await firewall.set_own(call.name, rest))
 
 
+@serves(operations.FIREWALL_EXPLAIN)
 async def _explain(call: Call) -> dict[str, Any]:
     return await call.service.firewall.explain(call.name, call.body.packet)
 
 
+@serves(operations.FIREWALL_TRACE)
 async def _trace(call: Call) -> StreamingResponse:
     trace = call.service.firewall.trace(call.name)
 
@@ -65,53 +72,3 @@ async def _trace(call: Call) -> StreamingResponse:
                 yield msgspec.json.encode(verdict) + b"\n"
 
     return StreamingResponse(lines(), media_type=NDJSON)
-
-
-ENDPOINTS: Final = (
-    Endpoint(
-        "GET",
-        "/v1/vms/{name}/firewall",
-        _rules,
-        "All rules that hold for a machine, where each comes from, and how many frames it decided",
-        answers=FirewallRules,
-    ),
-    Endpoint(
-        "PUT",
-        "/v1/vms/{name}/firewall",
-        _set,
-        "Replace the machine's own rules; in force when this answers",
-        body=AskRules,
-        answers=Applied,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/vms/{name}/firewall/rules",
-        _add,
-        "Add a rule behind the machine's own",
-        body=FirewallRule,
-        answers=Applied,
-        status=201,
-    ),
-    Endpoint(
-        "DELETE",
-        "/v1/vms/{name}/firewall/rules/{rule}",
-        _remove,
-        "Remove one of the machine's own rules",
-        answers=Applied,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/vms/{name}/firewall/explain",
-        _explain,
-        "What would happen to a packet, and which rule decides",
-        body=AskPacket,
-        answers=dict[str, Any],
-    ),
-    Endpoint(
-        "GET",
-        "/v1/vms/{name}/firewall/trace",
-        _trace,
-        "What happens to each packet from now on, one JSON object a line, without end",
-        media=NDJSON,
-    ),
-)

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 import trio
 from starlette.responses import StreamingResponse
 
-from rayos_vmm.api.endpoint import NDJSON, Call, Endpoint
-from rayos_vmm.contract.types import (
-    AskDelegation,
-    AskGrant,
-    AuditKey,
-    AuditQuery,
-    AuditRecords,
-    Grants,
-    GrantsQuery,
-    Rights,
-)
-from rayos_vmm.errors import Invalid, NotFound
+from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.contract import operations
+from rayos_vmm.contract.answers import AuditKey, AuditRecords, Grants
+from rayos_vmm.contract.operation import NDJSON
+from rayos_vmm.errors import NotFound
 from rayos_vmm.policy.audit_key import public_text
 
 
+@serves(operations.POLICY_GRANTS)
 async def _grants(call: Call) -> Grants:
     return Grants(grants=call.service.policy.grants(call.query.vm))
 
 
+@serves(operations.POLICY_GRANT)
 async def _grant(call: Call) -> dict[str, Any]:
     ask = call.body
     return await call.service.policy.grant(
@@ -35,6 +30,7 @@ async def _grant(call: Call) -> dict[str, Any]:
     )
 
 
+@serves(operations.POLICY_DELEGATE)
 async def _delegate(call: Call) -> dict[str, Any]:
     ask = call.body
     return await call.service.policy.delegate(
@@ -42,34 +38,43 @@ async def _delegate(call: Call) -> dict[str, Any]:
     )
 
 
+@serves(operations.POLICY_REVOKE)
 async def _revoke(call: Call) -> Grants:
-    text = call.request.path_params["id"]
+    text = call.path["id"]
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise Invalid(f"{text[:40]!r} is not the number of a grant")
+        raise NotFound(
+            f"there is no grant {text[:40]!r}: grants have numbers", hint="`rayos grants` lists them"
+        )
     return Grants(grants=await call.service.policy.revoke(int(text)))
 
 
+@serves(operations.POLICY_REVOKE_RIGHTS)
 async def _revoke_rights(call: Call) -> Grants:
     return Grants(grants=await call.service.policy.revoke_rights(call.name, call.body.capabilities))
 
 
+@serves(operations.POLICY_EXPLAIN)
 async def _explain(call: Call) -> dict[str, Any]:
     return call.service.revisions.explain(call.name)
 
 
+@serves(operations.POLICY_SECURITY)
 async def _security(call: Call) -> dict[str, Any]:
     return {**call.service.policy.status(), **call.service.gatekeeper.status()}
 
 
+@serves(operations.POLICY_AUDIT)
 async def _audit(call: Call) -> AuditRecords:
     policy = call.service.policy
     return AuditRecords(records=policy.records(call.query.limit), lost=policy.audit.lost)
 
 
+@serves(operations.POLICY_VERIFY)
 async def _verify(call: Call) -> dict[str, Any]:
     return await call.service.policy.verify()
 
 
+@serves(operations.POLICY_KEY)
 async def _key(call: Call) -> AuditKey:
     key = call.service.policy.audit_key
     if key is None:
@@ -77,6 +82,7 @@ async def _key(call: Call) -> AuditKey:
     return AuditKey(public=public_text(key))
 
 
+@serves(operations.POLICY_EXPORT)
 async def _export(call: Call) -> StreamingResponse:
     audit = call.service.policy.audit
     await audit.sync()
@@ -88,53 +94,3 @@ async def _pieces(lines: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Records, many a piece."""
     while piece := await trio.to_thread.run_sync(lambda: b"".join(islice(lines, 512))):
         yield piece
-
-
-ENDPOINTS: Final = (
-    Endpoint("GET", "/v1/grants", _grants, "What is granted", query=GrantsQuery, answers=Grants),
-    Endpoint("DELETE", "/v1/grants/{id}", _revoke, "Revoke a grant and what was passed on", answers=Grants),
-    Endpoint(
-        "POST",
-        "/v1/vms/{name}/grants",
-        _grant,
-        "Grant rights, for a time or until they are revoked",
-        body=AskGrant,
-        answers=dict[str, Any],
-        status=201,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/vms/{name}/delegations",
-        _delegate,
-        "Let a machine pass rights on to another",
-        body=AskDelegation,
-        answers=dict[str, Any],
-        status=201,
-    ),
-    Endpoint(
-        "POST",
-        "/v1/vms/{name}/revoke",
-        _revoke_rights,
-        "Take rights from a machine, wherever it has them from",
-        body=Rights,
-        answers=Grants,
-    ),
-    Endpoint(
-        "GET",
-        "/v1/vms/{name}/policy",
-        _explain,
-        "All that holds for a machine and where it comes from",
-        answers=dict[str, Any],
-    ),
-    Endpoint(
-        "GET",
-        "/v1/security",
-        _security,
-        "How much there is of everything that has a limit, and the limit",
-        answers=dict[str, Any],
-    ),
-    Endpoint("GET", "/v1/audit", _audit, "The last audit records", query=AuditQuery, answers=AuditRecords),
-    Endpoint("GET", "/v1/audit/verify", _verify, "Check the audit file", answers=dict[str, Any]),
-    Endpoint("GET", "/v1/audit/key", _key, "What the record is signed by", answers=AuditKey),
-    Endpoint("GET", "/v1/audit/export", _export, "The audit file: a digest and JSON a line", media=NDJSON),
-)

@@ -1,15 +1,15 @@
 """Before anything else: may this caller do that? Every route passes here, also those that are added later.
 
-What a request asks for is told by its route alone: the command, the right that it needs (`RIGHTS`; CAP_ADMIN for all
-that is not named there), and the machine of its path.
+The route alone says what a request asks for: its row has the command and the right that it needs, its path the machine.
+A path that is in no row needs CAP_ADMIN.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import trio
 from starlette.datastructures import Headers
@@ -19,53 +19,17 @@ from starlette.websockets import WebSocket
 
 from rayos_vmm.api.endpoint import as_rayos_error, error_response
 from rayos_vmm.config.spec import is_name
+from rayos_vmm.contract.operation import Operation
 from rayos_vmm.errors import NotFound
-from rayos_vmm.policy.capability import NONE, Capability
+from rayos_vmm.policy.capability import Capability
 from rayos_vmm.policy.gatekeeper import NotAllowed, Peer
 from rayos_vmm.policy.token import Ask
 
 #: Where the server leaves the peer's credentials.
 PEER: Final = "rayos.peer"
-CONSOLE_COMMAND: Final = "console.attach"
 _UCRED: Final = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
-
-_C = Capability
-#: What a token needs where it is less than CAP_ADMIN; NONE: any valid token.
-RIGHTS: Final[Mapping[str, Capability]] = {
-    **dict.fromkeys(
-        ("machines.info", "machines.list", "machines.get", "machines.wait", "machines.stats"), NONE
-    ),
-    **dict.fromkeys(
-        (
-            f"input.{what}"
-            for what in ("devices", "events", "key", "mouse", "pointer", "replay", "touch", "type")
-        ),
-        _C.CAP_INPUT,
-    ),
-    "guest.size": _C.CAP_CONSOLE_W,
-    "console.log": _C.CAP_CONSOLE_R,
-    "console.write": _C.CAP_CONSOLE_W,
-    CONSOLE_COMMAND: _C.CAP_CONSOLE_R | _C.CAP_CONSOLE_W,
-    **dict.fromkeys(("display.screenshot", "display.info", "display.damage"), _C.CAP_GPU),
-    **dict.fromkeys(("firewall.rules", "firewall.explain"), _C.CAP_NET),
-    **dict.fromkeys((f"device.{what}" for what in ("overview", "list", "show", "limits", "metrics")), NONE),
-    **dict.fromkeys(("dhcp.status", "dhcp.leases", "net.view"), _C.CAP_NET),
-    **dict.fromkeys(("firewall.rules", "firewall.explain", "firewall.trace"), _C.CAP_NET),
-    "events.events": _C.CAP_AUDIT,
-    "device.prometheus": _C.CAP_AUDIT,
-    **dict.fromkeys(
-        (f"policy.{verb}" for verb in ("grants", "explain", "security", "audit", "verify", "key", "export")),
-        _C.CAP_AUDIT,
-    ),
-    **dict.fromkeys((f"hierarchy.{verb}" for verb in ("show", "diff", "history", "zones")), _C.CAP_AUDIT),
-    **dict.fromkeys(("scalability.status", "scalability.load"), _C.CAP_AUDIT),
-    **dict.fromkeys((f"tpm.{verb}" for verb in ("status", "pcrs", "log", "explain", "quote")), _C.CAP_AUDIT),
-}
-#: These have a machine in their path, and reach beyond it.
-BEYOND_VM: Final = frozenset(("policy.delegate", "hierarchy.assign"))
-OWNER_ALONE: Final = frozenset(("token.create", "token.revoke", "token.list"))
-_SHOWN_MAXIMUM: Final = 40
 _READING: Final = frozenset(("GET", "HEAD"))
+_SHOWN_MAXIMUM: Final = 40
 
 
 class Admission(Protocol):
@@ -80,9 +44,11 @@ def peer_of(sock: trio.socket.SocketType) -> Peer:
 
 
 class Guard:
-    """The application, for those who may ask; `commands` names the routes."""
+    """The application, for those who may ask; `routes` has the row of each."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[tuple[BaseRoute, str]], admission: Admission) -> None:
+    def __init__(
+        self, app: ASGIApp, routes: Sequence[tuple[BaseRoute, Operation[Any]]], admission: Admission
+    ) -> None:
         self._app = app
         self._routes = routes
         self._admission = admission
@@ -119,18 +85,18 @@ class Guard:
 
     def _ask(self, scope: Scope) -> tuple[Ask, str]:
         """Returns the request in words, and the name in its path. A name that is none is not told as a machine's."""
-        for route, command in self._routes:
+        for route, row in self._routes:
             match, child = route.matches(scope)
             if match is Match.FULL:
                 name = child["path_params"].get("name", "")
                 vm = name if scope["path"].startswith("/v1/vms/") and is_name(name) else ""
                 ask = Ask(
-                    command,
-                    RIGHTS.get(command, Capability.CAP_ADMIN),
+                    row.command,
+                    row.right,
                     vm,
-                    is_within_vm=bool(vm) and command not in BEYOND_VM,
-                    is_for_owner=command in OWNER_ALONE,
-                    is_frequent=command.startswith("input.") or command == "console.write",
+                    is_within_vm=bool(vm) and not row.reaches_beyond_vm,
+                    is_for_owner=row.is_for_owner,
+                    is_frequent=row.is_frequent,
                 )
                 return ask, name
         return Ask("unknown", Capability.CAP_ADMIN), ""

@@ -1,112 +1,120 @@
-"""The OpenAPI 3.1 document, made from the same endpoints and structs that serve the requests."""
+"""The OpenAPI 3.1 document, made from the table and the structs that serve the requests.
+
+Invariant: every status, media type, range and field that is taken or can come back stands in it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from rayos_vmm.api.endpoint import BYTES, JSON, Endpoint
-from rayos_vmm.config.spec import Name
-from rayos_vmm.contract.types import Error, StreamQuery
+from rayos_vmm.contract.answers import Error
+from rayos_vmm.contract.asks import PATH_PARAMETERS
+from rayos_vmm.contract.operation import BYTES, JSON, NDJSON, Operation
+from rayos_vmm.contract.operations import CONSOLE_ATTACH
 
 REF_TEMPLATE: Final = "#/components/schemas/{name}"
-CONSOLE_PATH: Final = "/v1/vms/{name}/console"
+Schema = dict[str, Any]
+_CONSOLE: Final = (
+    "Binary frames are the console's bytes, both ways. Text frames are JSON: from the server "
+    '{"offset": N}, the position of the next byte; from the client {"columns": C, "rows": R}.'
+)
 
 
-def _content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _schema(type_: Any) -> Schema:
+    (found,), _ = msgspec.json.schema_components([type_], ref_template=REF_TEMPLATE)
+    return found
+
+
+def _content(media: str, schema: Schema) -> Schema:
     return {"content": {media: {"schema": schema}}}
 
 
-def _query_parameters(type_: type[Any]) -> list[dict[str, Any]]:
-    (schema,), _ = msgspec.json.schema_components([type_], ref_template=REF_TEMPLATE)
-    _, components = msgspec.json.schema_components([type_], ref_template=REF_TEMPLATE)
-    shape = components[schema["$ref"].rsplit("/", 1)[1]]
+def _query_parameters(type_: type[Any]) -> list[Schema]:
+    found, components = msgspec.json.schema_components([type_], ref_template=REF_TEMPLATE)
+    shape = components[found[0]["$ref"].rsplit("/", 1)[1]]
     return [
         {"name": name, "in": "query", "required": name in shape.get("required", ()), "schema": parameter}
         for name, parameter in shape["properties"].items()
     ]
 
 
-def _success(endpoint: Endpoint, schema: dict[str, Any] | None) -> dict[str, Any]:
-    if schema is not None:
-        return {str(endpoint.status): {"description": "done", **_content(JSON, schema)}}
-    if endpoint.media is not None:
-        binary = {"type": "string", "contentMediaType": endpoint.media}
-        return {str(endpoint.status): {"description": "done", **_content(endpoint.media, binary)}}
-    return {"204": {"description": "done"}}
+def _success(row: Operation[Any]) -> Schema:
+    if row is CONSOLE_ATTACH:
+        return {"101": {"description": "the WebSocket is open"}}
+    if row.answer is None:
+        return {"204": {"description": "done"}}
+    if row.media == JSON:
+        return {str(row.status): {"description": "done", **_content(JSON, _schema(row.answer))}}
+    described: Schema = {"type": "string", "contentMediaType": row.media}
+    if row.media == NDJSON and row.answer is not bytes:
+        described = {"type": "string", "description": f"each line is JSON: {_schema(row.answer)}"}
+    return {str(row.status): {"description": "done", **_content(row.media, described)}}
 
 
-def _operation_id(endpoint: Endpoint) -> str:
-    words = re.findall(r"[a-z]+", endpoint.path.removeprefix("/v1/").replace("{name}", "one"))
-    return "_".join([endpoint.method.lower(), *words])
+def _sentence(class_: type[Exception]) -> str:
+    return (class_.__doc__ or "").split("\n")[0]
 
 
-def _operation(endpoint: Endpoint, schemas: dict[type[Any], dict[str, Any]]) -> dict[str, Any]:
-    answers = endpoint.answers
-    operation: dict[str, Any] = {
-        "operationId": _operation_id(endpoint),
-        "summary": endpoint.summary,
-        "responses": {
-            **_success(endpoint, None if answers is None else schemas.get(answers, {"type": "object"})),
-            "default": {"description": "it failed", **_content(JSON, schemas[Error])},
-        },
+def _failures(row: Operation[Any]) -> Schema:
+    by_status: dict[int, list[str]] = {}
+    for class_ in row.errors:
+        by_status.setdefault(class_.status, []).append(_sentence(class_))
+    body = _content(JSON, _schema(Error))
+    return {
+        str(status): {"description": " Or: ".join(dict.fromkeys(why)), **body}
+        for status, why in sorted(by_status.items())
     }
-    parameters = _query_parameters(endpoint.query) if endpoint.query is not None else []
-    if parameters:
-        operation["parameters"] = parameters
-    if endpoint.body is not None:
+
+
+def _operation_id(row: Operation[Any]) -> str:
+    return row.command.replace(".", "_")
+
+
+def _operation(row: Operation[Any]) -> Schema:
+    operation: Schema = {
+        "operationId": _operation_id(row),
+        "summary": row.summary,
+        "tags": [row.command.split(".")[0]],
+        "x-rayos-command": row.command,
+        "responses": {**_success(row), **_failures(row)},
+    }
+    if row is CONSOLE_ATTACH:
+        operation["description"] = _CONSOLE
+    if row.query is not None:
+        operation["parameters"] = _query_parameters(row.query)
+    if row.body is not None:
         operation["requestBody"] = {
-            "required": not endpoint.body_is_optional,
-            **_content(JSON, schemas[endpoint.body]),
+            "required": not row.body_is_optional,
+            **_content(JSON, _schema(row.body)),
         }
-    elif endpoint.body_media == BYTES:
+    elif row.takes == BYTES:
         operation["requestBody"] = {"required": True, **_content(BYTES, {"type": "string"})}
     return operation
 
 
-def build(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
-    """The document: every endpoint, the console's WebSocket, every struct under `components`."""
-    endpoints = list(endpoints)
-    wanted = {Error} | {
-        type_
-        for endpoint in endpoints
-        for type_ in (endpoint.body, endpoint.answers)
-        if isinstance(type_, type) and issubclass(type_, msgspec.Struct)
-    }
-    ordered = sorted(wanted, key=lambda type_: type_.__name__)
-    found, components = msgspec.json.schema_components(ordered, ref_template=REF_TEMPLATE)
-    schemas = dict(zip(ordered, found, strict=True))
-    paths: dict[str, dict[str, Any]] = {}
-    for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
-    paths[CONSOLE_PATH] = {
-        "get": {
-            "operationId": "console",
-            "summary": "A WebSocket to a console",
-            "description": (
-                "Binary frames are the console's bytes, both ways. Text frames are JSON: from the server "
-                '{"offset": N}, the position of the next byte; from the client {"columns": C, "rows": R}.'
-            ),
-            "parameters": _query_parameters(StreamQuery),
-            "responses": {
-                "101": {"description": "the WebSocket is open"},
-                "default": {"description": "it failed", **_content(JSON, schemas[Error])},
-            },
-        }
-    }
-    (name_schema,), _ = msgspec.json.schema_components([Name], ref_template=REF_TEMPLATE)
-    for path, item in paths.items():
+def _structs(rows: Iterable[Operation[Any]]) -> Mapping[str, Schema]:
+    wanted = [
+        Error,
+        *(type_ for row in rows for type_ in (row.body, row.answer) if type_ not in (None, bytes)),
+    ]
+    _, components = msgspec.json.schema_components(wanted, ref_template=REF_TEMPLATE)
+    return dict(sorted(components.items()))
+
+
+def build(rows: Iterable[Operation[Any]], *, version: str) -> Schema:
+    """The document: every row, the console's WebSocket among them, and every struct under `components`."""
+    rows = list(rows)
+    paths: dict[str, Schema] = {}
+    for row in rows:
+        item = paths.setdefault(row.path, {})
+        item[row.method.lower()] = _operation(row)
         item["parameters"] = [
-            {
-                "name": key,
-                "in": "path",
-                "required": True,
-                "schema": name_schema if key == "name" else {"type": "string"},
-            }
-            for key in re.findall(r"{([a-z]+)}", path)
+            {"name": key, "in": "path", "required": True, "schema": _schema(PATH_PARAMETERS[key])}
+            for key in re.findall(r"{([a-z]+)}", row.path)
         ]
     return {
         "openapi": "3.1.0",
@@ -117,5 +125,5 @@ def build(endpoints: Iterable[Endpoint], *, version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": _structs(rows)},
     }

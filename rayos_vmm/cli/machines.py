@@ -10,7 +10,7 @@ from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
-from rayos_vmm.client.client import Client
+from rayos_vmm.client.client import Client, Verb
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Conflict
 from rayos_vmm.machine.view import VmState, VmView
@@ -53,7 +53,7 @@ async def run_ps(args: argparse.Namespace, out: Output) -> None:
     out.table(views, ("NAME", "STATE", "ADDRESS", "MEMORY", "CPUS", "UP"), rows)
 
 
-async def _verb(args: argparse.Namespace, out: Output, verb: str, doing: str) -> None:
+async def _verb(args: argparse.Namespace, out: Output, verb: Verb, doing: str) -> None:
     client = the_daemon()
     async with open_progress(f"{doing} {args.name}", out):
         view = await client.act(args.name, verb)

@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from rayos_vmm.client.client import Console
+from rayos_vmm.client.console import Console
 from rayos_vmm.errors import Conflict, GuestGone
 
 DETACH: Final = b"\x1d"  # Ctrl-]

@@ -1,24 +1,26 @@
 """The client of the API: what every front end (command line, tests, pytest fixture) uses.
 
-Invariant: an answer that is not a success is raised as the same `RayosError` class that the service raised.
+Every call goes by a row of the table of operations. Invariant: an answer that is not a success is raised as the class
+of `rayos_vmm.errors` that has its code or status, with the service's message and hint.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Any, Final, Generic, Literal, TypeVar, cast
+from urllib.parse import urlencode
 
 import msgspec
 import trio
 
 from rayos_vmm import errors
+from rayos_vmm.client.console import Console
 from rayos_vmm.client.exchange import Answer, Broken, Unreachable, open_exchange
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.contract.types import Error
+from rayos_vmm.contract import answers, asks, operations
+from rayos_vmm.contract.operation import JSON, Operation
 from rayos_vmm.events import Event
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.seats import Wish
@@ -31,37 +33,42 @@ CLOSE_TIMEOUT_S: Final = 0.5
 MARGIN_S: Final = 15.0
 DEFAULT_TIMEOUT_S: Final = 180.0
 
-_CLASSES: Final = {
-    class_.code: class_
-    for class_ in (
-        errors.NotFound,
-        errors.Conflict,
-        errors.Invalid,
-        errors.GuestGone,
-        errors.Timeout_,
-        errors.Busy,
-    )
+_CLASSES: Final[tuple[type[errors.RayosError], ...]] = (
+    errors.NotFound,
+    errors.Conflict,
+    errors.Invalid,
+    errors.Forbidden,
+    errors.Malformed,
+    errors.TooLarge,
+    errors.RateLimited,
+    errors.Unavailable,
+    errors.GuestGone,
+    errors.Timeout_,
+    errors.Busy,
+)
+_BY_CODE: Final = {class_.code: class_ for class_ in _CLASSES}
+_BY_STATUS: Final = {class_.status: class_ for class_ in reversed(_CLASSES)}
+
+_A = TypeVar("_A")
+Verb = Literal["start", "kill", "pause", "resume", "reset"]
+_VERBS: Final[Mapping[Verb, Operation[VmView]]] = {
+    "start": operations.MACHINES_START,
+    "kill": operations.MACHINES_KILL,
+    "pause": operations.MACHINES_PAUSE,
+    "resume": operations.MACHINES_RESUME,
+    "reset": operations.MACHINES_RESET,
 }
-_BY_STATUS: Final = {
-    404: errors.NotFound,
-    409: errors.Conflict,
-    400: errors.Invalid,
-    413: errors.Invalid,
-    422: errors.Invalid,
-    502: errors.GuestGone,
-    504: errors.Timeout_,
-}
 
 
-_T = TypeVar("_T")
-
-
-def _target(path: str, query: Mapping[str, str | int | float] | None) -> str:
-    return f"/v1{path}?{urlencode(query)}" if query else f"/v1{path}"
-
-
-def _vm(name: str) -> str:
-    return f"/vms/{quote(name, safe='')}"
+def _target(path: str, query: Any) -> str:
+    """The path with the fields of a query's struct, or of a mapping; those that are None are left out."""
+    fields = msgspec.to_builtins(query) if query is not None else {}
+    words = {
+        key: str(value).lower() if isinstance(value, bool) else value
+        for key, value in fields.items()
+        if value is not None
+    }
+    return f"{path}?{urlencode(words)}" if words else path
 
 
 class NoDaemon(errors.RayosError):
@@ -74,10 +81,10 @@ class NoDaemon(errors.RayosError):
 def to_error(status: int, body: bytes) -> errors.RayosError:
     """The error that an answer carries."""
     try:
-        said = msgspec.json.decode(body, type=Error).error
+        said = msgspec.json.decode(body, type=answers.Error).error
     except msgspec.DecodeError:
         return errors.RayosError(f"the daemon answered {status} without a reason")
-    class_ = _CLASSES.get(said.code) or _BY_STATUS.get(status, errors.RayosError)
+    class_ = _BY_CODE.get(said.code) or _BY_STATUS.get(status, errors.RayosError)
     return class_(said.message, hint=said.hint, code=said.code)
 
 
@@ -110,10 +117,15 @@ class Client:
         *,
         body: Any = None,
         content: bytes = b"",
-        query: Mapping[str, str | int | float] | None = None,
+        query: Any = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> bytes:
-        """The answer's body. `body` travels as JSON, `content` as it is."""
+        """The answer's body, of any path below /v1. `body` travels as JSON, `content` as it is."""
+        return await self._request(method, f"/v1{path}", body, content, query, timeout_s)
+
+    async def _request(
+        self, method: str, path: str, body: Any, content: bytes, query: Any, timeout_s: float
+    ) -> bytes:
         content = msgspec.json.encode(body) if body is not None else content
         try:
             with self._explained(method, path), trio.fail_after(timeout_s):
@@ -129,146 +141,202 @@ class Client:
             raise to_error(answer.status, received)
         return received
 
-    async def _view(self, method: str, path: str, **options: Any) -> VmView:
-        return msgspec.json.decode(await self.request(method, path, **options), type=VmView)
+    async def call(
+        self,
+        row: Operation[_A],
+        *names: str,
+        query: Any = None,
+        body: Any = None,
+        content: bytes = b"",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> _A:
+        """The answer of an operation, as its row says.
+
+        Args:
+            names: in the places of the path's parameters.
+            query, body: of the row's structs; the service checks them.
+            content: the body of a row that takes bytes.
+        """
+        path = row.path_for(*names)
+        received = await self._request(row.method, path, body, content, query, timeout_s)
+        if row.answer is None:
+            return cast("_A", None)
+        if row.media == JSON:
+            return msgspec.json.decode(received, type=row.answer)
+        return cast("_A", received)
+
+    @asynccontextmanager
+    async def _open(self, row: Operation[Any], *names: str, query: Any = None) -> AsyncIterator[Answer]:
+        """An answer without end, whose status is a success."""
+        path = row.path_for(*names)
+        with self._explained(row.method, path):
+            async with open_exchange(
+                self._socket_path, row.method, _target(path, query), token=self._token
+            ) as answer:
+                if answer.status != row.status:
+                    raise to_error(answer.status, await answer.read_all())
+                yield answer
+
+    @asynccontextmanager
+    async def follow(
+        self, row: Operation[_A], *names: str, query: Any = None
+    ) -> AsyncIterator[AsyncIterator[_A]]:
+        """The lines of an answer without end; the request is open once the block is entered."""
+        async with self._open(row, *names, query=query) as answer:
+            yield _JsonLines(answer, cast("type[_A]", row.answer))
+
+    # -- machines ------------------------------------------------------------------------------------------------
 
     async def info(self) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.json.decode(await self.request("GET", "/info"))
-        return found
+        return await self.call(operations.MACHINES_INFO)
 
     async def create(self, spec: VmSpec, *, start: bool = False) -> VmView:
-        return await self._view("POST", "/vms", body={"spec": spec, "start": start})
+        return await self.call(operations.MACHINES_CREATE, body=asks.Create(spec=spec, start=start))
 
     async def machines(self) -> list[VmView]:
-        body = await self.request("GET", "/vms")
-        return msgspec.json.decode(body, type=dict[str, list[VmView]])["vms"]
+        return (await self.call(operations.MACHINES_LIST)).vms
 
     async def get(self, name: str) -> VmView:
-        return await self._view("GET", f"{_vm(name)}")
+        return await self.call(operations.MACHINES_GET, name)
 
-    async def act(self, name: str, verb: str) -> VmView:
-        """`verb` is start, kill, pause, resume or reset."""
-        return await self._view("POST", f"{_vm(name)}/{verb}")
+    async def act(self, name: str, verb: Verb) -> VmView:
+        return await self.call(_VERBS[verb], name)
 
     async def stop(self, name: str, *, timeout_s: float = 20.0) -> VmView:
-        body = {"timeout_s": timeout_s}
-        return await self._view("POST", f"{_vm(name)}/stop", body=body, timeout_s=timeout_s + MARGIN_S)
+        body = asks.Stop(timeout_s=timeout_s)
+        return await self.call(operations.MACHINES_STOP, name, body=body, timeout_s=timeout_s + MARGIN_S)
 
     async def remove(self, name: str) -> None:
-        await self.request("DELETE", f"{_vm(name)}")
+        await self.call(operations.MACHINES_REMOVE, name)
 
-    async def wait(self, name: str, condition: str, *, timeout_s: float = 60.0) -> VmView:
-        query = {"for": condition, "timeout_s": timeout_s}
-        return await self._view("GET", f"{_vm(name)}/wait", query=query, timeout_s=timeout_s + MARGIN_S)
+    async def wait(
+        self, name: str, condition: Literal["ready", "running", "stopped"], *, timeout_s: float = 60.0
+    ) -> VmView:
+        query = asks.WaitQuery(for_=condition, timeout_s=timeout_s)
+        return await self.call(operations.MACHINES_WAIT, name, query=query, timeout_s=timeout_s + MARGIN_S)
+
+    async def stats(self, name: str) -> dict[str, Any]:
+        return await self.call(operations.MACHINES_STATS, name)
+
+    # -- inside the guest, and QEMU's monitor --------------------------------------------------------------------
 
     async def exec(self, name: str, command: str | list[str], *, timeout_s: float = 60.0) -> ExecResult:
-        body = {"command": command, "timeout_s": timeout_s}
-        answer = await self.request("POST", f"{_vm(name)}/exec", body=body, timeout_s=timeout_s + MARGIN_S)
-        return msgspec.json.decode(answer, type=ExecResult)
+        body = asks.Exec(command=command, timeout_s=timeout_s)
+        return await self.call(operations.GUEST_EXEC, name, body=body, timeout_s=timeout_s + MARGIN_S)
 
     async def read_file(self, name: str, path: str) -> bytes:
-        return await self.request("GET", f"{_vm(name)}/files", query={"path": path})
+        return await self.call(operations.GUEST_READ, name, query=asks.FileQuery(path=path))
 
     async def write_file(self, name: str, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        await self.request("PUT", f"{_vm(name)}/files", query={"path": path, "mode": mode}, content=data)
+        query = asks.PutQuery(path=path, mode=mode)
+        await self.call(operations.GUEST_WRITE, name, query=query, content=data)
+
+    async def qmp(self, name: str, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        body = asks.Qmp(command=command, arguments=dict(arguments) if arguments is not None else None)
+        return (await self.call(operations.GUEST_QMP, name, body=body)).return_
+
+    async def qmp_transcript(self, name: str) -> str:
+        """What was said over QMP in its last run, one JSON object a line."""
+        return (await self.call(operations.GUEST_TRANSCRIPT, name)).decode(errors="replace")
+
+    # -- disks and network ---------------------------------------------------------------------------------------
 
     async def disks(self, name: str) -> list[DiskView]:
-        return msgspec.json.decode(await self.request("GET", f"{_vm(name)}/disks"), type=list[DiskView])
+        return await self.call(operations.DISK_LIST, name)
 
     async def resize_disk(self, name: str, size: str, *, disk: int = 0) -> DiskView:
-        body = {"size": size, "disk": disk}
-        answer = await self.request("PUT", f"{_vm(name)}/disks/size", body=body)
-        return msgspec.json.decode(answer, type=DiskView)
+        return await self.call(operations.DISK_RESIZE, name, body=asks.DiskSize(size=size, disk=disk))
+
+    async def leases(self) -> Any:
+        return (await self.call(operations.DHCP_LEASES)).leases
+
+    @asynccontextmanager
+    async def firewall_trace(self, name: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """What happens to each packet of a machine, live."""
+        async with self.follow(operations.FIREWALL_TRACE, name) as verdicts:
+            yield verdicts
+
+    @asynccontextmanager
+    async def capture(
+        self, name: str, *, snap: int | None = None, count: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A pcapng file of what passes a network card, in pieces; it runs once the block is entered."""
+        async with self._open(operations.NET_CAPTURE, name, query={"snap": snap, "count": count}) as answer:
+            async with aclosing(_pieces(answer)) as pieces:
+                yield pieces
+
+    # -- display and input ---------------------------------------------------------------------------------------
 
     async def screenshot(self, name: str, *, scanout: int = 0, with_cursor: bool = False) -> bytes:
-        query = {"scanout": scanout, "cursor": "true" if with_cursor else "false"}
-        return await self.request("GET", f"{_vm(name)}/screenshot", query=query)
+        query = asks.ScreenshotQuery(scanout=scanout, cursor=with_cursor)
+        return await self.call(operations.DISPLAY_SCREENSHOT, name, query=query)
 
     async def display(self, name: str) -> dict[str, Any]:
         """`serial` of the newest change, and `scanouts`."""
-        found: dict[str, Any] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/display"))
-        return found
+        return await self.call(operations.DISPLAY_INFO, name)
 
     async def resize(self, name: str, width: int, height: int, scanout: int = 0) -> None:
-        body = {"width": width, "height": height, "scanout": scanout}
-        await self.request("POST", f"{_vm(name)}/display/resize", body=body)
+        body = asks.DisplayMode(width=width, height=height, scanout=scanout)
+        await self.call(operations.DISPLAY_RESIZE, name, body=body)
 
     async def wait_damage(
         self, name: str, since: int, scanout: int = 0, *, timeout_s: float = 60.0
     ) -> Damage:
-        """Waits for damage on a scanout after serial `since` and returns it; Timeout_ when there is none."""
-        query = {"since": since, "scanout": scanout, "timeout_s": timeout_s}
-        body = await self.request(
-            "GET", f"{_vm(name)}/display/damage", query=query, timeout_s=timeout_s + MARGIN_S
-        )
-        return msgspec.json.decode(body, type=Damage)
+        """What changed on a scanout after serial `since`, as soon as something has; Timeout_ when nothing does."""
+        query = asks.DamageQuery(since=since, scanout=scanout, timeout_s=timeout_s)
+        return await self.call(operations.DISPLAY_DAMAGE, name, query=query, timeout_s=timeout_s + MARGIN_S)
 
     async def type_text(self, name: str, text: str, *, layout: str | None = None) -> None:
-        await self.request("POST", f"{_vm(name)}/type", body={"text": text, "layout": layout})
+        await self.call(operations.INPUT_TYPE, name, body={"text": text, "layout": layout})
 
     async def send_key(self, name: str, combo: str) -> None:
-        await self.request("POST", f"{_vm(name)}/key", body={"combo": combo})
+        await self.call(operations.INPUT_KEY, name, body=asks.Key(combo=combo))
 
-    async def pointer(self, name: str, x: float, y: float, buttons: tuple[str, ...] = ()) -> None:
-        await self.request("POST", f"{_vm(name)}/pointer", body={"x": x, "y": y, "buttons": buttons})
-
-    async def qmp_transcript(self, name: str) -> str:
-        """Returns the QMP transcript of its last run, one JSON object a line."""
-        return (await self.request("GET", f"{_vm(name)}/qmp")).decode(errors="replace")
+    async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
+        await self.call(operations.INPUT_POINTER, name, body={"x": x, "y": y, "buttons": buttons})
 
     async def mouse(
         self, name: str, dx: int, dy: int, *, wheel: int = 0, buttons: Sequence[str] = ()
     ) -> None:
         body = {"dx": dx, "dy": dy, "wheel": wheel, "buttons": buttons}
-        await self.request("POST", f"{_vm(name)}/mouse", body=body)
+        await self.call(operations.INPUT_MOUSE, name, body=body)
 
     async def touch(self, name: str, points: Sequence[tuple[float, float]]) -> None:
-        await self.request("POST", f"{_vm(name)}/touch", body={"points": points})
+        await self.call(operations.INPUT_TOUCH, name, body=asks.Touch(points=list(points)))
 
     async def input_devices(self, name: str) -> list[dict[str, Any]]:
         """Each input device: lights, what is held down, what waits, what was dropped."""
-        found: list[dict[str, Any]] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/input"))[
-            "devices"
-        ]
-        return found
+        return (await self.call(operations.INPUT_DEVICES, name)).devices
 
     async def input_events(self, name: str, device: str, events: Sequence[tuple[int, int, int]]) -> None:
         """Hands evdev events (type, code, value) to a device."""
-        await self.request("POST", f"{_vm(name)}/input", body={"device": device, "events": events})
+        body = asks.InputEvents(device=device, events=list(events))
+        await self.call(operations.INPUT_EVENTS, name, body=body)
 
     async def input_replay(self, name: str, steps: Sequence[Step], *, speed: float = 1.0) -> None:
         """Does a recording again; returns when it is done."""
         needed_s = steps[-1].t / speed if steps and speed > 0 else 0.0
-        body = {"steps": steps, "speed": speed}
-        await self.request(
-            "POST", f"{_vm(name)}/input/replay", body=body, timeout_s=needed_s + DEFAULT_TIMEOUT_S
-        )
+        body = asks.Replay(steps=list(steps), speed=speed)
+        await self.call(operations.INPUT_REPLAY, name, body=body, timeout_s=needed_s + DEFAULT_TIMEOUT_S)
 
     @asynccontextmanager
     async def input_record(self, name: str) -> AsyncIterator[AsyncIterator[Step]]:
-        """Records the events that reach the input devices, from the block's beginning until the machine ends."""
-        path = f"{_vm(name)}/input/record"
-        with self._explained("GET", path):
-            async with open_exchange(self._socket_path, "GET", _target(path, None)) as answer:
-                if answer.status != 200:
-                    raise to_error(answer.status, await answer.read_all())
-                lines = _JsonLines(answer, Step)
-                await lines.skip()
-                yield lines
+        """What reaches the input devices, from the block's beginning until the machine ends."""
+        async with self._open(operations.INPUT_RECORD, name) as answer:
+            lines = _JsonLines(answer, Step)
+            await lines.skip()
+            yield lines
 
-    async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        body = {"command": command, "arguments": arguments}
-        return msgspec.json.decode(await self.request("POST", f"{_vm(name)}/qmp", body=body))["return"]
+    # -- events and consoles -------------------------------------------------------------------------------------
 
-    async def stats(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.json.decode(await self.request("GET", f"{_vm(name)}/stats"))
-        return found
-
-    async def leases(self) -> Any:
-        return msgspec.json.decode(await self.request("GET", "/dhcp/leases"))["leases"]
+    @asynccontextmanager
+    async def events(self, since: int | None = None) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events past `since`, live; the request is open once the block is entered. Ends with the daemon."""
+        async with self.follow(operations.EVENTS_EVENTS, query=asks.EventsQuery(since=since)) as events:
+            yield events
 
     async def console_log(self, name: str, port: int) -> bytes:
-        return await self.request("GET", f"{_vm(name)}/console/log", query={"port": port})
+        return await self.call(operations.CONSOLE_LOG, name, query=asks.PortQuery(port=port))
 
     async def console_write(self, name: str, port: int, data: bytes) -> None:
         """Type into a console; returns once the device has taken it.
@@ -276,67 +344,24 @@ class Client:
         Raises:
             Conflict: somebody else writes there.
         """
-        await self.request("PUT", f"{_vm(name)}/console/input", query={"port": port}, content=data)
+        await self.call(operations.CONSOLE_WRITE, name, query=asks.PortQuery(port=port), content=data)
 
     async def console_ports(self, name: str) -> list[dict[str, Any]]:
         """The ports: number, name, guest_open, columns, rows, writer, watchers."""
-        body = await self.request("GET", f"{_vm(name)}/console/ports")
-        ports: list[dict[str, Any]] = msgspec.json.decode(body)["ports"]
-        return ports
+        return (await self.call(operations.CONSOLE_PORTS, name)).ports
 
     @asynccontextmanager
     async def console_pieces(
         self, name: str, port: int, *, since: int = 0, follow: bool = False
     ) -> AsyncIterator[AsyncIterator[Span]]:
-        """Yields the kept output of a console with its times; up to now, or on and on."""
-        query = {"port": port, "since": since, "follow": "true" if follow else "false"}
-        async with self._lines(f"{_vm(name)}/console/timed", Span, query) as pieces:
+        """What a console said and when, from what is kept; up to now, or on and on."""
+        query = asks.TimedQuery(port=port, since=since, follow=follow)
+        async with self.follow(operations.CONSOLE_TIMED, name, query=query) as pieces:
             yield pieces
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
-        body = {"port": port, "columns": columns, "rows": rows}
-        await self.request("POST", f"{_vm(name)}/console/size", body=body)
-
-    @asynccontextmanager
-    async def events(self, since: int | None = None) -> AsyncIterator[AsyncIterator[Event]]:
-        """The events past `since`, live; the request is open once the block is entered. Ends with the daemon."""
-        async with self._lines("/events", Event, {} if since is None else {"since": since}) as events:
-            yield events
-
-    @asynccontextmanager
-    async def firewall_trace(self, name: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Yields the fate of each packet of a machine, live."""
-        async with self._lines(f"{_vm(name)}/firewall/trace", dict[str, Any]) as verdicts:
-            yield verdicts
-
-    @asynccontextmanager
-    async def _lines(
-        self, path: str, type_: type[_T], query: Mapping[str, str | int | float] | None = None
-    ) -> AsyncIterator[_JsonLines[_T]]:
-        """An answer without end, one JSON object a line."""
-        with self._explained("GET", path):
-            async with open_exchange(
-                self._socket_path, "GET", _target(path, query), token=self._token
-            ) as answer:
-                if answer.status != 200:
-                    raise to_error(answer.status, await answer.read_all())
-                yield _JsonLines(answer, type_)
-
-    @asynccontextmanager
-    async def capture(
-        self, name: str, *, snap: int | None = None, count: int | None = None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """A pcapng file of what passes a network card, in pieces; it runs once the block is entered."""
-        query = {key: value for key, value in (("snap", snap), ("count", count)) if value is not None}
-        path = f"{_vm(name)}/net/capture"
-        with self._explained("GET", path):
-            async with open_exchange(
-                self._socket_path, "GET", _target(path, query), token=self._token
-            ) as answer:
-                if answer.status != 200:
-                    raise to_error(answer.status, await answer.read_all())
-                async with aclosing(_pieces(answer)) as pieces:
-                    yield pieces
+        body = asks.ConsoleSize(port=port, columns=columns, rows=rows)
+        await self.call(operations.GUEST_SIZE, name, body=body)
 
     @asynccontextmanager
     async def console(
@@ -349,9 +374,8 @@ class Client:
             wrap_client_stream,
         )  # slow, rarely needed
 
-        path = f"/v1{_vm(name)}/console?port={port}&mode={mode}" + (
-            "" if since is None else f"&since={since}"
-        )
+        query = asks.StreamQuery(port=port, mode=mode, since=since)
+        path = _target(operations.CONSOLE_ATTACH.path_for(name), query)
         try:
             stream = await trio.open_unix_socket(self._socket_path)
         except OSError as error:
@@ -382,99 +406,24 @@ class Client:
             raise errors.GuestGone(f"the console of {name} did not open: {error!r}") from None
 
 
-class Console:
-    """One console of one guest. `writer` is who may write (None: nobody does), `is_writer` whether it is this one; both
-    change while it is read, and `on_writer` is called then."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-        self.offset = 0
-        self.is_writer = False
-        self.writer: str | None = None
-        self.on_writer: Callable[[], object] | None = None
-
-    async def be_seated(self) -> None:
-        """Hear who writes, which is said first. Raises GuestGone when the daemon closed it instead."""
-        from trio_websocket import ConnectionClosed
-
-        try:
-            self._hear(json.loads(await self._socket.get_message()))
-        except ConnectionClosed as error:
-            raise errors.GuestGone(f"the console was closed: {error.reason}") from None
-
-    def _hear(self, said: dict[str, Any]) -> None:
-        if "offset" in said:
-            self.offset = int(said["offset"])
-            return
-        self.is_writer, self.writer = bool(said["is_writer"]), said["writer"]
-        if self.on_writer is not None:
-            self.on_writer()
-
-    async def take(self) -> None:
-        """Become the writer; whoever was watches on. Raises GuestGone when the console has ended."""
-        await self._say({"take": True})
-
-    async def write(self, data: bytes) -> None:
-        """Input for the guest. Raises GuestGone when the console has ended."""
-        from trio_websocket import ConnectionClosed
-
-        try:
-            await self._socket.send_message(data)
-        except ConnectionClosed:
-            raise errors.GuestGone("the console has ended") from None
-
-    async def resize(self, columns: int, rows: int) -> None:
-        """The size of the terminal, which counts while it writes. Raises GuestGone when the console has ended."""
-        await self._say({"columns": columns, "rows": rows})
-
-    async def _say(self, said: dict[str, Any]) -> None:
-        from trio_websocket import ConnectionClosed
-
-        try:
-            await self._socket.send_message(json.dumps(said))
-        except ConnectionClosed:
-            raise errors.GuestGone("the console has ended") from None
-
-    async def read(self) -> bytes:
-        """The next bytes the guest wrote; empty once the console has ended. `offset` is then behind them.
-
-        Raises:
-            GuestGone: the daemon closed it with a reason.
-        """
-        from trio_websocket import ConnectionClosed
-
-        while True:
-            try:
-                message = await self._socket.get_message()
-            except ConnectionClosed as error:
-                reason = error.reason
-                if reason is not None and reason.code == 1008:
-                    raise errors.GuestGone(str(reason.reason or "the console was closed")) from None
-                return b""
-            if isinstance(message, bytes):
-                self.offset += len(message)
-                return message
-            self._hear(json.loads(message))
-
-
 async def _pieces(answer: Answer) -> AsyncGenerator[bytes, None]:
     while piece := await answer.read():
         yield piece
 
 
-class _JsonLines(Generic[_T]):
+class _JsonLines(Generic[_A]):
     """The lines of an answer without end."""
 
-    def __init__(self, answer: Answer, type_: type[_T]) -> None:
+    def __init__(self, answer: Answer, type_: type[_A]) -> None:
         self._answer = answer
         self._type = type_
         self._lines: list[bytes] = []
         self._rest = b""
 
-    def __aiter__(self) -> _JsonLines[_T]:
+    def __aiter__(self) -> _JsonLines[_A]:
         return self
 
-    async def __anext__(self) -> _T:
+    async def __anext__(self) -> _A:
         return msgspec.json.decode(await self._line(), type=self._type)
 
     async def skip(self) -> None:

@@ -18,7 +18,7 @@ import trio
 
 from rayos_vmm import errors
 from rayos_vmm.client.client import Client, NoDaemon, to_error
-from rayos_vmm.contract.types import Error, ErrorBody
+from rayos_vmm.contract.answers import Error, ErrorBody
 from rayos_vmm.paths import Paths, default_paths, private
 
 READY: Final = b"ready\n"

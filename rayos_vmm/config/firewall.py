@@ -29,12 +29,15 @@ Words = str | list[str]
 Ports = int | str | list[int | str]
 
 
+RuleName = Annotated[str, Meta(pattern=_NAME, description="1 to 63 of letters, digits, ., _ and -")]
+
+
 class FirewallRule(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}
 ):
     """One rule. What is left out is any; `priority` lowest first, then as they stand in the list."""
 
-    name: Annotated[str, Meta(pattern=_NAME, description="1 to 63 of letters, digits, ., _ and -")]
+    name: RuleName
     action: Literal["allow", "deny", "reject"]
     direction: Annotated[Literal["in", "out"] | None, Meta(description="seen from the guest")] = None
     protocol: str | int | None = None

@@ -56,6 +56,8 @@ PortName = Annotated[
     str,
     Meta(pattern=PORT_NAME_PATTERN, description="1 to 63 of a-z, 0-9, . _ -, a letter first"),
 ]
+#: Fingers of a touch screen: what the default queue of 64 events takes in one report, with room to lift them.
+FINGERS: Final = 8
 InputName = Literal["keyboard", "mouse", "tablet", "touch"]
 Layout = Literal["us", "de", "fr"]  # rayos_devices.input.keymap.LAYOUTS
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from rayos_devices.input import keymap
+from rayos_vmm.config.spec import FINGERS
 from rayos_vmm.errors import Invalid, RayosError
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.recording import Held, Recording, Step
@@ -24,7 +25,6 @@ _MT_SLOT, _MT_X, _MT_Y, _MT_TRACKING_ID = 0x2F, 0x35, 0x36, 0x39
 _BTN_TOUCH: Final = 0x14A
 _BUTTONS: Final = {"left": 0x110, "right": 0x111, "middle": 0x112}  # BTN_LEFT, BTN_RIGHT, BTN_MIDDLE
 AXIS_MAXIMUM: Final = 32767  # of tablet and touch screen
-FINGERS: Final = 8  # that the default queue of 64 events takes in one report, with room to lift them
 _SLOTS: Final = 10
 TEXT_MAXIMUM: Final = 65536  # characters at a time
 RELEASE_TIMEOUT_S: Final = 2.0

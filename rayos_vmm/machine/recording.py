@@ -14,7 +14,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from rayos_vmm.errors import RayosError
+from rayos_vmm.errors import Unavailable
 
 #: Steps that wait for one recorder.
 WAITING_MAXIMUM: Final = 4096
@@ -30,11 +30,10 @@ _EV_KEY, _EV_ABS = 1, 3
 _MT_SLOT, _MT_TRACKING_ID = 0x2F, 0x39
 
 
-class Lagged(RayosError):
+class Lagged(Unavailable):
     """A recorder did not keep up, or there are too many."""
 
     code = "lagged"
-    status = 503
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from rayos_vmm.errors import RayosError
+from rayos_vmm.errors import Unavailable
 from rayos_vmm.policy.audit import (
     CHECKPOINT_EVERY,
     LINE_MAXIMUM_BYTES,
@@ -36,11 +36,10 @@ PENDING_MAXIMUM: Final = 4096
 _SIGN_AFTER_S: Final = 30.0
 
 
-class AuditFailed(RayosError):
+class AuditFailed(Unavailable):
     """The record of a decision cannot be written, so the decision does not hold."""
 
     code = "audit_failed"
-    status = 503
 
 
 class AuditLog:

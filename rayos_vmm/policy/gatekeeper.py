@@ -19,7 +19,7 @@ import trio
 from msgspec import Meta
 
 from rayos_devices.bucket import TokenBucket
-from rayos_vmm.errors import Conflict, Invalid, NotFound, RayosError
+from rayos_vmm.errors import Conflict, Forbidden, Invalid, NotFound, RateLimited
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.audit_key import load_secret
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog
@@ -46,18 +46,10 @@ _REPEATS_MAXIMUM: Final = 1024
 REPEAT_S: Final = 10.0
 
 
-class NotAllowed(RayosError):
+class NotAllowed(Forbidden):
     """The caller may not do that."""
 
     code = "not_allowed"
-    status = 403
-
-
-class TooOften(RayosError):
-    """The caller asks more often than it may."""
-
-    code = "rate_limited"
-    status = 429
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +127,7 @@ class Gatekeeper:
 
         Raises:
             NotAllowed: it may not, and why.
-            TooOften: it asked too often.
+            RateLimited: it asked too often.
             AuditFailed: the decision cannot be recorded, so it does not hold.
         """
         is_owner = peer.uid in (0, self._owner)
@@ -204,7 +196,7 @@ class Gatekeeper:
         while len(self._buckets) > _CALLERS_MAXIMUM:
             self._buckets.popitem(last=False)
         if wait := bucket.wait(now):
-            raise TooOften(f"{caller} asks more than {RATE:g} times a second; wait {wait:.2f} s")
+            raise RateLimited(f"{caller} asks more than {RATE:g} times a second; wait {wait:.2f} s")
         bucket.take(1.0)
 
     def _refuse(self, ask: Ask, caller: str, chain: tuple[str, ...], why: str) -> NotAllowed:

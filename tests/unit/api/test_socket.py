@@ -69,6 +69,6 @@ async def test_a_daemon_that_dies_in_the_middle_is_told_in_words(said: bytes, tm
         async with trio.open_nursery() as nursery:
             server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
             nursery.start_soon(trio.serve_listeners, answer, [server])
-            with pytest.raises(NoDaemon, match="went away during GET /info: the connection was closed"):
+            with pytest.raises(NoDaemon, match="went away during GET /v1/info: the connection was closed"):
                 await Client(tmp_path / "api.sock").info()
             nursery.cancel_scope.cancel()
