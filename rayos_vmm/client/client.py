@@ -236,7 +236,7 @@ class Client:
         return (await self.call(operations.GUEST_QMP, name, body=body)).return_
 
     async def qmp_transcript(self, name: str) -> str:
-        """What was said over QMP in its last run, one JSON object a line."""
+        """The QMP conversation of its last run, one JSON object a line."""
         return (await self.call(operations.GUEST_TRANSCRIPT, name)).decode(errors="replace")
 
     # -- disks and network ---------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Client:
 
     @asynccontextmanager
     async def firewall_trace(self, name: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """What happens to each packet of a machine, live."""
+        """Follows each packet of a machine, live."""
         async with self.follow(operations.FIREWALL_TRACE, name) as verdicts:
             yield verdicts
 
@@ -282,7 +282,7 @@ class Client:
     async def wait_damage(
         self, name: str, since: int, scanout: int = 0, *, timeout_s: float = 60.0
     ) -> Damage:
-        """What changed on a scanout after serial `since`, as soon as something has; Timeout_ when nothing does."""
+        """Waits for what changed on a scanout after serial `since`, as soon as something has; Timeout_ when nothing does."""
         query = asks.DamageQuery(since=since, scanout=scanout, timeout_s=timeout_s)
         return await self.call(operations.DISPLAY_DAMAGE, name, query=query, timeout_s=timeout_s + MARGIN_S)
 
@@ -321,7 +321,7 @@ class Client:
 
     @asynccontextmanager
     async def input_record(self, name: str) -> AsyncIterator[AsyncIterator[Step]]:
-        """What reaches the input devices, from the block's beginning until the machine ends."""
+        """Follows what reaches the input devices, from the block's beginning until the machine ends."""
         async with self._open(operations.INPUT_RECORD, name) as answer:
             lines = _JsonLines(answer, Step)
             await lines.skip()
@@ -354,7 +354,7 @@ class Client:
     async def console_pieces(
         self, name: str, port: int, *, since: int = 0, follow: bool = False
     ) -> AsyncIterator[AsyncIterator[Span]]:
-        """What a console said and when, from what is kept; up to now, or on and on."""
+        """Yields the kept output of a console with its times; up to now, or on and on."""
         query = asks.TimedQuery(port=port, since=since, follow=follow)
         async with self.follow(operations.CONSOLE_TIMED, name, query=query) as pieces:
             yield pieces

@@ -1,4 +1,4 @@
-"""What comes back from the API where the service has no struct of its own for it, and the body of every error."""
+"""Answers of the API for which the service has no struct of its own, and the body of every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller sends: the query strings and bodies of the API. The OpenAPI document is made from these.
+"""The query strings and bodies that a caller of the API sends. The OpenAPI document is made from these.
 
 Invariant: what a struct accepts has the shape that the service needs; it is refused only for what else there is.
 """
