@@ -282,7 +282,7 @@ class Client:
     async def wait_damage(
         self, name: str, since: int, scanout: int = 0, *, timeout_s: float = 60.0
     ) -> Damage:
-        """Waits for what changed on a scanout after serial `since`, as soon as something has; Timeout_ when nothing does."""
+        """Waits for a change of a scanout after serial `since`; raises Timeout_ when there is none."""
         query = asks.DamageQuery(since=since, scanout=scanout, timeout_s=timeout_s)
         return await self.call(operations.DISPLAY_DAMAGE, name, query=query, timeout_s=timeout_s + MARGIN_S)
 

@@ -19,7 +19,7 @@ import trio
 from starlette.types import Message, Scope
 
 from rayos_vmm.api.http.limits import BODY_RATE, Deadlines
-from rayos_vmm.contract.types import Error, ErrorBody
+from rayos_vmm.contract.answers import Error, ErrorBody
 
 RECEIVE_BYTES: Final = 64 << 10
 SEND_BYTES: Final = 64 << 10
