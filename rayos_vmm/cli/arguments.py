@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from rayos_vmm.config.units import parse_duration, parse_size
+from rayos_vmm.config.units import parse_duration, parse_size, spell_size
 
 
 def duration(text: str) -> float:
-    """`1.5s`, `2min`: seconds."""
+    """`1.5s`, `2min`, `2`: seconds."""
     try:
-        seconds = parse_duration(text)
+        # A bare number is seconds, as for `sleep` and `timeout`.
+        seconds = parse_duration(f"{text}s" if text.replace(".", "", 1).isdecimal() else text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if seconds <= 0:
@@ -19,9 +20,9 @@ def duration(text: str) -> float:
 
 
 def size(text: str) -> str:
-    """`256MiB`, checked and as it is."""
+    """`256MiB`, checked; `256M` becomes that."""
     try:
         parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return spell_size(text)

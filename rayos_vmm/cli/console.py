@@ -14,23 +14,23 @@ from rayos_vmm.client.client import Client
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import is_port_name
 from rayos_vmm.errors import NotFound
-from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.line import LINE_PORTS
 from rayos_vmm.machine.seats import Wish
 
 #: What a port may be called; others by the name that the machine's configuration gives them.
-PORTS: Final = {"shell": 0, "agent": 1, "log": 2, "serial": SERIAL_PORT}
+PORTS: Final = {"shell": 0, "agent": 1, "log": 2, **LINE_PORTS}
 
 
 def port(text: str) -> int | str:
     """A console port by its number, or its name."""
     if text in PORTS:
         return PORTS[text]
-    if text.isdecimal() and int(text) <= SERIAL_PORT:
+    if text.isdecimal() and int(text) <= max(PORTS.values()):
         return int(text)
     if is_port_name(text):
         return text
     raise argparse.ArgumentTypeError(
-        f"{text!r} is not a port: one of {', '.join(PORTS)}, 0 to {SERIAL_PORT}, or a name"
+        f"{text!r} is not a port: one of {', '.join(PORTS)}, 0 to {max(PORTS.values())}, or a name"
     )
 
 

@@ -16,6 +16,7 @@ from rayos_vmm.cli.agent import guest_command, print_result
 from rayos_vmm.cli.arguments import duration, size
 from rayos_vmm.cli.boot import boot_table, show_boot
 from rayos_vmm.cli.console import PORTS, port, port_number, say_goodbye
+from rayos_vmm.cli.hardware import add_hardware, hardware_table, lay_over
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.cli.terminal import Ending, attach
@@ -61,6 +62,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--config", type=Path, metavar="FILE", help="a TOML file with [vm.NAME] and [service] tables"
     )
+    add_hardware(parser)
     parser.add_argument("--rm", action="store_true", help="remove it when it stops")
     parser.add_argument("-d", "--detach", action="store_true", help="do not take its console")
     parser.add_argument(
@@ -113,6 +115,7 @@ def to_table(args: argparse.Namespace) -> dict[str, Any]:
             table[key] = value
     if args.disk:
         table["disks"] = [_disk(text) for text in args.disk]
+    lay_over(table, hardware_table(args))
     if args.no_tpm:
         table["tpm"] = False
     if args.no_net:
@@ -187,6 +190,8 @@ def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
         + (f" at {view.address}" if view.address else "")
         + f" (QEMU {qemu.get('version')}, {accelerator.get('name')}: {accelerator.get('reason')})"
     )
+    for note in view.notes:
+        out.note(f"note: {note}")
     out.note(boot_table(view))
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from rayos_vmm.config.firewall import check_firewall
-from rayos_vmm.config.spec import MEMORY_MINIMUM_BYTES, Disk, VmSpec
+from rayos_vmm.config.spec import (
+    CPUS_MAXIMUM,
+    FOREIGN_MEMORY_MINIMUM_BYTES,
+    MEMORY_MINIMUM_BYTES,
+    Disk,
+    VmSpec,
+)
 from rayos_vmm.config.units import format_size, parse_size
 from rayos_vmm.errors import Invalid
 
@@ -83,10 +89,15 @@ def check_shape(spec: VmSpec) -> None:
         Invalid: it does not; the message names the key, what was seen and what is allowed.
     """
     memory = spec.memory_bytes
-    if memory < MEMORY_MINIMUM_BYTES:
+    least = MEMORY_MINIMUM_BYTES if spec.is_our_guest else FOREIGN_MEMORY_MINIMUM_BYTES
+    if memory < least:
         raise Invalid(
-            f"memory = {spec.memory!r} is too small; at least {format_size(MEMORY_MINIMUM_BYTES)} is needed",
+            f"memory = {spec.memory!r} is too small; at least {format_size(least)} is needed",
             hint='write for example memory = "256MiB"',
+        )
+    if spec.cpus > CPUS_MAXIMUM[spec.machine]:
+        raise Invalid(
+            f"cpus = {spec.cpus} exceeds the {CPUS_MAXIMUM[spec.machine]} of machine = {spec.machine!r}"
         )
     if memory % _MIB:
         raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
@@ -120,20 +131,29 @@ def check_shape(spec: VmSpec) -> None:
         )
 
 
-def check_host(spec: VmSpec, host: Host) -> None:
+def _overcommitted(spec: VmSpec, host: Host) -> list[str]:
+    """What is asked for beyond what the host has; a machine may well never use it."""
+    found = []
+    if spec.cpus > host.cpus:
+        found.append(f"cpus = {spec.cpus} exceeds the host's {host.cpus}")
+    if spec.memory_bytes > host.memory_available_bytes:
+        available = format_size(host.memory_available_bytes // _MIB * _MIB)
+        found.append(f"memory = {spec.memory!r} exceeds the {available} that the host has available")
+    return found
+
+
+def check_host(spec: VmSpec, host: Host, *, is_strict: bool = False) -> list[str]:
     """Whether the host can run it now: processors, memory, disk images. Blocking (it looks at files).
+
+    Returns notes on what is asked for beyond what the host has; `is_strict` makes them errors.
 
     Raises:
         Invalid: it cannot; the message names the key, what was seen and what is allowed.
     """
-    if spec.cpus > host.cpus:
-        raise Invalid(f"cpus = {spec.cpus} exceeds the host's {host.cpus}", hint="ask for fewer processors")
-    if spec.memory_bytes > host.memory_available_bytes:
-        available = format_size(host.memory_available_bytes // _MIB * _MIB)
-        raise Invalid(
-            f"memory = {spec.memory!r} exceeds the {available} that the host has available",
-            hint="ask for less, or stop another machine",
-        )
+    notes = _overcommitted(spec, host)
+    if notes and is_strict:
+        raise Invalid(notes[0], hint="ask for less, stop another machine, or set [service] overcommit = true")
     for index, disk in enumerate(spec.disks):
         for problem in _disk_problems(index, disk, spec.quota.disk_bytes):
             raise Invalid(problem)
+    return notes

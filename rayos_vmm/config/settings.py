@@ -23,7 +23,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     host the next free one of 10.86.0.0/16 is taken, unless `subnet_is_fixed`. `resolver` is who is asked for names
     that are no guest's: nobody (""), the "host"'s own name server, or an address. `shared_socket` is a second socket
     of the API, that every user may connect to and needs a token on. `balance`: device workers are moved to idler
-    processors while their load is uneven.
+    processors while their load is uneven. `overcommit`: a machine may ask for more processors and memory than the
+    host has, and is told; else it is refused. `qemu_arguments`: a machine may bring arguments for QEMU of its own.
     """
 
     bridge: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,14}$")] = "rayos0"
@@ -34,6 +35,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     start_timeout: Duration = "60s"
     idle_exit: Duration = "10s"
     balance: bool = True
+    overcommit: bool = True
+    qemu_arguments: bool = True
     shared_socket: Annotated[str, Meta(pattern="^/", max_length=100)] | None = None
 
     @property

@@ -22,13 +22,27 @@ from rayos_vmm.config.units import (
     parse_rate,
     parse_size,
     parse_throughput,
+    spell_size,
 )
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
 PORT_NAME_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"
-# A guest kernel with our initramfs panics below this (reference/qemu.md, 6).
+# A guest kernel with our initramfs panics below this.
 MEMORY_MINIMUM_BYTES: Final = 96 << 20
+#: Of a kernel that is not ours.
+FOREIGN_MEMORY_MINIMUM_BYTES: Final = 1 << 20
+#: Processors that QEMU gives each kind of machine; beyond 255 a processor needs x2APIC, which firmware does not start.
+CPUS_MAXIMUM: Final = {"q35": 255, "pc": 255, "microvm": 255, "isapc": 1}
+CPU_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*(,[+-]?[A-Za-z0-9][A-Za-z0-9._-]*(=[A-Za-z0-9._-]*)?)*$"
+#: COM1 to COM4, and four debug consoles.
+LINE_NAMES: Final = (
+    *("serial", "serial2", "serial3", "serial4"),
+    *("debugcon", "debugcon2", "debugcon3", "debugcon4"),
+)
+IO_PORT_PATTERN: Final = r"^0x[0-9a-fA-F]{1,4}$"
+REACTION_PATTERN: Final = r"^(auto|stop|reset|count=[1-9][0-9]{0,5})$"
+RTC_PATTERN: Final = r"^(utc|localtime|[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2})?)?)$"
 DISKS_MAXIMUM: Final = 8
 SIDE_MINIMUM: Final = 64
 SIDE_MAXIMUM: Final = 4095  # 12 bits in an EDID's detailed timing
@@ -172,6 +186,36 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     layout: Layout = "us"
 
 
+IoPort = Annotated[str, Meta(pattern=IO_PORT_PATTERN, description="an x86 I/O port", examples=["0xe9"])]
+Reaction = Annotated[
+    str,
+    Meta(
+        pattern=REACTION_PATTERN,
+        description="auto, stop (the machine ends), reset (it goes on), count=N (it ends at the Nth)",
+    ),
+]
+MachineKind = Literal["q35", "pc", "microvm", "isapc"]
+WatchdogDevice = Literal["none", "i6300esb", "ib700"]
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ports of a PC by which a kernel without drivers talks; each that says something is a console of the machine.
+
+    `serial`: COM1 to COM4. `debugcon`: a write of one byte is a character. `debug_exit`: a write of V ends QEMU with
+    status (V << 1) | 1. `pvpanic`: the device by which a guest tells of its panic, at port 0x505 when `isa`.
+    """
+
+    serial: Annotated[int, Meta(ge=1, le=4)] = 1
+    debugcon: Annotated[tuple[IoPort, ...], Meta(max_length=4)] = ()
+    debug_exit: IoPort | None = None
+    pvpanic: Literal["pci", "isa", "none"] | None = None  # None: pci, where there is PCI
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The consoles' names, COM1's first."""
+        return LINE_NAMES[: self.serial] + LINE_NAMES[4 : 4 + len(self.debugcon)]
+
+
 class Console(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """More ports of the console, by name (/dev/virtio-ports/NAME in Linux), beside those for shell, agent and log."""
 
@@ -223,6 +267,15 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `firmware="bios"` is QEMU's own BIOS, which boots from the CD or the first disk. The `initrd` of a
     multiboot kernel is its modules, `file arguments,file arguments,…`. `zone` and `parent`
     (another machine) are where it inherits policy rules from.
+
+    `cpu` is a model of QEMU's and its features, `max` or `qemu64,+rdrand`; by default the host's under KVM, `max`
+    under TCG, and `qemu64` there for our own guest, which boots faster on it. `rtc` is what the clock starts at,
+    `icount` how many nanoseconds an instruction takes as a power of two (the guest's time is then that of its
+    instructions, the same in every run), `seed` what QEMU's random numbers start from.
+
+    `on_reset` and `on_triple_fault` are for what the guest does itself. `auto`: five resets without getting ready, or
+    one triple fault before, end the machine. `on_shutdown` of `pause` leaves the machine there to be looked at.
+    `qemu_arguments` are given to QEMU as they are, after ours: nothing is promised about them.
     """
 
     name: Name
@@ -232,8 +285,18 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: Size = "256MiB"
     # Virtio devices have packed rings (VIRTIO 1.3, 2.8), where the driver has.
     packed: bool = False
-    cpus: Annotated[int, Meta(ge=1, le=64)] = 1
-    machine: Literal["q35"] = "q35"
+    cpus: Annotated[int, Meta(ge=1, le=max(CPUS_MAXIMUM.values()))] = 1
+    cpu: Annotated[str, Meta(pattern=CPU_PATTERN, max_length=500, examples=["max"])] | None = None
+    machine: MachineKind = "q35"
+    ports: Ports = Ports()
+    rtc: Annotated[str, Meta(pattern=RTC_PATTERN)] = "utc"
+    icount: Annotated[int, Meta(ge=0, le=10)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    watchdog_device: WatchdogDevice = "none"
+    on_reset: Reaction = "auto"
+    on_triple_fault: Reaction = "auto"
+    on_shutdown: Literal["stop", "pause"] = "stop"
+    qemu_arguments: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
     disks: Annotated[list[Disk], Meta(max_length=DISKS_MAXIMUM)] = []
     net: Net = Net()
     gpu: Gpu = Gpu()
@@ -249,6 +312,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     zone: Name | None = None
     parent: Name | None = None
     firewall: FirewallConfig = FirewallConfig()
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "memory", spell_size(self.memory))
 
     @property
     def console_ports(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 Invariant: a quantity is never a bare number, so nobody has to know whether `memory = 256` meant bytes
 or mebibytes. Sizes are binary (IEC 80000-13), rates decimal (as network people count), times decimal.
+
+Sizes are also read as QEMU and docker spell them, `128M` and `1g`. What is printed is in our spelling.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from msgspec import Meta
 SIZE_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 RATE_UNITS: Final = {"bit/s": 1, "kbit/s": 10**3, "Mbit/s": 10**6, "Gbit/s": 10**9}
 TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+#: QEMU's and docker's letters.
+_LETTERS: Final = {"K": "KiB", "M": "MiB", "G": "GiB", "T": "TiB"}
 
 _NUMBER: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)(.*)", re.DOTALL)
 
-SIZE_PATTERN: Final = r"^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)$"
+SIZE_PATTERN: Final = r"^[0-9]{1,15}(B|KiB|MiB|GiB|TiB|[KMGTkmgt])$"
 RATE_PATTERN: Final = r"^[0-9]{1,15}(bit/s|kbit/s|Mbit/s|Gbit/s)$"
 THROUGHPUT_PATTERN: Final = r"^[0-9]{1,15}(B|KiB|MiB|GiB|TiB)/s$"
 TIME_PATTERN: Final = r"^[0-9]{1,15}([.][0-9]{1,6})?(ms|s|min|h|d)$"
@@ -45,12 +49,18 @@ def _parse(text: str, units: dict[str, int] | dict[str, float], what: str, *, wh
 
 
 def parse_size(text: str) -> int:
-    """The bytes in `256MiB`.
+    """The bytes in `256MiB`, or in `256M`.
 
     Raises:
         ValueError: no unit, an unknown one, or not a whole number.
     """
-    return int(_parse(text, SIZE_UNITS, "size", whole=True))
+    return int(_parse(spell_size(text), SIZE_UNITS, "size", whole=True))
+
+
+def spell_size(text: str) -> str:
+    """`256M` and `256m` as `256MiB`; any other text as it is."""
+    unit = _LETTERS.get(text[-1:].upper())
+    return f"{text[:-1]}{unit}" if unit is not None and text[:-1].isdecimal() else text
 
 
 def parse_rate(text: str) -> int:

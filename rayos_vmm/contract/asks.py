@@ -37,7 +37,14 @@ PATH_PARAMETERS: Final[Mapping[str, Any]] = {
     "id": Annotated[str, Meta(pattern=r"^[0-9a-f]{1,18}$")],
     "address": Annotated[str, Meta(pattern=r"^[0-9]{1,3}([.][0-9]{1,3}){3}$", examples=["10.86.0.2"])],
 }
-Port = Annotated[int, Meta(ge=0, le=31, description="console port; 0 is the shell, 31 the serial line")]
+Port = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=38,
+        description="console port; 0 is the shell, 31 to 34 are COM1 to COM4, 35 to 38 the debug consoles",
+    ),
+]
 
 
 Seconds = Annotated[float, Meta(gt=0, le=86400, description="time limit in seconds")]

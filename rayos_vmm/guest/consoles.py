@@ -9,25 +9,18 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import trio
-
-from rayos_vmm.errors import GuestGone
-from rayos_vmm.machine.machine import SERIAL_PORT, Machine, worker_errors
+from rayos_vmm.machine.history import History
+from rayos_vmm.machine.line import SERIAL_PORT
+from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.timed import Span, cut
 
 
 async def console_write(machine: Machine, port: int, data: bytes) -> None:
-    """Types into a console port or the serial line; waits for room."""
-    if port == SERIAL_PORT:
+    """Types into a console port or a line of the board; waits for room."""
+    if port >= SERIAL_PORT:
         machine.need_qmp()
-        if machine.serial_stream is None:
-            raise GuestGone(f"{machine.name}: its serial line is not connected")
-        try:
-            async with machine.serial_lock:
-                await machine.serial_stream.send_all(data)
-        except trio.BrokenResourceError:
-            raise GuestGone(f"{machine.name}: its serial line was closed") from None
+        await machine.line(port).send(data)
         return
     worker = machine.need_worker()
     with worker_errors(machine):
@@ -38,10 +31,10 @@ async def console_write(machine: Machine, port: int, data: bytes) -> None:
 async def console_stream(
     machine: Machine, port: int, since: int | None
 ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
-    """(offset, bytes) of a port. The serial line's history is there after the end as well."""
-    if port == SERIAL_PORT:
-        async with aclosing(machine.serial.follow(since)) as serial:
-            yield serial
+    """(offset, bytes) of a port. The history of the board's lines is there after the end as well."""
+    if port >= SERIAL_PORT:
+        async with aclosing(machine.line(port).history.follow(since)) as said:
+            yield said
         return
     worker = machine.need_worker()
     with worker_errors(machine):
@@ -59,20 +52,23 @@ async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerato
 
 
 async def console_ports(machine: Machine) -> list[dict[str, Any]]:
-    """Every port, the serial line last: number, name, whether a program has it open, its size, who sits at it."""
+    """Every port, the board's lines last: number, name, whether a program has it open, its size, who sits at it."""
     worker = machine.need_worker()
     with worker_errors(machine):
         ports = await worker.ports()
     ports[0]["name"] = machine.record.spec.console_ports[0]  # the guest is told none for its console
-    serial = {
-        "port": SERIAL_PORT,
-        "name": "serial",
-        "is_console": True,
-        "guest_open": True,
-        "columns": 0,
-        "rows": 0,
-    }
-    return [{**one, **machine.seats.describe(one["port"])} for one in (*ports, serial)]
+    lines = (
+        {
+            "port": line.port,
+            "name": line.name,
+            "is_console": True,
+            "guest_open": True,
+            "columns": 0,
+            "rows": 0,
+        }
+        for line in machine.lines.values()
+    )
+    return [{**one, **machine.seats.describe(one["port"])} for one in (*ports, *lines)]
 
 
 @asynccontextmanager
@@ -80,9 +76,9 @@ async def console_pieces(
     machine: Machine, port: int, since: int, *, follow: bool
 ) -> AsyncIterator[AsyncIterator[Span]]:
     """A port's output with times, from what is kept; up to now, or on and on."""
-    if port == SERIAL_PORT:
-        async with aclosing(_serial_pieces(machine, since, follow=follow)) as serial:
-            yield serial
+    if port >= SERIAL_PORT:
+        async with aclosing(_line_pieces(machine.line(port).history, since, follow=follow)) as said:
+            yield said
         return
     worker = machine.need_worker()
     with worker_errors(machine):
@@ -90,8 +86,8 @@ async def console_pieces(
             yield pieces
 
 
-async def _serial_pieces(machine: Machine, since: int, *, follow: bool) -> AsyncGenerator[Span, None]:
-    history, end = machine.serial, machine.serial.end
+async def _line_pieces(history: History, since: int, *, follow: bool) -> AsyncGenerator[Span, None]:
+    end = history.end
     if not follow and since >= end:
         return
     async with aclosing(history.follow(since)) as chunks:

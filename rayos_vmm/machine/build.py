@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from rayos_vmm.host import cgroup
 from rayos_vmm.host.confine import Reach, confined, program_directories
 from rayos_vmm.host.identity import user
 from rayos_vmm.host.process import ProcessId, adopt, find_by_output, spawn
+from rayos_vmm.machine.line import line_socket
 from rayos_vmm.machine.machine import PICTURE, Machine
 from rayos_vmm.machine.needs import MeasuredTpm, Network, Platform, Tpms
 from rayos_vmm.machine.record import Live
@@ -33,7 +35,6 @@ from rayos_vmm.qemu.boot import Boot, FirmwareKind
 from rayos_vmm.qemu.platform import Launch
 
 QMP_SOCKET: Final = "qmp.sock"
-SERIAL_SOCKET: Final = "serial.sock"
 LOG_FIFO: Final = "qemu.fifo"
 SWTPM_LOG: Final = "swtpm.log"
 _DISMANTLE_TIMEOUT_S: Final = 15.0
@@ -49,6 +50,8 @@ class House:
     tpms: Tpms
     save: Callable[[Machine], Awaitable[None]]
     start_timeout_s: float = 60.0
+    overcommit: bool = True
+    takes_qemu_arguments: bool = True
 
 
 def _make_directories(machine: Machine) -> None:
@@ -176,7 +179,12 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
     fifo = machine.runtime / LOG_FIFO
     os.mkfifo(fifo, 0o600)
     (machine.runtime / PICTURE).touch(0o600)
-    with _listen(machine.runtime / QMP_SOCKET) as qmp, _listen(machine.runtime / SERIAL_SOCKET) as serial:
+    with ExitStack() as stack:
+        qmp = stack.enter_context(_listen(machine.runtime / QMP_SOCKET))
+        lines = tuple(
+            stack.enter_context(_listen(line_socket(machine.runtime, name))).fileno()
+            for name in machine.record.spec.ports.lines
+        )
         argv = command_line(
             machine.record.spec,
             argv=launch.argv,
@@ -184,7 +192,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
             boot=tpm.boot if tpm else launch.boot,
             sockets=Sockets(
                 qmp_fd=qmp.fileno(),
-                serial_fd=serial.fileno(),
+                line_fds=lines,
                 disks=plugged.disks,
                 net=plugged.net,
                 gpu=plugged.gpu,
@@ -202,7 +210,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
         # Both ends are QEMU's: it neither gets SIGPIPE nor blocks when no daemon reads (a full pipe drops).
         output = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            inherited = (qmp.fileno(), serial.fileno(), *(tpm.descriptors if tpm else ()))
+            inherited = (qmp.fileno(), *lines, *(tpm.descriptors if tpm else ()))
             machine.process = spawn(argv, output_fd=output, pass_fds=inherited)
         except OSError as error:
             raise GuestGone(f"{argv[0]} cannot be executed: {error.strerror}") from None
@@ -219,7 +227,9 @@ async def build(machine: Machine, house: House) -> None:
         RayosError: with what is missing or in the way.
     """
     spec = machine.record.spec
-    await trio.to_thread.run_sync(lambda: check_host(spec, read_host()))
+    machine.note(
+        await trio.to_thread.run_sync(lambda: check_host(spec, read_host(), is_strict=not house.overcommit))
+    )
     launch = await house.platform.launch(spec)
     machine.note_stage("images", trio.current_time())
     try:

@@ -83,6 +83,8 @@ MEANT: Final[Mapping[ExitReason, bool]] = {
     ExitReason.RESET_LOOP: False,
     ExitReason.HANG: False,
     ExitReason.TIMED_OUT: False,
+    ExitReason.DEBUG_EXIT: True,
+    ExitReason.RESET: True,
     ExitReason.QEMU_CRASHED: False,
     ExitReason.START_FAILED: False,
     ExitReason.LOST: False,

@@ -7,7 +7,7 @@ is saved by the task that runs the machine (`run.py`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.host.process import Process
 from rayos_vmm.machine.history import BoundedFile, History, Lines
 from rayos_vmm.machine.lifecycle import LIVE, LifeEvent, WrongState, advance
+from rayos_vmm.machine.line import LINE_PORTS, SERIAL_PORT, Line
 from rayos_vmm.machine.outcome import Evidence
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.recording import Recordings
@@ -31,8 +32,6 @@ from rayos_vmm.shared.packet import WorkerError, WorkerGone
 if TYPE_CHECKING:
     from rayos_vmm.hardware.protocols import Worker
     from rayos_vmm.machine.agent import Agent
-
-SERIAL_PORT = 31  # the console port by which the API reaches ttyS0; 0 to 30 are the virtio console's
 
 # In the runtime directory: the one file that QEMU may write, for its own view of the screen.
 PICTURE = "qemu.picture"
@@ -47,7 +46,7 @@ class Machine:
         self.runtime = runtime
         self.state_directory = state
         self.evidence = Evidence()
-        self.serial = History()
+        self.lines = self._new_lines()
         self.transcript = Transcript()
         self.faults: dict[str, FaultPlan] = {}
         self.faults_lock = trio.Lock()
@@ -64,8 +63,6 @@ class Machine:
         self.unreadable = ""  # why its record is not known, of one that the store could not read
         self.worker: Worker | None = None
         self.agent: Agent | None = None
-        self.serial_stream: trio.SocketStream | None = None
-        self.serial_lock = trio.Lock()
         self.seats = Seats()
         self.picture_lock = trio.Lock()
         self.input_recordings = Recordings()
@@ -76,6 +73,25 @@ class Machine:
     @property
     def name(self) -> str:
         return self.record.spec.name
+
+    def _new_lines(self) -> dict[int, Line]:
+        return {LINE_PORTS[name]: Line(self.name, name) for name in self.record.spec.ports.lines}
+
+    def line(self, port: int) -> Line:
+        """The line of the board that a console port number stands for.
+
+        Raises:
+            NotFound: the machine does not have it.
+        """
+        if port not in self.lines:
+            known = ", ".join(f"{line.port} ({line.name})" for line in self.lines.values())
+            raise NotFound(f"{self.name} has no console port {port}; its lines: {known}", code="no_such_port")
+        return self.lines[port]
+
+    @property
+    def serial(self) -> History:
+        """What COM1 has said."""
+        return self.lines[SERIAL_PORT].history
 
     @property
     def state(self) -> VmState:
@@ -104,7 +120,7 @@ class Machine:
             raise Conflict(f"{self.name} cannot be started: {self.unreadable}", hint=f"rayos rm {self.name}")
         self.apply(LifeEvent.START)
         self.evidence = Evidence()
-        self.serial = History()
+        self.lines = self._new_lines()
         self.transcript = Transcript()
         self.faults = {}
         self.start_scope = trio.CancelScope()
@@ -113,7 +129,7 @@ class Machine:
         self._start_clock = now
         record = self.record
         record.started, record.boot, record.is_ready = wall, {}, False
-        record.address, record.exit_reason, record.reason = None, None, ""
+        record.address, record.exit_reason, record.reason, record.guest_exit_code = None, None, "", None
 
     def apply(self, event: LifeEvent, *, reason: str = "", exit_reason: ExitReason | None = None) -> None:
         """Advances the state, tells everybody.
@@ -147,6 +163,12 @@ class Machine:
             self.record.reason = why
             self.events.publish("vm.silent", self.name, reason=why)
             self.wake()
+
+    def note(self, sentences: Sequence[str]) -> None:
+        """Records what its owner should know and nothing is refused for."""
+        self.record.notes = list(sentences)
+        for text in sentences:
+            self.events.publish("vm.note", self.name, text=text)
 
     def note_stage(self, stage: str, now: float) -> None:
         """Records that a stage of the start is done, in ms since it was asked for."""

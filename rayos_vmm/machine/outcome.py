@@ -34,10 +34,18 @@ class Evidence:
     has_panicked: bool = False
     has_triple_faulted: bool = False
     is_reset_loop: bool = False
+    triple_faults: int = 0
+    has_reset_enough: int = 0  # how many resets, when on_reset says that this is the end
     barked: tuple[ExitReason, str] | None = None  # what the watchdog said
     exit_status: int | None = None  # QEMU's; None when it was not our child
     last_log_line: str = ""
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
+
+    @property
+    def guest_exit_code(self) -> int | None:
+        """QEMU's exit status when the guest chose it, by its debug exit port: always odd."""
+        is_chosen = self.shutdown_cause == "guest-shutdown" and self.exit_status not in (0, None)
+        return self.exit_status if is_chosen else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,13 @@ def note_reset(evidence: Evidence, now: float) -> None:
     evidence.is_reset_loop = len(evidence.resets) >= RESET_LOOP_COUNT
 
 
+def count_of(reaction: str) -> int | None:
+    """How many times the guest may do it until the machine ends, by `on_reset` or `on_triple_fault`; None: for ever."""
+    if reaction == "stop":
+        return 1
+    return int(reaction.removeprefix("count=")) if reaction.startswith("count=") else None
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -85,7 +100,8 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
     if evidence.barked is not None:
         return evidence.barked
     if evidence.has_triple_faulted:
-        return ExitReason.TRIPLE_FAULT, "the guest's processor triple-faulted"
+        times = f" {evidence.triple_faults} times" if evidence.triple_faults > 1 else ""
+        return ExitReason.TRIPLE_FAULT, f"the guest's processor triple-faulted{times}"
     if evidence.has_panicked or evidence.shutdown_cause == "guest-panic":
         said = evidence.panic or "it gave no reason"
         return ExitReason.PANIC, f"the guest's kernel panicked: {said}"
@@ -93,6 +109,16 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
         return ExitReason.KILLED, "it was killed"
     if evidence.asked is ExitReason.STOPPED:
         return ExitReason.STOPPED, "it was stopped"
+    if evidence.has_reset_enough > 1:
+        return ExitReason.RESET, f"the guest reset itself {evidence.has_reset_enough} times"
+    if evidence.has_reset_enough or evidence.shutdown_cause == "guest-reset":
+        return ExitReason.RESET, "the guest reset itself"
+    if evidence.guest_exit_code is not None:
+        code = evidence.guest_exit_code
+        return (
+            ExitReason.DEBUG_EXIT,
+            f"the guest wrote {code >> 1} to its debug exit port: exit status {code}",
+        )
     if evidence.shutdown_cause == "guest-shutdown":
         return ExitReason.POWERED_OFF, "the guest powered itself off"
     if evidence.shutdown_cause == "host-qmp-quit":

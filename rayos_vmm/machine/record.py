@@ -36,6 +36,8 @@ class Record(msgspec.Struct, kw_only=True):
     mac: str | None = None
     address: str | None = None
     is_ready: bool = False
+    notes: list[str] = []
+    guest_exit_code: int | None = None
     boot: dict[str, float] = {}
     limits: dict[str, dict[str, int]] = {}  # by device, what was changed of `spec.quota`; 0 is unbounded
     level: int = DEFAULT  # of optimization
@@ -58,6 +60,8 @@ class Record(msgspec.Struct, kw_only=True):
             mac=self.mac,
             boot=dict(self.boot),
             is_ready=self.is_ready,
+            notes=list(self.notes),
+            guest_exit_code=self.guest_exit_code,
             created=self.created,
             started=self.started,
         )

@@ -137,6 +137,7 @@ async def _finish(machine: Machine, house: House) -> None:
     machine.serial.close()
     error = machine.start_error
     exit_reason, reason = judge(machine.evidence)
+    machine.record.guest_exit_code = machine.evidence.guest_exit_code
     if machine.evidence.asked is not None and exit_reason is not machine.evidence.asked and not has_run:
         exit_reason, reason = machine.evidence.asked, "it was stopped while it was starting"
     elif error is not None and machine.evidence.asked is None and not has_run:

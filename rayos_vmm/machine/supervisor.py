@@ -20,11 +20,20 @@ from rayos_vmm.errors import GuestGone, RayosError, one_error
 from rayos_vmm.hardware.protocols import Worker
 from rayos_vmm.machine import limits
 from rayos_vmm.machine.agent import Agent
-from rayos_vmm.machine.build import QMP_SOCKET, SERIAL_SOCKET, House
+from rayos_vmm.machine.build import QMP_SOCKET, House
 from rayos_vmm.machine.history import BoundedFile, Lines
 from rayos_vmm.machine.lifecycle import REACHABLE, LifeEvent
+from rayos_vmm.machine.line import Line, line_socket
 from rayos_vmm.machine.machine import Machine
-from rayos_vmm.machine.outcome import LINE_TRIPLE_FAULT, Ready, note_reset, parse_panic, parse_ready
+from rayos_vmm.machine.outcome import (
+    LINE_TRIPLE_FAULT,
+    Evidence,
+    Ready,
+    count_of,
+    note_reset,
+    parse_panic,
+    parse_ready,
+)
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.machine.watchdog import Watchdog, progress
 from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
@@ -59,6 +68,8 @@ class Attendant:
         self._worker_started = trio.Event()
         self._log_read = trio.Event()
         self.is_attached = False  # QEMU and the devices have answered
+        self._resets = 0
+        self._has_new_fault = False  # a triple fault whose reset has not been told yet
 
     async def run(self, process: Process, *, is_new: bool) -> None:
         """Returns when QEMU is gone and everything that it said was read.
@@ -96,17 +107,20 @@ class Attendant:
                 raise GuestGone(f"QEMU did not start: {self._evidence.last_log_line}") from None
             raise
         finally:
-            machine.qmp = machine.worker = machine.agent = machine.serial_stream = None
+            machine.qmp = machine.worker = machine.agent = None
+            for line in machine.lines.values():
+                line.stream = None
             if is_new or self.is_attached:
                 machine.input_recordings.close()
-                machine.serial.close()
+                for line in machine.lines.values():
+                    line.close()
 
     async def _attend(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:
         machine = self._machine
-        serial = await trio.open_unix_socket(str(machine.runtime / SERIAL_SOCKET))
-        async with serial, trio.open_nursery() as nursery:
-            machine.serial_stream = serial
-            nursery.start_soon(self._follow_serial, serial)
+        async with trio.open_nursery() as nursery:
+            for line in machine.lines.values():
+                line.stream = await trio.open_unix_socket(str(line_socket(machine.runtime, line.name)))
+                nursery.start_soon(self._follow_line, line, line.stream)
             nursery.start_soon(self._follow_log)
             nursery.start_soon(self._follow_events, qmp)
             nursery.start_soon(self._end_when_wanted, qmp, process)
@@ -188,16 +202,29 @@ class Attendant:
             evidence.has_panicked = True  # a kernel with panic=N restarts after its panic
             self._end_wanted.set()
             return
-        if is_guest and not machine.record.is_ready:
-            note_reset(evidence, trio.current_time())
-            if evidence.is_reset_loop:
-                self._end_wanted.set()
-                return
+        if is_guest and self._is_enough(evidence):
+            self._end_wanted.set()
+            return
         machine.forget_ready()
 
-    async def _follow_serial(self, stream: trio.SocketStream) -> None:
-        machine = self._machine
-        file = BoundedFile(machine.state_directory / "serial.log")
+    def _is_enough(self, evidence: Evidence) -> bool:
+        """Whether a reset of the guest's own is its last, by what is asked for resets and triple faults."""
+        spec = self._machine.record.spec
+        before = evidence.triple_faults
+        self._drain_log()  # QEMU has written of a triple fault before it told of the reset
+        if evidence.triple_faults > before or self._has_new_fault:
+            self._has_new_fault = False
+            return evidence.has_triple_faulted
+        self._resets += 1
+        limit = count_of(spec.on_reset)
+        if spec.on_reset == "auto" and not self._machine.record.is_ready:
+            note_reset(evidence, trio.current_time())
+        elif limit is not None and self._resets >= limit:
+            evidence.has_reset_enough = self._resets
+        return evidence.is_reset_loop or bool(evidence.has_reset_enough)
+
+    async def _follow_line(self, line: Line, stream: trio.SocketStream) -> None:
+        file = BoundedFile(self._machine.state_directory / f"{line.name}.log")
         lines = Lines(self._on_console_line)
         try:
             while True:
@@ -207,11 +234,12 @@ class Attendant:
                     return
                 if not data:
                     return
-                machine.serial.write(bytes(data))
+                line.history.write(bytes(data))
                 file.write(bytes(data))
                 lines.write(bytes(data))
         finally:
             file.close()
+            await trio.aclose_forcefully(stream)
 
     async def _follow_log_port(self, worker: Worker) -> None:
         lines = Lines(self._on_console_line)
@@ -260,7 +288,7 @@ class Attendant:
             done = progress(await worker.stats()) if worker is not None else 0
         except (WorkerError, WorkerGone):
             return now
-        return self._machine.serial.end, done
+        return sum(line.history.end for line in self._machine.lines.values()), done
 
     async def _follow_ready(self) -> None:
         machine = self._machine
@@ -296,7 +324,16 @@ class Attendant:
         evidence = self._evidence
         if line.startswith("qemu-system") and "warning:" not in line and "terminating on" not in line:
             evidence.last_log_line = line.partition(": ")[2] or line
-        elif LINE_TRIPLE_FAULT in line and not self._machine.record.is_ready:
+        elif LINE_TRIPLE_FAULT in line:
+            self._on_triple_fault()
+
+    def _on_triple_fault(self) -> None:
+        evidence, reaction = self._evidence, self._machine.record.spec.on_triple_fault
+        evidence.triple_faults += 1
+        self._has_new_fault = True
+        limit = count_of(reaction)
+        is_last = limit is not None and evidence.triple_faults >= limit
+        if is_last or (reaction == "auto" and not self._machine.record.is_ready):
             evidence.has_triple_faulted = True
             self._end_wanted.set()
 

@@ -33,6 +33,8 @@ class ExitReason(enum.StrEnum):
     RESET_LOOP = "reset_loop"  # it reset itself again and again
     HANG = "hang"  # no progress for as long as its watchdog allows
     TIMED_OUT = "timed_out"  # it ran for as long as its watchdog allows
+    DEBUG_EXIT = "debug_exit"  # the guest wrote to its debug exit port
+    RESET = "reset"  # it reset itself, and on_reset says that this is the end
     QEMU_CRASHED = "qemu_crashed"  # QEMU died of a signal or an error of its own
     START_FAILED = "start_failed"  # it never ran
     LOST = "lost"  # it ended while no daemon was there to see how
@@ -43,7 +45,8 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
 
     `boot` holds milliseconds since the start was asked for: `devices_ms`, `qemu_ms`, `running_ms`,
     `ready_ms`; and `guest_ms`, what the guest's own kernel says that it needed. `reason` is a sentence,
-    `exit_reason` a word.
+    `exit_reason` a word. `notes` are sentences on what was asked for beyond what the host has; `guest_exit_code` is
+    QEMU's exit status, (V << 1) | 1, after the guest wrote V to its debug exit port.
     """
 
     spec: VmSpec
@@ -55,6 +58,8 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     mac: str | None = None
     boot: dict[str, float] = {}
     is_ready: bool = False
+    notes: list[str] = []
+    guest_exit_code: int | None = None
     created: float = 0.0
     started: float | None = None
 

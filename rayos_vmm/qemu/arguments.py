@@ -16,6 +16,7 @@ from typing import Final
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.boot import FIRMWARE_MAXIMUM_BYTES, Boot, FirmwareKind
+from rayos_vmm.qemu.ports import port_arguments
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 CONSOLE_DEVICE: Final = "vhost-user-test-device-pci"
@@ -31,7 +32,7 @@ class Sockets:
     """Where QEMU finds its sockets. None: the machine does not have that device."""
 
     qmp_fd: int  # listening sockets that QEMU inherits
-    serial_fd: int
+    line_fds: tuple[int, ...]  # of each of `spec.ports.lines`
     disks: tuple[Path, ...] = ()
     net: Path | None = None
     gpu: Path | None = None
@@ -49,9 +50,39 @@ def _vhost_user(name: str, path: Path) -> list[str]:
     return ["-chardev", f"socket,id={name},path={_quote(path)}"]
 
 
+def processor(spec: VmSpec, accelerator: str) -> str:
+    """The model and features of the machine's processors."""
+    if spec.cpu is not None:
+        return spec.cpu
+    if accelerator == "kvm":
+        return "host"
+    if spec.machine == "isapc":
+        return "486"
+    return "qemu64" if spec.is_our_guest else "max"
+
+
+def _chipset(spec: VmSpec, boot: Boot) -> str:
+    """What of the board is there without being asked for."""
+    if spec.machine == "isapc":
+        return "usb=off"
+    if spec.machine == "microvm":
+        return "usb=off,pcie=on,rtc=on,pit=on,pic=on,isa-serial=on"
+    sata = "on" if boot.cdrom is not None else "off"
+    return f"usb=off,vmport=off,smbus=off,sata={sata}"
+
+
+def _clock(spec: VmSpec) -> list[str]:
+    """What makes one run like another: the clock's start, its pace, QEMU's random numbers."""
+    arguments = ["-rtc", f"base={spec.rtc}{'' if spec.icount is None else ',clock=vm'}"]
+    if spec.icount is not None:
+        arguments += ["-icount", f"shift={spec.icount}"]
+    if spec.seed is not None:
+        arguments += ["-seed", str(spec.seed)]
+    return arguments
+
+
 def _machine(spec: VmSpec, accelerator: str, boot: Boot) -> list[str]:
     size_bytes = spec.memory_bytes
-    sata = "on" if boot.cdrom is not None else "off"
     pflash = "".join(
         f",pflash{unit}=flash{unit}" for unit, _ in enumerate(_flash(boot)) if boot.firmware_kind is not None
     )
@@ -61,15 +92,16 @@ def _machine(spec: VmSpec, accelerator: str, boot: Boot) -> list[str]:
         "-name",
         f"guest={spec.name},debug-threads=on",
         "-machine",
-        f"{spec.machine},accel={accelerator},memory-backend=ram,usb=off,vmport=off,smbus=off,sata={sata}{pflash}",
+        f"{spec.machine},accel={accelerator},memory-backend=ram,{_chipset(spec, boot)}{pflash}",
         "-cpu",
-        "host" if accelerator == "kvm" else "qemu64",
+        processor(spec, accelerator),
         "-smp",
         str(spec.cpus),
         "-m",
         f"size={size_bytes >> 20}M",
         "-object",
         f"memory-backend-memfd,id=ram,size={size_bytes},share=on,seal=on,dump=off",
+        *_clock(spec),
     ]
 
 
@@ -161,6 +193,11 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     return arguments + _console(sockets, spec.console_ports, packed, has_reconnect_ms=has_reconnect_ms)
 
 
+def ends_at_reset(spec: VmSpec) -> bool:
+    """Whether QEMU itself ends at the guest's reset, which tells neither a triple fault nor a second one apart."""
+    return spec.on_reset == "stop" and spec.on_triple_fault in ("auto", "stop")
+
+
 def is_booted_by_qboot(boot: Boot) -> bool:
     """Whether a machine with a TPM is started by qboot instead of SeaBIOS.
 
@@ -206,17 +243,18 @@ def command_line(
     arguments += ["-nodefaults", "-no-user-config", "-display", display, "-vga", "none", "-nic", "none"]
     arguments += ["-sandbox", SANDBOX, "-S"]
     # A reset works as on hardware. A panic stops the guest where it is; the service notes it and ends it.
-    arguments += ["-action", "reboot=reset,shutdown=poweroff,panic=pause,watchdog=reset"]
+    reboot = "shutdown" if ends_at_reset(spec) else "reset"
+    shutdown = "pause" if spec.on_shutdown == "pause" else "poweroff"
+    arguments += ["-action", f"reboot={reboot},shutdown={shutdown},panic=pause,watchdog=reset"]
     # With TCG this tells a triple fault from a reboot: QMP does not.
     arguments += ["-d", "cpu_reset"]
-    for name, fd in (("qmp", sockets.qmp_fd), ("serial0", sockets.serial_fd)):
-        arguments += ["-chardev", f"socket,id={name},fd={fd},server=on,wait=off"]
-    arguments += ["-qmp", "chardev:qmp", "-serial", "chardev:serial0"]
-    if has_pvpanic:
-        arguments += ["-device", "pvpanic-pci"]
+    arguments += ["-chardev", f"socket,id=qmp,fd={sockets.qmp_fd},server=on,wait=off", "-qmp", "chardev:qmp"]
+    arguments += port_arguments(spec, sockets.line_fds, has_pvpanic=has_pvpanic)
+    if spec.watchdog_device != "none":
+        arguments += ["-device", spec.watchdog_device]
     arguments += _boot(boot)
     if tpm and is_booted_by_qboot(boot):
         arguments += ["-bios", "qboot.rom"]
     arguments += _devices(spec, boot, sockets, mac, has_reconnect_ms=has_reconnect_ms)
     arguments += tpm
-    return arguments
+    return arguments + list(spec.qemu_arguments)

@@ -41,7 +41,8 @@ from rayos_vmm.hardware.protocols import Hardware
 from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.build import House, end_orphans, orphans
 from rayos_vmm.machine.lifecycle import LifeEvent
-from rayos_vmm.machine.machine import SERIAL_PORT, Machine
+from rayos_vmm.machine.line import SERIAL_PORT
+from rayos_vmm.machine.machine import Machine
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.run import adopt_machine, run_machine
 from rayos_vmm.machine.seats import Seat, Wish
@@ -129,10 +130,13 @@ class Service:
             )
         check_shape(spec)
         self.firewall.check(spec.firewall)
-        await trio.to_thread.run_sync(lambda: check_host(spec, read_host()))
+        self._check_arguments(spec)
+        notes = await trio.to_thread.run_sync(
+            lambda: check_host(spec, read_host(), is_strict=not self._house.overcommit)
+        )
         if spec.name in self._machines:
             raise Conflict(f"there is a machine {spec.name} already")
-        machine = self._add(Record(spec=spec, uuid=str(uuid.uuid4())))
+        machine = self._add(Record(spec=spec, uuid=str(uuid.uuid4()), notes=notes))
         try:
             await self.policy.define(spec.name, spec.capabilities, Place(spec.zone, spec.parent))
             await self._parts.store.save(machine.record)
@@ -142,6 +146,14 @@ class Service:
             raise
         self._events.publish("vm.state", spec.name, state=VmState.DEFINED.value)
         return machine.view()
+
+    def _check_arguments(self, spec: VmSpec) -> None:
+        if spec.qemu_arguments and not self._house.takes_qemu_arguments:
+            raise Invalid(
+                f"qemu_arguments = {list(spec.qemu_arguments)}: this service allows none",
+                hint="[service] qemu_arguments = true allows them",
+                code="forbidden",
+            )
 
     async def start(self, name: str) -> VmView:
         """Returns once the machine runs (its devices are up and QEMU continued), not when it is ready.
@@ -297,9 +309,9 @@ class Service:
         return consoles.console_pieces(self._machine(name), port, since, follow=follow)
 
     async def console_resize(self, name: str, port: int, columns: int, rows: int) -> None:
-        """Tells the guest the size of its terminal; the serial line has no way to."""
+        """Tells the guest the size of its terminal; a line of the board has no way to."""
         machine = self._machine(name)
-        if port != SERIAL_PORT:
+        if port < SERIAL_PORT:
             await machine.need_worker().console_resize(port, columns, rows)
 
     def input(self, name: str) -> MachineInput:
@@ -735,6 +747,8 @@ async def open_service(
             tpms=parts.tpms,
             save=save,
             start_timeout_s=config.start_timeout_s,
+            overcommit=config.overcommit,
+            takes_qemu_arguments=config.qemu_arguments,
         )
         send, receive = trio.open_memory_channel[tuple[_Life, Machine]](0)
         service = Service(parts, house, send)

@@ -14,7 +14,7 @@ import trio
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import Gpu, Net, VmSpec
 from rayos_vmm.hardware.protocols import Hardware, NoHardware
-from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.view import VmState
 from rayos_vmm.paths import Paths, default_paths
 from rayos_vmm.service.service import Service, open_service
@@ -76,16 +76,18 @@ def traces(paths: Paths) -> set[str]:
     return found
 
 
-async def expect(service: Service, text: str, *, name: str = "svc", timeout_s: float = 30) -> None:
-    """Waits until the serial line has said `text`."""
+async def expect(
+    service: Service, text: str, *, name: str = "svc", timeout_s: float = 30, port: int = SERIAL_PORT
+) -> None:
+    """Waits until a console port, the serial line by default, has said `text`."""
     seen = b""
     with trio.fail_after(timeout_s):
-        async with service.console_stream(name, SERIAL_PORT, 0) as chunks:
+        async with service.console_stream(name, port, 0) as chunks:
             async for _, data in chunks:
                 seen += data
                 if text.encode() in seen:
                     return
-    raise AssertionError(f"the serial line ended without {text!r}: {seen[-500:]!r}")
+    raise AssertionError(f"port {port} ended without {text!r}: {seen[-500:]!r}")
 
 
 async def running(service: Service, spec: VmSpec) -> None:

@@ -9,7 +9,7 @@ import trio
 
 from rayos_vmm.config.spec import Watchdog
 from rayos_vmm.errors import Busy, Conflict, GuestGone, NotFound, Timeout_
-from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.view import ExitReason, VmState
 from tests.integration.service_lab import bare, expect, home, lab, multiboot, running, traces
 

@@ -18,7 +18,7 @@ import trio
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone
 from rayos_vmm.host.process import start_time
-from rayos_vmm.machine.machine import SERIAL_PORT
+from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.paths import Paths
 from rayos_vmm.service.store import open_store

@@ -53,8 +53,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["fly"], "invalid choice: 'fly'"),
         (["run", "--memory", "256"], "has no unit"),
         (["run", "--memory", "256MB"], "has unit 'MB'"),
-        (["wait", "dev", "--timeout", "5"], "has no unit"),
-        (["console", "dev", "--port", "32"], "is not a port"),
+        (["wait", "dev", "--timeout", "5 apples"], "has unit ' apples'"),
+        (["console", "dev", "--port", "39"], "is not a port"),
         (["stop"], "NAME"),
     ],
 )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.config.spec import Disk, Gpu, Net, VmSpec
+from rayos_vmm.config.spec import Disk, Gpu, Net, Ports, VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.qemu.arguments import Sockets, command_line
+from rayos_vmm.qemu.arguments import Sockets, command_line, processor
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
 
 SPEC = VmSpec(name="dev", memory="256MiB", cpus=2)
@@ -28,7 +28,7 @@ def line(
         argv=("/usr/bin/qemu",),
         accelerator=accelerator,
         boot=boot or Boot(),
-        sockets=Sockets(qmp_fd=10, serial_fd=11, **sockets),  # type: ignore[arg-type]
+        sockets=Sockets(qmp_fd=10, line_fds=tuple(range(11, 11 + len(spec.ports.lines))), **sockets),  # type: ignore[arg-type]
         mac=mac,
         tpm=("-tpmdev", "x"),
         has_dbus_display=has_dbus_display,
@@ -163,3 +163,47 @@ def test_an_initrd_beside_a_tpm_is_booted_by_qboot() -> None:
     assert values(line(boot=linux), "-bios") == ["qboot.rom"]
     assert values(line(boot=Boot(kernel=Path("/k"))), "-bios") == []
     assert values(line(boot=Boot(kernel=Path("/k"), initrd=Path("/i"), needs_vga=True)), "-bios") == []
+
+
+def test_the_ports_of_a_board_are_lines_of_the_service() -> None:
+    """Each that says something has a socket that we listen on; the exit port and pvpanic have none."""
+    ports = Ports(serial=2, debugcon=("0xe9", "0x402"), debug_exit="0xf4", pvpanic="isa")
+    arguments = line(VmSpec(name="dev", ports=ports))
+    assert values(arguments, "-serial") == ["chardev:serial", "chardev:serial2"]
+    assert values(arguments, "-chardev")[1:] == [
+        f"socket,id={name},fd={fd},server=on,wait=off"
+        for fd, name in enumerate(("serial", "serial2", "debugcon", "debugcon2"), 11)
+    ]
+    assert values(arguments, "-device") == [
+        "isa-debugcon,iobase=0xe9,chardev=debugcon",
+        "isa-debugcon,iobase=0x402,chardev=debugcon2",
+        "isa-debug-exit,iobase=0xf4,iosize=4",
+        "pvpanic",
+    ]
+
+
+def test_a_processor_is_the_most_that_there_is_unless_it_is_ours_or_asked_for() -> None:
+    """A modern kernel wants SMEP, XSAVE and RDRAND, which qemu64 has not; our guest boots faster without."""
+    foreign = VmSpec(name="dev", kernel="/k")
+    assert processor(SPEC, "tcg") == "qemu64" and processor(SPEC, "kvm") == "host"
+    assert processor(foreign, "tcg") == "max" and processor(foreign, "kvm") == "host"
+    assert processor(VmSpec(name="dev", cpu="qemu64,+vmx"), "kvm") == "qemu64,+vmx"
+    assert processor(VmSpec(name="dev", machine="isapc"), "tcg") == "486"
+
+
+def test_a_machine_has_the_clock_and_the_ends_that_it_asks_for() -> None:
+    """QEMU ends by itself at a reset only where nothing else has to be told from it."""
+    spec = VmSpec(
+        name="dev", rtc="2038-01-19T03:14:00", icount=3, seed=7, on_shutdown="pause", on_reset="stop"
+    )
+    arguments = line(spec)
+    assert values(arguments, "-rtc") == ["base=2038-01-19T03:14:00,clock=vm"]
+    assert values(arguments, "-icount") == ["shift=3"] and values(arguments, "-seed") == ["7"]
+    assert values(arguments, "-action") == ["reboot=shutdown,shutdown=pause,panic=pause,watchdog=reset"]
+    goes_on = VmSpec(name="dev", on_reset="stop", on_triple_fault="reset")
+    assert "reboot=reset" in values(line(goes_on), "-action")[0]
+
+
+def test_arguments_for_qemu_itself_come_last_and_as_they_are() -> None:
+    """So they win, and so one sees them."""
+    assert line(VmSpec(name="dev", qemu_arguments=("-device", "edu")))[-2:] == ["-device", "edu"]

@@ -25,8 +25,8 @@ def test_limits_are_named(tmp_path: Path) -> None:
     odd = tmp_path / "odd.img"
     odd.write_bytes(b"x" * 700)
     wrong = {
-        "exceeds the 1GiB that the host has": VmSpec(name="a", memory="2GiB"),
-        "cpus = 3 exceeds the host's 2": VmSpec(name="a", cpus=3),
+        "cpus = 2 exceeds the 1 of machine = 'isapc'": VmSpec(name="a", cpus=2, machine="isapc"),
+        "at least 1MiB": VmSpec(name="a", memory="1000KiB", kernel="/k"),
         "at least 96MiB": VmSpec(name="a", memory="95MiB"),
         "not a whole number of MiB": VmSpec(name="a", memory="100000KiB"),
         "neither of path and size": VmSpec(name="a", disks=[Disk()]),
@@ -51,6 +51,22 @@ def test_a_machine_that_fits_is_let_through() -> None:
     """The defaults fit a small host."""
     check_shape(VmSpec(name="a"))
     check_host(VmSpec(name="a", disks=[Disk(size="64MiB")]), HOST)
+
+
+def test_what_exceeds_the_host_is_a_note_unless_the_service_is_strict() -> None:
+    """Races want more processors than there are, and memory is taken when it is touched."""
+    notes = check_host(VmSpec(name="a", cpus=3, memory="2G"), HOST)
+    assert notes == [
+        "cpus = 3 exceeds the host's 2",
+        "memory = '2GiB' exceeds the 1GiB that the host has available",
+    ]
+    with pytest.raises(Invalid, match="cpus = 3 exceeds the host's 2"):
+        check_host(VmSpec(name="a", cpus=3), HOST, is_strict=True)
+
+
+def test_a_kernel_of_somebody_elses_may_have_a_mebibyte() -> None:
+    """Our own guest needs 96."""
+    check_shape(VmSpec(name="a", memory="1MiB", kernel="/k"))
 
 
 def test_the_host_is_read_from_the_kernel(tmp_path: Path) -> None:

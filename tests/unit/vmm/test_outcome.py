@@ -8,6 +8,7 @@ from rayos_vmm.machine.outcome import (
     RESET_LOOP_COUNT,
     RESET_LOOP_INTERVAL_S,
     Evidence,
+    count_of,
     judge,
     note_reset,
     parse_panic,
@@ -73,3 +74,21 @@ def test_a_panic_line_is_the_kernels_own() -> None:
     )
     assert parse_panic("Kernel panic - not syncing: VFS") == "VFS"
     assert parse_panic("$ echo Kernel panic - not syncing: VFS") is None
+
+
+def test_an_exit_that_the_guest_chose_is_told_with_its_status() -> None:
+    """isa-debug-exit: QEMU shuts down as for a power-off, with a status of (V << 1) | 1."""
+    evidence = Evidence(shutdown_cause="guest-shutdown", exit_status=33)
+    assert evidence.guest_exit_code == 33
+    assert judge(evidence) == (
+        R.DEBUG_EXIT,
+        "the guest wrote 16 to its debug exit port: exit status 33",
+    )
+    assert Evidence(shutdown_cause="guest-shutdown", exit_status=0).guest_exit_code is None
+
+
+def test_a_reset_may_be_the_end_that_was_meant() -> None:
+    """By QEMU itself, or at the count that was asked for."""
+    assert judge(Evidence(shutdown_cause="guest-reset", exit_status=0))[0] is R.RESET
+    assert judge(Evidence(has_reset_enough=3)) == (R.RESET, "the guest reset itself 3 times")
+    assert [count_of(one) for one in ("auto", "stop", "reset", "count=7")] == [None, 1, None, 7]

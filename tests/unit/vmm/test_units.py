@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from rayos_vmm.config.units import format_size, parse_duration, parse_rate, parse_size, parse_throughput
+from rayos_vmm.config.units import (
+    format_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+    parse_throughput,
+    spell_size,
+)
 
 
 def test_units_scale_as_their_names_say() -> None:
     """Sizes are binary, rates decimal, times decimal."""
     assert parse_size("256MiB") == 256 * 1024 * 1024
     assert parse_size("512B") == 512
+    assert parse_size("128M") == parse_size("128m") == 128 << 20 and parse_size("1G") == 1 << 30
+    assert spell_size("128m") == "128MiB" and spell_size("512B") == "512B"
     assert parse_rate("100Mbit/s") == 100_000_000
     assert parse_throughput("50MiB/s") == 50 << 20
     assert parse_duration("1.5s") == 1.5
