@@ -132,7 +132,7 @@ def check_shape(spec: VmSpec) -> None:
 
 
 def _overcommitted(spec: VmSpec, host: Host) -> list[str]:
-    """What is asked for beyond what the host has; a machine may well never use it."""
+    """Sentences on what is asked for beyond what the host has; a machine may well never use it."""
     found = []
     if spec.cpus > host.cpus:
         found.append(f"cpus = {spec.cpus} exceeds the host's {host.cpus}")

@@ -90,7 +90,7 @@ class Machine:
 
     @property
     def serial(self) -> History:
-        """What COM1 has said."""
+        """The output of COM1."""
         return self.lines[SERIAL_PORT].history
 
     @property

@@ -62,7 +62,7 @@ def processor(spec: VmSpec, accelerator: str) -> str:
 
 
 def _chipset(spec: VmSpec, boot: Boot) -> str:
-    """What of the board is there without being asked for."""
+    """The options for the parts of the board that are there without being asked for."""
     if spec.machine == "isapc":
         return "usb=off"
     if spec.machine == "microvm":
@@ -72,7 +72,7 @@ def _chipset(spec: VmSpec, boot: Boot) -> str:
 
 
 def _clock(spec: VmSpec) -> list[str]:
-    """What makes one run like another: the clock's start, its pace, QEMU's random numbers."""
+    """The arguments that make runs alike: the clock's start, its pace, QEMU's random numbers."""
     arguments = ["-rtc", f"base={spec.rtc}{'' if spec.icount is None else ',clock=vm'}"]
     if spec.icount is not None:
         arguments += ["-icount", f"shift={spec.icount}"]

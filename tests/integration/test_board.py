@@ -21,8 +21,10 @@ PORTS = {"serial": 2, "debugcon": ["0xe9", "0x402"], "debug_exit": "0xf4", "pvpa
 
 @pytest.mark.parametrize("machine", ["q35", "pc"])
 async def test_a_board_has_what_was_asked_for_and_ends_as_was_asked_for(tmp_path: Path, machine: str) -> None:
-    """Five processors of the fullest model on a smaller host, 4 MiB, a clock in 2038; each port that says something is
-    a console, also to type at; a reset and a triple fault go on, and the exit port's value is the machine's.
+    """The processors, memory, clock and ports that a specification names are there for its kernel.
+
+    Each port that says something is a console, also to type at; a reset and a triple fault go on; the exit port's
+    value is the machine's.
     """
     table = {
         **BARE,
