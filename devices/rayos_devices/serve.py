@@ -8,6 +8,7 @@
 
 `--join` serves a second network device on S2: two guests, each other's network, without a tap between them.
 As qemu-storage-daemon and the rust-vmm daemons are used; unlike most of them it listens again when the frontend left.
+Memory may be any file that can be mapped, sealed or not. Why a session ended is told on standard error.
 `rayos device serve` is the same.
 """
 
@@ -24,25 +25,36 @@ from pathlib import Path
 from typing import Final
 
 from rayos_devices.backend import Backend
+from rayos_devices.bucket import TokenBucket
 from rayos_devices.errors import DeviceError
 from rayos_devices.loop import Loop
 from rayos_devices.net.port import EchoPort, Port, SinkPort, join_ports, open_tap, tap_ports
 from rayos_devices.standard_io import join_events, join_terminal
 from rayos_devices.vhost_user.connection import Connection
+from rayos_devices.vhost_user.lost_memory import LostMemory
 
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 1
+#: What a terminal is told of frontends that come and go.
+_LINES_PER_SECOND: Final = 5.0
+_LINES_BURST: Final = 50.0
 
 
 class Listener:
-    """Accepts one frontend at a time for `backend`; the next may connect when the one before left."""
+    """Accepts one frontend at a time for `backend`; the next may connect when the one before left.
+
+    A second one is closed at once, which tells it, and the operator reads so. Memory need not be sealed
+    (`vhost_user/lost_memory.py`).
+    """
 
     def __init__(self, backend: Backend, loop: Loop, listening: socket.socket) -> None:
         self._backend = backend
         self._loop = loop
         self._listening = listening
         self._connection: Connection | None = None
+        self._lines = TokenBucket(_LINES_PER_SECOND, _LINES_BURST, now=loop.now())
+        self._untold = 0
         listening.setblocking(False)
         loop.register(listening.fileno(), self._accept)
 
@@ -51,13 +63,37 @@ class Listener:
             sock, _ = self._listening.accept()
         except (BlockingIOError, ConnectionError):
             return
-        self._loop.unregister(self._listening.fileno())
-        self._connection = Connection(sock, self._backend, self._loop, self._closed)
+        if self._connection is not None:
+            self._connection.catch_up()  # it may have left already
+        if self._connection is not None:
+            sock.close()
+            self._say("a second frontend was closed: one is connected, and one is served at a time")
+            return
+        self._connection = Connection(
+            sock, self._backend, self._loop, self._closed, must_be_sealed=False, on_refusal=self._refused
+        )
+
+    def _refused(self, reason: str) -> None:
+        self._say(f"request refused: {reason}")
 
     def _closed(self, reason: str) -> None:
-        log.info("session ended", extra={"device": self._backend.name, "reason": reason})
+        self._say(f"session ended: {reason}")
         self._connection = None
-        self._loop.register(self._listening.fileno(), self._accept)
+
+    def _say(self, sentence: str) -> None:
+        """One line at the terminal, unless frontends come and go faster than anybody reads."""
+        if self._lines.wait(self._loop.now()) > 0.0:
+            self._untold += 1
+            return
+        self._lines.take(1)
+        more = f" ({self._untold} lines before this one were left out)" if self._untold else ""
+        self._untold = 0
+        log.info("%s: %s%s", self._backend.name, sentence, more)
+
+    def lose(self, address: int) -> None:
+        """A page at an address in this process is gone: the session that had it ends."""
+        if self._connection is not None:
+            self._connection.lose(address)
 
     def close(self) -> None:
         if self._connection is not None:
@@ -219,6 +255,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for path, backend in served:
         print(f"serving {backend.name} on {path}", file=sys.stderr, flush=True)
+
+    def lose(address: int) -> None:
+        for listener in listeners:
+            listener.lose(address)
+
+    lost_memory = LostMemory(loop, lose)
     try:
         loop.run()
     finally:
@@ -226,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             listener.close()
             backend.close()
             path.unlink(missing_ok=True)
+        lost_memory.close()
     return 0
 
 

@@ -186,7 +186,8 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
         kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
         arguments += _vhost_user("gpu0", sockets.gpu)
         outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
-        arguments += ["-device", f"{kind},chardev=gpu0,{outputs}{packed}"]
+        # This wrapper alone offers RING_RESET by itself, and tells its backend nothing of a reset.
+        arguments += ["-device", f"{kind},chardev=gpu0,queue_reset=off,{outputs}{packed}"]
     for path in sockets.inputs:
         name = path.stem
         arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}{packed}"]

@@ -147,6 +147,10 @@ class Frontend:
         answer = U64.unpack(self.ask(request, payload, fds))[0]
         assert answer == 0, f"{request.name} was answered with {answer}"
 
+    def is_refused(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bool:
+        """Whether a request is answered with a failure (REPLY_ACK), by a backend that stays. Errors: Dropped."""
+        return U64.unpack(self.ask(request, payload, fds))[0] != 0
+
     def is_dropped(self, *, timeout: float = ANSWER_TIMEOUT) -> bool:
         """Whether the backend closes the connection within `timeout` seconds; replies that come first are skipped."""
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from pathlib import Path
 from typing import Final, Self
 
 from rayos_devices.virtio.memory import RegionSpec
@@ -30,8 +31,13 @@ class GuestRam:
         user_address: int | None = None,
         mmap_offset: int = 0,
         seal: bool = True,
+        file: Path | None = None,
     ) -> None:
-        self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        """`file`: memory is this file, which is made, and not a memfd; it cannot be sealed."""
+        if file is not None:
+            self.fd, seal = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), False
+        else:
+            self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, mmap_offset + size)
         if seal:
             fcntl.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK)

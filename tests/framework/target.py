@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ class Stepped(Generic[B]):
         self.loop = Loop()
         self.backend = make(self.loop)
         self.reasons: list[str] = []
+        self.on_refusal: Callable[[str], None] = lambda _reason: None
         self._resume = resume
         self._connection: Connection | None = None
 
@@ -65,7 +67,14 @@ class Stepped(Generic[B]):
         if self._connection is not None:
             self._connection.close("the next frontend is here")
         ours, theirs = socket.socketpair()
-        self._connection = Connection(theirs, self.backend, self.loop, self._closed, resume=self._resume)
+        self._connection = Connection(
+            theirs,
+            self.backend,
+            self.loop,
+            self._closed,
+            resume=self._resume,
+            on_refusal=lambda reason: self.on_refusal(reason),
+        )
         return Frontend(ours, self.settle)
 
     def _closed(self, reason: str) -> None:
@@ -190,22 +199,26 @@ class Served:
         self.idle_fds = 0
         if command is None:
             command = [sys.executable, "-P", "-m", "rayos_devices.serve", *arguments, "--socket", socket_path]
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._words,
             pass_fds=pass_fds,
         )
+
+    @property
+    def words(self) -> str:
+        """All that it has said on standard error until now."""
+        size = os.fstat(self._words.fileno()).st_size
+        return os.pread(self._words.fileno(), size, 0).decode(errors="replace")
 
     def connect(self) -> Frontend:
         """Errors: ChildProcessError with its last words when the process has ended."""
         while True:
             if self.process.poll() is not None:
-                words = self.process.stderr.read() if self.process.stderr is not None else b""
-                raise ChildProcessError(
-                    f"exit code {self.process.returncode}: {words.decode(errors='replace')}"
-                )
+                raise ChildProcessError(f"exit code {self.process.returncode}: {self.words}")
             with suppress(OSError):
                 return Frontend.connect(self.path, timeout=0.5)
 
@@ -241,12 +254,14 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            _, words = self.process.communicate(timeout=ANSWER_TIMEOUT)
+            self.process.wait(ANSWER_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            _, words = self.process.communicate()
+            self.process.wait()
+        words = self.words
+        self._words.close()
         if self.process.returncode != 0:
-            raise ChildProcessError(f"exit code {self.process.returncode}: {words.decode(errors='replace')}")
+            raise ChildProcessError(f"exit code {self.process.returncode}: {words}")
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The rows of rings, protocol and devices, which the suite must have.
 ROWS = [
     *(f"V{n}" for n in range(1, 16)),
-    *(f"U{n}" for n in range(1, 10)),
+    *(f"U{n}" for n in range(1, 11)),
     *(f"B{n}" for n in range(1, 6)),
     *(f"N{n}" for n in range(1, 6)),
     *(f"G{n}" for n in range(1, 9)),

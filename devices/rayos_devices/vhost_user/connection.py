@@ -15,7 +15,7 @@ from typing import Final
 
 from rayos_devices.backend import Backend
 from rayos_devices.errors import ProtocolError
-from rayos_devices.loop import Loop
+from rayos_devices.loop import READ, Loop
 from rayos_devices.vhost_user.message import HEADER, MAX_FDS, Header, Message
 from rayos_devices.vhost_user.session import Session
 
@@ -114,9 +114,18 @@ class Connection:
         *,
         resume: bool = False,
         config_writes: int = 0,
+        must_be_sealed: bool = True,
+        on_refusal: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self._channel = Channel(sock)
-        self._session = Session(backend, loop, resume=resume, config_writes=config_writes)
+        self._session = Session(
+            backend,
+            loop,
+            resume=resume,
+            config_writes=config_writes,
+            must_be_sealed=must_be_sealed,
+            on_refusal=on_refusal,
+        )
         self._loop = loop
         self._on_close = on_close
         self._timer = 0
@@ -142,6 +151,15 @@ class Connection:
         # The deadline is the message's: a byte now and then does not move it.
         if self._channel.is_partial and not self._timer:
             self._timer = self._loop.call_at(self._loop.now() + MESSAGE_TIMEOUT, self._timed_out)
+
+    def catch_up(self) -> None:
+        """Handle what the frontend has said until now, its end too."""
+        self._ready(READ)
+
+    def lose(self, address: int) -> None:
+        """A page of guest memory is gone: end the session if it was this one's."""
+        if self._session.has_mapped(address):
+            self.close("guest memory is gone: the file that the frontend shared was truncated")
 
     def _timed_out(self) -> None:
         self._timer = 0

@@ -13,14 +13,17 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import Final
 
 from rayos_devices.errors import ProtocolError
 from rayos_devices.loop import READ, Loop
 from rayos_devices.vhost_user.connection import MESSAGE_TIMEOUT, Channel
-from rayos_devices.vhost_user.message import ANSWERED, FLAG_REPLY, Message, Request
+from rayos_devices.vhost_user.message import ANSWERED, FLAG_REPLY, U64, Message, Request
 from rayos_devices.vhost_user.transcript import Transcript
 
 log = logging.getLogger(__name__)
+
+_ACK: Final = U64.pack(0)
 
 
 class Relay:
@@ -194,7 +197,11 @@ class Relay:
         message, self._pending = self._pending, None
         if message is None or reply.request is not message.request:
             raise ProtocolError(f"an answer to {reply.request.name} that nobody asked for")
-        self._fold(message, reply.payload)
+        if message.request in ANSWERED or reply.payload == _ACK:
+            self._fold(message, reply.payload)
+        else:  # refused: a successor must not be told
+            for fd in message.fds:
+                os.close(fd)
         assert self._front is not None
         try:
             self._front.send(Message(reply.request, reply.flags | FLAG_REPLY, reply.payload).pack())

@@ -9,9 +9,11 @@ A frontend may negotiate bits that were never offered (QEMU's vhost-user-gpu sen
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -51,6 +53,8 @@ from rayos_devices.virtio.memory import MAX_REGIONS, GuestMemory
 from rayos_devices.virtio.packed import is_packed_base
 
 _ACK: Final = U64.pack(0)
+#: vhost-user, *VHOST_USER_PROTOCOL_F_REPLY_ACK*: anything but zero is a failure.
+_REFUSED: Final = U64.pack(1)
 #: VIRTIO 1.3, 2.1: the device status is one byte.
 _MAX_STATUS: Final = 0xFF
 
@@ -80,11 +84,22 @@ class Session:
     or the packed ring's journal, and calls the driver once, since the predecessor's call may be lost.
     """
 
-    def __init__(self, backend: Backend, loop: Loop, *, resume: bool = False, config_writes: int = 0) -> None:
-        """`config_writes`: how many writes of the configuration a predecessor was told that are not told again."""
+    def __init__(
+        self,
+        backend: Backend,
+        loop: Loop,
+        *,
+        resume: bool = False,
+        config_writes: int = 0,
+        must_be_sealed: bool = True,
+        on_refusal: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        """`config_writes`: how many writes of the configuration a predecessor was told that are not told again.
+        `must_be_sealed`: memory that could shrink under us is refused. `on_refusal` hears why a request was refused."""
         self._backend = backend
         self._loop = loop
-        self._memory = GuestMemory()
+        self._on_refusal = on_refusal
+        self._memory = GuestMemory(must_be_sealed=must_be_sealed)
         self._log: DirtyLog | None = None
         self._features = 0
         self._protocol_features = 0
@@ -98,10 +113,16 @@ class Session:
     def handle(self, message: Message) -> bytes | None:
         """Act on one message; returns the bytes to answer, or None.
 
-        Takes over the message's descriptors, also when it raises. Errors: ProtocolError (class P): the caller closes.
+        Takes over the message's descriptors, also when it raises. Errors: ProtocolError (class P): the caller closes;
+        but a frontend that asked for an acknowledgement gets one that is not zero, and the session goes on.
         """
         try:
             reply = self._dispatch(message)
+        except ProtocolError as error:
+            if not message.needs_reply or message.request in ANSWERED:
+                raise
+            self._on_refusal(str(error))
+            return pack_reply(message.request, _REFUSED)
         finally:
             for fd in message.fds:
                 os.close(fd)
@@ -138,11 +159,11 @@ class Session:
             case Request.GET_MAX_MEM_SLOTS:
                 return U64.pack(MAX_REGIONS)
             case Request.ADD_MEM_REG:
-                self._memory.add(unpack_memory_region(payload), message.fds[0])
-                self._restart_all()
+                spec, fd = unpack_memory_region(payload), message.fds[0]
+                self._change_memory(lambda memory: memory.add(spec, fd))
             case Request.REM_MEM_REG:
-                self._memory.remove(unpack_memory_region(payload))
-                self._restart_all()
+                spec = unpack_memory_region(payload)
+                self._change_memory(lambda memory: memory.remove(spec))
             case Request.SET_VRING_NUM:
                 self._set_size(*VRING_STATE.unpack(payload))
             case Request.SET_VRING_ADDR:
@@ -168,7 +189,11 @@ class Session:
             case Request.NET_SET_MTU:
                 pass  # told for information: the MTU the guest uses is in the frontend's config space
             case Request.GET_CONFIG:
-                access = ConfigAccess.unpack(payload)
+                try:
+                    access = ConfigAccess.unpack(payload)
+                except ProtocolError as error:
+                    self._on_refusal(str(error))
+                    return b""  # vhost-user, GET_CONFIG: how an error is answered
                 space = self._backend.config_space()[access.offset : access.offset + access.size]
                 return ConfigAccess(
                     access.offset, access.size, access.flags, space.ljust(access.size, b"\0")
@@ -183,6 +208,10 @@ class Session:
                     raise ProtocolError(f"GPU_SET_SOCKET for {self._backend.name}, which is no GPU")
                 message.fds.clear()
         return None
+
+    def has_mapped(self, address: int) -> bool:
+        """Whether guest memory of this session is at an address in this process."""
+        return any(0 <= address - region.address < region.size for region in self._memory.regions)
 
     # -- the device as a whole -----------------------------------------------------------------------------------
 
@@ -233,9 +262,19 @@ class Session:
         self._backend.set_features(self._features)
 
     def _set_memory(self, message: Message) -> None:
-        specs = unpack_memory_table(message.payload)
-        self._memory.replace(specs, message.fds)
-        self._restart_all()
+        specs, fds = unpack_memory_table(message.payload), message.fds
+        self._change_memory(lambda memory: memory.replace(specs, fds))
+
+    def _change_memory(self, change: Callable[[GuestMemory], None]) -> None:
+        """Change the memory, or nothing: a live queue whose ring would be outside of it goes on where it is."""
+        before = self._memory.regions
+        change(self._memory)
+        try:
+            self._restart_all()
+        except ProtocolError:
+            self._memory.restore(before)
+            self._restart_all()
+            raise
 
     def _restart_all(self) -> None:
         """Live queues look into the new memory; their positions stay."""
@@ -317,7 +356,7 @@ class Session:
         index = value & VRING_INDEX_MASK
         self._queue(index)
         name = "call_fd" if message.request is Request.SET_VRING_CALL else "error_fd"
-        self._replace_signal(index, name, _take_eventfd(message, value))
+        self._replace_signal(index, name, _take_signal(message, value))
         vring = self._backend.queues[index]
         if name == "error_fd":
             if vring.broken:
@@ -452,7 +491,26 @@ class Session:
 
 
 def _take_eventfd(message: Message, value: int) -> int:
-    """The message's descriptor, out of the message; -1 when it says that there is none."""
+    """The message's eventfd, out of the message; -1 when it says that there is none."""
+    if not _brings_descriptor(message, value):
+        return -1
+    if not _is_eventfd(message.fds[0]):
+        raise ProtocolError(f"{message.request.name} with a descriptor that is no eventfd")
+    return message.fds.pop(0)
+
+
+def _take_signal(message: Message, value: int) -> int:
+    """As `_take_eventfd`; the end of a pipe, too, which User Mode Linux listens to."""
+    if not _brings_descriptor(message, value):
+        return -1
+    if not (_is_writable_pipe(message.fds[0]) or _is_eventfd(message.fds[0])):
+        raise ProtocolError(
+            f"{message.request.name} with a descriptor that is no eventfd and no writable pipe"
+        )
+    return message.fds.pop(0)
+
+
+def _brings_descriptor(message: Message, value: int) -> bool:
     if value & ~(VRING_INDEX_MASK | VRING_NO_FD):
         raise ProtocolError(
             f"{message.request.name} with value {value:#x}: a queue index and the no-descriptor bit are allowed"
@@ -460,12 +518,21 @@ def _take_eventfd(message: Message, value: int) -> int:
     if value & VRING_NO_FD:
         if message.fds:
             raise ProtocolError(f"{message.request.name} brought a descriptor and said that there is none")
-        return -1
+        return False
     if not message.fds:
         raise ProtocolError(f"{message.request.name} without its descriptor")
-    if not _is_eventfd(message.fds[0]):
-        raise ProtocolError(f"{message.request.name} with a descriptor that is no eventfd")
-    return message.fds.pop(0)
+    return True
+
+
+def _is_writable_pipe(fd: int) -> bool:
+    """Also makes it non-blocking: a full pipe says all that a call says."""
+    if (
+        not stat.S_ISFIFO(os.fstat(fd).st_mode)
+        or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    ):
+        return False
+    os.set_blocking(fd, False)
+    return True
 
 
 def _is_eventfd(fd: int) -> bool:

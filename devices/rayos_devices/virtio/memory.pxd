@@ -20,6 +20,7 @@ cdef class Region:
 
 @cython.final
 cdef class GuestMemory:
+    cdef readonly bint must_be_sealed
     cdef readonly list regions
     cdef Region _last
     @cython.locals(region=Region, candidate=Region)

@@ -51,23 +51,15 @@ class RegionSpec:
 class Region:
     """A mapped region: `view` covers exactly the shared bytes."""
 
-    def __init__(self, spec: RegionSpec, fd: int) -> None:
+    def __init__(self, spec: RegionSpec, fd: int, *, must_be_sealed: bool = True) -> None:
         """Map `fd`, which stays the caller's to close.
 
-        Errors: ProtocolError when the file could shrink under us (a truncation would kill the worker with
-        SIGBUS), or is smaller than the region.
+        Errors: ProtocolError when the file is smaller than the region; and, if it `must_be_sealed`, when it could
+        shrink under us (a truncation would kill the worker with SIGBUS).
         """
         spec.check()
-        try:
-            seals = fcntl.fcntl(fd, F_GET_SEALS)
-        except OSError as error:
-            raise ProtocolError(
-                "guest memory is not a sealable memfd: start QEMU with memory-backend-memfd,share=on"
-            ) from error
-        if not seals & F_SEAL_SHRINK:
-            raise ProtocolError(
-                f"guest memory has seals {seals:#x}: F_SEAL_SHRINK is demanded (memory-backend-memfd,seal=on)"
-            )
+        if must_be_sealed:
+            _check_seals(fd)
         file_size = os.fstat(fd).st_size
         if spec.mmap_offset + spec.size > file_size:
             raise ProtocolError(
@@ -110,9 +102,13 @@ class Region:
 
 
 class GuestMemory:
-    """The regions of one session. Mappings live as long as a view of them does, never longer than needed."""
+    """The regions of one session. Mappings live as long as a view of them does, never longer than needed.
 
-    def __init__(self) -> None:
+    Memory that need not be sealed may be cut off under us: its user survives SIGBUS (`vhost_user/lost_memory.py`).
+    """
+
+    def __init__(self, *, must_be_sealed: bool = True) -> None:
+        self.must_be_sealed = must_be_sealed
         self.regions: list[Region] = []
         self._last: Region | None = None
 
@@ -125,7 +121,7 @@ class GuestMemory:
         fresh: list[Region] = []
         for spec, fd in zip(specs, fds, strict=True):
             _check_overlap(fresh, spec)
-            fresh.append(Region(spec, fd))
+            fresh.append(Region(spec, fd, must_be_sealed=self.must_be_sealed))
         self.regions = fresh
         self._last = None
 
@@ -134,7 +130,7 @@ class GuestMemory:
         if len(self.regions) >= MAX_REGIONS:
             raise ProtocolError(f"more than {MAX_REGIONS} memory regions")
         _check_overlap(self.regions, spec)
-        self.regions = [*self.regions, Region(spec, fd)]
+        self.regions = [*self.regions, Region(spec, fd, must_be_sealed=self.must_be_sealed)]
 
     def remove(self, spec: RegionSpec) -> None:
         """REM_MEM_REG: the one whose guest address, user address and size match."""
@@ -149,6 +145,11 @@ class GuestMemory:
                 f"no memory region at guest address {spec.guest_address:#x} of {spec.size:#x} bytes"
             )
         self.regions = kept
+        self._last = None
+
+    def restore(self, regions: list[Region]) -> None:
+        """Go back to the regions that there were before a change."""
+        self.regions = regions
         self._last = None
 
     def clear(self) -> None:
@@ -196,6 +197,19 @@ class GuestMemory:
             if region.user_address <= user_address < region.user_end:
                 return region.guest_address + user_address - region.user_address
         return 0
+
+
+def _check_seals(fd: int) -> None:
+    try:
+        seals = fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError as error:
+        raise ProtocolError(
+            "guest memory is not a sealable memfd: start QEMU with memory-backend-memfd,share=on"
+        ) from error
+    if not seals & F_SEAL_SHRINK:
+        raise ProtocolError(
+            f"guest memory has seals {seals:#x}: F_SEAL_SHRINK is demanded (memory-backend-memfd,seal=on)"
+        )
 
 
 def _check_overlap(regions: list[Region], spec: RegionSpec) -> None:

@@ -81,7 +81,7 @@ def test_every_device_is_ours_over_vhost_user() -> None:
         "vhost-user-blk-pci,chardev=disk0,num-queues=2,bootindex=1",
         "vhost-user-blk-pci,chardev=disk1,num-queues=16,bootindex=2",
         "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=1500,romfile=",
-        "vhost-user-gpu-pci,chardev=gpu0,max_outputs=1,xres=1280,yres=800",
+        "vhost-user-gpu-pci,chardev=gpu0,queue_reset=off,max_outputs=1,xres=1280,yres=800",
         "vhost-user-input-pci,chardev=keyboard",
         "vhost-user-input-pci,chardev=mouse",
         "vhost-user-input-pci,chardev=tablet",
@@ -97,7 +97,8 @@ def test_a_display_is_reached_by_dbus_where_that_works() -> None:
     arguments = line(spec, gpu=Path("/r/gpu"), has_dbus_display=True)
     assert values(arguments, "-display") == ["dbus,p2p=yes"]
     assert (
-        values(arguments, "-device")[1] == "vhost-user-gpu-pci,chardev=gpu0,max_outputs=3,xres=640,yres=480"
+        values(arguments, "-device")[1]
+        == "vhost-user-gpu-pci,chardev=gpu0,queue_reset=off,max_outputs=3,xres=640,yres=480"
     )
     assert values(line(has_dbus_display=True), "-display") == ["none"]
     assert values(line(gpu=Path("/r/gpu")), "-display") == ["none"]
@@ -135,7 +136,9 @@ def test_kernels_disks_and_firmware_are_passed_as_they_are() -> None:
     assert "ide-cd,drive=cd0,bus=ide.0,bootindex=0" in values(iso, "-device")
     assert "file.filename=/a,,b.iso" in values(iso, "-blockdev")[0]
     assert "sata=on" in values(iso, "-machine")[0]
-    assert "vhost-user-vga,chardev=gpu0,max_outputs=1,xres=1280,yres=800" in values(iso, "-device")
+    assert "vhost-user-vga,chardev=gpu0,queue_reset=off,max_outputs=1,xres=1280,yres=800" in values(
+        iso, "-device"
+    )
     uefi = line(
         boot=Boot(
             firmware=Path("/code.fd"),
