@@ -36,7 +36,7 @@ from rayos_net import nft, tap
 from rayos_net.firewall.flow import FlowKey, FlowTable
 from rayos_net.firewall.rule import Action, Rule
 from rayos_net.firewall.table import NO_RULE, Table
-from rayos_net.firewall.verdict import Port
+from rayos_net.firewall.verdict import GuestPort
 from rayos_net.guard import Guard
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, resolve
 from rayos_vmm.network.firewall import Firewall
@@ -187,7 +187,7 @@ def measure(count: int) -> Row:
     compiled = time.perf_counter_ns() - start
     keys = packets(PACKETS)
     flows = FlowTable(table)
-    port = Port(Guard(MAC, addresses=[GUEST]), flows)
+    port = GuestPort(Guard(MAC, addresses=[GUEST]), flows)
     frames = [frame(key) for key in keys]
     for key in keys:
         flows.judge(True, key, 0.0)

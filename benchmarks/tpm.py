@@ -42,7 +42,7 @@ async def initialize(tpm: Tpm) -> trio.SocketStream:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))
-        await stream.socket.sendmsg([control.Request(control.Control.SET_DATAFD).pack()], [rights])
+        await stream.socket.sendmsg([control.ControlRequest(control.Control.SET_DATAFD).pack()], [rights])
         if await stream.receive_some(4) != bytes(4):
             raise RuntimeError("SET_DATAFD failed")
         await stream.send_all(control.init().pack())

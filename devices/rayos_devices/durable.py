@@ -137,28 +137,28 @@ class DurableBackend(Backend):
                 self.run_soon(queue)
 
     def pop(self, queue: int) -> Chain | None:
-        """The queue's next chain; a queue that its driver broke is settled before QueueError goes on its way."""
+        """The queue's next chain; a queue that its driver broke is committed before QueueError goes on its way."""
         try:
             return self.queues[queue].pop()
         except QueueError:
-            self.settle(queue)
+            self.commit(queue)
             raise
 
     def drain(
         self, queue: int, handle: Callable[[Chain], int | None], has_work: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Hand the queue's chains to `handle` while it `has_work`, at most BUDGET, and settle: all that `process` does.
+        """Hand the queue's chains to `handle` while it `has_work`, at most BUDGET, and commit: all that `process` does.
 
         `handle` returns the bytes that it wrote; None puts the chain back and ends the turn.
         """
         vring = self.queues[queue]
         for _ in range(self.BUDGET):
             if not has_work():
-                self.settle(queue)
+                self.commit(queue)
                 return False
             chain = self.pop(queue)
             if chain is None:
-                self.settle(queue)
+                self.commit(queue)
                 if not vring.arm():
                     return False
                 continue
@@ -167,10 +167,10 @@ class DurableBackend(Backend):
                 vring.unpop(chain.head)
                 break
             vring.push(chain.head, written)
-        self.settle(queue)
+        self.commit(queue)
         return True
 
-    def settle(self, queue: int) -> None:
+    def commit(self, queue: int) -> None:
         """Publish what was pushed; with it, and not before, the changed state becomes true."""
         vring = self.queues[queue]
         if not self.is_dirty:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from rayos_devices.numbered import Numbered
+from rayos_devices.enums import IndexedEnum
 
 
-class Op(Numbered):
+class Op(IndexedEnum):
     """The operation kinds that are gated and counted (the source report's); `index` is the mask's bit."""
 
     GPU_ALLOC = "gpu.alloc"
@@ -34,7 +34,7 @@ class Op(Numbered):
     CONSOLE_RESIZE = "console.resize"
 
 
-class Denial(Numbered):
+class Denial(IndexedEnum):
     """Why an operation was refused; `index` is its counter."""
 
     CAPABILITY = "capability"

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from rayos_devices.numbered import Numbered
+from rayos_devices.enums import IndexedEnum
 
 
-class Limit(Numbered):
+class Limit(IndexedEnum):
     """A bound of a device; `index` is its place in the account. 0 is unbounded, where a device can be."""
 
     #: Bytes a second: of a network card in each direction, of a disk together, of a console what the guest writes.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from rayos_devices.patience import Patience
+from rayos_devices.halt_polling import HaltPolling
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
@@ -28,12 +28,12 @@ _LOOKS: Final = 16
 class Watched(Protocol):
     """Something whose work can be seen without being told: memory that others write."""
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Do what there is to do; False when there was nothing, which must cost next to nothing."""
         ...
 
     def set_awake(self, awake: bool) -> bool:
-        """Whether `look` is called often, so that nobody needs to wake the loop; True: there is something to do."""
+        """Whether `poll` is called often, so that nobody needs to wake the loop; True: there is something to do."""
         ...
 
 
@@ -49,7 +49,7 @@ class Loop:
         self._soon: list[Callable[[], object]] = []
         self._running = False
         self._watched: tuple[Watched, ...] = ()
-        self._patience = Patience()
+        self._halt_polling = HaltPolling()
         self._is_awake = False
         self._worked = 0.0
         #: Seconds spent looking in vain.
@@ -92,49 +92,49 @@ class Loop:
 
     def set_polling(self, budget: float) -> None:
         """Look for up to `budget` seconds before sleeping, less when it is of no use; 0: never."""
-        self._patience = Patience(budget)
+        self._halt_polling = HaltPolling(budget)
         if self._is_awake and self._rest():
-            self._soon.append(self._look_once)
+            self._soon.append(self._poll_once)
 
     def polling(self) -> dict[str, float]:
         """Returns the setting, its present value and its cost, JSON-ready."""
-        patience = self._patience
+        polling = self._halt_polling
         return {
-            "budget_us": patience.budget * 1e6,
-            "window_us": patience.window * 1e6,
+            "budget_us": polling.budget * 1e6,
+            "window_us": polling.window * 1e6,
             "seconds": self.polled_seconds,
         }
 
     def watch(self, watched: Watched) -> None:
-        """`look` at it as well, when the loop looks."""
+        """`poll` it as well, when the loop looks."""
         self._watched = (*self._watched, watched)
 
     def unwatch(self, watched: Watched) -> None:
         """Unknown ones are ignored."""
         self._watched = tuple(one for one in self._watched if one is not watched)
 
-    def _look(self, timeout: float | None) -> float | None:
+    def _poll(self, timeout: float | None) -> float | None:
         """Look some rounds; how long to sleep then: not at all while it may be worth looking on."""
         start = self.now()
         has_found = False
         for _ in range(_LOOKS):
-            has_found |= self._look_once()
+            has_found |= self._poll_once()
         now = self.now()
         if has_found:
             self._worked = now
             return 0.0
         self.polled_seconds += now - start
-        if now - self._worked < self._patience.window:
+        if now - self._worked < self._halt_polling.window:
             return 0.0
         if self._rest():
             self._rise()
             return 0.0
         return timeout
 
-    def _look_once(self) -> bool:
+    def _poll_once(self) -> bool:
         has_found = False
         for watched in self._watched:
-            has_found |= watched.look()
+            has_found |= watched.poll()
         return has_found
 
     def _rest(self) -> bool:
@@ -146,8 +146,8 @@ class Loop:
         return has_work
 
     def _slept(self, seconds: float) -> None:
-        self._patience.slept(seconds)
-        if self._patience.window > 0.0:
+        self._halt_polling.slept(seconds)
+        if self._halt_polling.window > 0.0:
             self._rise()
 
     def _rise(self) -> None:
@@ -177,8 +177,8 @@ class Loop:
             until = max(0.0, self._timers[0][0] - self.now())
             timeout = until if timeout is None else min(timeout, until)
         if self._is_awake and timeout != 0.0:
-            timeout = self._look(timeout)
-        if self._patience.budget and not self._is_awake and timeout != 0.0:
+            timeout = self._poll(timeout)
+        if self._halt_polling.budget and not self._is_awake and timeout != 0.0:
             start = self.now()
             ready = self._epoll.poll(timeout)
             self._slept(self.now() - start)

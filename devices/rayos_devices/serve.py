@@ -28,7 +28,7 @@ from rayos_devices.backend import Backend
 from rayos_devices.bucket import TokenBucket
 from rayos_devices.errors import DeviceError
 from rayos_devices.loop import Loop
-from rayos_devices.net.port import EchoPort, Port, SinkPort, join_ports, open_tap, tap_ports
+from rayos_devices.net.port import EchoPort, NetPort, SinkPort, join_ports, open_tap, tap_ports
 from rayos_devices.standard_io import join_events, join_terminal
 from rayos_devices.vhost_user.connection import Connection
 from rayos_devices.vhost_user.lost_memory import LostMemory
@@ -182,7 +182,7 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
             return console
 
 
-def _ports(arguments: argparse.Namespace) -> Sequence[Port]:
+def _ports(arguments: argparse.Namespace) -> Sequence[NetPort]:
     if arguments.tap:
         return tap_ports(open_tap(arguments.tap, arguments.queues))
     return [EchoPort() if arguments.echo else SinkPort() for _ in range(arguments.queues)]

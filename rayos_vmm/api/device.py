@@ -21,38 +21,38 @@ def _device(call: Call) -> str:
 
 @serves(operations.DEVICE_OVERVIEW)
 async def _overview(call: Call) -> Machines:
-    return Machines(machines=call.service.accounting.overview())
+    return Machines(machines=call.service.accounts.overview())
 
 
 @serves(operations.DEVICE_LIST)
 async def _list(call: Call) -> Devices:
-    return Devices(devices=call.service.accounting.devices(call.name))
+    return Devices(devices=call.service.accounts.devices(call.name))
 
 
 @serves(operations.DEVICE_SHOW)
 async def _show(call: Call) -> dict[str, Any]:
-    return call.service.accounting.device(call.name, _device(call), call.query.last)
+    return call.service.accounts.device(call.name, _device(call), call.query.last)
 
 
 @serves(operations.DEVICE_LIMITS)
 async def _limits(call: Call) -> Limits:
-    return Limits(**call.service.accounting.limits(call.name, _device(call)))
+    return Limits(**call.service.accounts.limits(call.name, _device(call)))
 
 
 @serves(operations.DEVICE_SET_LIMITS)
 async def _set_limits(call: Call) -> Limits:
     wanted: dict[str, int] = msgspec.to_builtins(call.body)
-    return Limits(**await call.service.accounting.set_limits(call.name, _device(call), wanted))
+    return Limits(**await call.service.accounts.set_limits(call.name, _device(call), wanted))
 
 
 @serves(operations.DEVICE_METRICS)
 async def _metrics(call: Call) -> dict[str, Any]:
-    return call.service.accounting.metrics(call.name, call.query.last)
+    return call.service.accounts.metrics(call.name, call.query.last)
 
 
 @serves(operations.DEVICE_SET_LEVEL)
 async def _set_level(call: Call) -> AskLevel:
-    return AskLevel(level=await call.service.accounting.set_level(call.name, call.body.level))
+    return AskLevel(level=await call.service.accounts.set_level(call.name, call.body.level))
 
 
 @serves(operations.DEVICE_PROMETHEUS)

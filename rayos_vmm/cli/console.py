@@ -15,7 +15,7 @@ from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import is_port_name
 from rayos_vmm.errors import NotFound
 from rayos_vmm.machine.line import LINE_PORTS
-from rayos_vmm.machine.seats import Wish
+from rayos_vmm.machine.seats import Preference
 
 #: What a port may be called; others by the name that the machine's configuration gives them.
 PORTS: Final = {"shell": 0, "agent": 1, "log": 2, **LINE_PORTS}
@@ -81,7 +81,7 @@ async def run_console(args: argparse.Namespace, out: Output) -> None:
         return
     number = await port_number(client, args.name, args.port)
     since = None if args.no_replay else 0
-    mode: Wish = "take" if args.take else "watch" if args.watch else "write"
+    mode: Preference = "take" if args.take else "watch" if args.watch else "write"
     async with client.console(args.name, number, since=since, mode=mode) as console:
         if args.watch and not sys.stdin.isatty():
             ending = await watch(console)

@@ -14,7 +14,7 @@ from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import parse_rate, parse_size, parse_throughput
 from rayos_vmm.errors import Invalid
-from rayos_vmm.guest.accounting import spell
+from rayos_vmm.guest.accounts import spell
 
 _HEADER: Final = ("MACHINE", "DEVICE", "OPERATIONS", "DENIED", "BYTES", "DEPTH", "LIMITS")
 _OPTIONS: Final = ("rate", "iops", "storage", "memory", "queue")

@@ -34,7 +34,7 @@ def add_top(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def _look() -> list[dict[str, Any]]:
+async def _snapshot() -> list[dict[str, Any]]:
     answer = msgspec.json.decode(await the_daemon().request("GET", "/devices"))
     machines: list[dict[str, Any]] = answer["machines"]
     return machines
@@ -93,13 +93,13 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
 async def run_top(args: argparse.Namespace, out: Output) -> None:
     if not 0.1 <= args.interval <= 60:
         raise Invalid(f"an interval of {args.interval} s: 0.1 to 60 are allowed")
-    before, clock = await _look(), trio.current_time()
+    before, clock = await _snapshot(), trio.current_time()
     is_live = not args.once and not out.is_json and sys.stdout.isatty()
 
     async def step() -> list[dict[str, Any]]:
         nonlocal before, clock
         await trio.sleep(args.interval)
-        after, now = await _look(), trio.current_time()
+        after, now = await _snapshot(), trio.current_time()
         found = rates(before, after, now - clock)
         before, clock = after, now
         return found

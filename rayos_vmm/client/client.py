@@ -23,7 +23,7 @@ from rayos_vmm.contract import answers, asks, operations
 from rayos_vmm.contract.operation import JSON, Operation
 from rayos_vmm.events import Event
 from rayos_vmm.machine.recording import Step
-from rayos_vmm.machine.seats import Wish
+from rayos_vmm.machine.seats import Preference
 from rayos_vmm.machine.view import Damage, DiskView, ExecResult, VmView
 from rayos_vmm.shared.timed import Span
 
@@ -365,7 +365,7 @@ class Client:
 
     @asynccontextmanager
     async def console(
-        self, name: str, port: int, *, since: int | None = None, mode: Wish = "write"
+        self, name: str, port: int, *, since: int | None = None, mode: Preference = "write"
     ) -> AsyncIterator[Console]:
         """A console: to write unless somebody else does (`is_writer` tells), only to watch, or to take over."""
         from trio_websocket import (

@@ -101,7 +101,7 @@ async def capture(machine: Machine, *, snap: int, count: int | None) -> AsyncGen
                     yield b"".join(blocks)
 
 
-def _frames(machine: Machine, records: bytes, offset_ns: int) -> list[pcapng.Frame]:
+def _frames(machine: Machine, records: bytes, offset_ns: int) -> list[pcapng.CapturedFrame]:
     try:
         return list(pcapng.unpack_records(records, offset_ns))
     except ValueError as error:

@@ -11,7 +11,7 @@ from rayos_vmm.errors import Timeout_
 from rayos_vmm.guest.png import encode_png
 from rayos_vmm.machine.machine import PICTURE, Machine, worker_errors
 from rayos_vmm.machine.view import Damage
-from rayos_vmm.qemu.display_events import open_doorbell
+from rayos_vmm.qemu.display_events import open_display_events
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 MAX_PICTURE_BYTES: Final = 128 << 20
@@ -58,14 +58,14 @@ class MachineDisplay:
         The mode outlives the guest's reset and the worker, not the machine's stop.
 
         Raises:
-            NoDoorbell: a running guest of this QEMU cannot be told; nothing was changed.
+            NoDisplayEvents: a running guest of this QEMU cannot be told; nothing was changed.
         """
         machine = self._machine
         worker, qmp = machine.need_worker(), machine.need_qmp()
-        async with machine.display_lock, open_doorbell(qmp) as doorbell:
+        async with machine.display_lock, open_display_events(qmp) as display_events:
             with worker_errors(machine):
                 await worker.gpu_resize(scanout, width, height)
-            await doorbell.ring(scanout, width, height)
+            await display_events.announce_size(scanout, width, height)
 
     async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> bytes:
         """A monitor's picture as a PNG: our GPU's, or QEMU's while the guest shows a plain VGA screen."""

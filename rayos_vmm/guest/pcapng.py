@@ -26,7 +26,7 @@ _RECORD: Final = struct.Struct("<QIIQ")
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class CapturedFrame:
     """One frame: `time_ns` since the epoch, its full length, 1 towards the guest or 2 from it, what was kept of it."""
 
     time_ns: int
@@ -57,7 +57,7 @@ def header(name: str, snap: int) -> bytes:
     return _block(_SECTION, section) + _block(_INTERFACE, interface)
 
 
-def packet(frame: Frame, lost: int) -> bytes:
+def packet(frame: CapturedFrame, lost: int) -> bytes:
     """A frame, and how many were lost since the one before."""
     head = _PACKET_HEAD.pack(
         0, frame.time_ns >> 32, frame.time_ns & 0xFFFFFFFF, len(frame.data), frame.length
@@ -74,7 +74,7 @@ def statistics(time_ns: int, received: int, lost: int) -> bytes:
     return _block(_STATISTICS, head + _options(*((code, struct.pack("<Q", value)) for code, value in counts)))
 
 
-def unpack_records(data: bytes, offset_ns: int) -> Iterator[Frame]:
+def unpack_records(data: bytes, offset_ns: int) -> Iterator[CapturedFrame]:
     """The frames that a worker tells of; `offset_ns` leads from its clock to the epoch.
 
     Errors: ValueError for what is no record: a worker that was taken over may say anything.
@@ -88,7 +88,7 @@ def unpack_records(data: bytes, offset_ns: int) -> Iterator[Frame]:
         if kept > min(length, len(data) - at) or direction not in (1, 2):
             raise ValueError(f"a record of {kept} of {length} bytes, direction {direction}")
         moment = (time_ns + offset_ns) & 0xFFFF_FFFF_FFFF_FFFF
-        yield Frame(moment, length, direction, data[at : at + kept])
+        yield CapturedFrame(moment, length, direction, data[at : at + kept])
         at += (kept + 7) & ~7
 
 

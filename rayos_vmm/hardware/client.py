@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trio
 
+from rayos_vmm.hardware.protocols import DisplayFrame
 from rayos_vmm.shared import packet
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 from rayos_vmm.shared.spec import CONTROL_SOCKET, KEEPER_SOCKET
@@ -28,17 +29,6 @@ RECONNECT_TIMEOUT: Final = 10.0
 #: Events of one packet.
 MAX_EVENTS: Final = 1024
 _TRACE_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One picture: `height` rows of `stride` bytes, pixels as BGRX."""
-
-    width: int
-    height: int
-    stride: int
-    pixels: bytes
-    serial: int
 
 
 class PacketClient:
@@ -272,13 +262,13 @@ class WorkerClient:
         finally:
             client.close()
 
-    async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> Frame:
+    async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> DisplayFrame:
         """The picture on a scanout now."""
         head, _, fds = await self._client.call("gpu.frame", scanout=scanout, cursor=with_cursor)
         with os.fdopen(fds[0], "rb") as file:
             file.seek(0)
             pixels = file.read()
-        return Frame(head["width"], head["height"], head["stride"], pixels, head["serial"])
+        return DisplayFrame(head["width"], head["height"], head["stride"], pixels, head["serial"])
 
     async def gpu_resize(self, scanout: int, width: int, height: int) -> None:
         """Give a scanout another mode; the guest learns of it when QEMU tells it to look."""

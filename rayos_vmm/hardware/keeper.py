@@ -217,7 +217,7 @@ class WorkerHardware:
                 self._gates.open(runtime.name, runtime, is_new=False)
             except OSError as error:
                 log.warning(
-                    "a machine's devices obey no policy", extra={"vm": runtime.name, "why": str(error)}
+                    "a machine's devices are under no policy", extra={"vm": runtime.name, "why": str(error)}
                 )
         if self._targets is not None:
             self._targets.attach(runtime.name, runtime)

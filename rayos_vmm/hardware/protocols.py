@@ -45,19 +45,15 @@ class Plugged:
     ports: int = 0
 
 
-class Frame(Protocol):
-    """A picture of the guest's display: BGRX, `stride` bytes from row to row."""
+@dataclass(frozen=True, slots=True)
+class DisplayFrame:
+    """One picture: `height` rows of `stride` bytes, pixels as BGRX."""
 
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def pixels(self) -> bytes: ...
-    @property
-    def serial(self) -> int: ...
+    width: int
+    height: int
+    stride: int
+    pixels: bytes
+    serial: int
 
 
 class Caught(Protocol):
@@ -94,7 +90,7 @@ class Worker(Protocol):
         self, port: int, *, since: int = 0, follow: bool = False
     ) -> AbstractAsyncContextManager[AsyncIterator[Span]]: ...
     async def display_info(self) -> dict[str, Any]: ...
-    async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> Frame: ...
+    async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> DisplayFrame: ...
     async def gpu_resize(self, scanout: int, width: int, height: int) -> None: ...
     async def wait_damage(self, since: int, scanout: int = 0) -> tuple[int, int, int, int, int]: ...
 

@@ -16,6 +16,7 @@ import trio
 
 from rayos_images.guest.protocol import (
     AgentProtocol,
+    AgentState,
     Done,
     Exited,
     Failed,
@@ -23,7 +24,6 @@ from rayos_images.guest.protocol import (
     ProtocolError,
     Ready,
     Reply,
-    State,
 )
 from rayos_vmm.errors import GuestGone, Invalid, NotFound, Timeout_
 from rayos_vmm.hardware.protocols import Worker
@@ -162,17 +162,17 @@ class Agent:
         """Until the agent answers. All hellos have one nonce, so that a slow guest's late answer to any of them counts,
         and each waits twice as long as the one before: a busy guest is not buried in them.
         """
-        nonce, patience = secrets.token_hex(16), _HELLO_RETRY_S
+        nonce, retry_s = secrets.token_hex(16), _HELLO_RETRY_S
         is_resynced = False
-        while self._protocol.state is not State.IDLE:
+        while self._protocol.state is not AgentState.IDLE:
             is_resynced = is_resynced or self._is_mid_piece
             hello = self._protocol.resync(nonce) if self._is_mid_piece else self._protocol.hello(nonce)
             self._is_mid_piece = False
             reply: Reply | None = None
-            with trio.move_on_after(patience):
+            with trio.move_on_after(retry_s):
                 reply = await self._ask([hello])
             if reply is None:
-                patience *= 2
+                retry_s *= 2
                 self._is_mid_piece = (
                     not is_resynced
                 )  # perhaps a former service's: the next hello gets through
@@ -194,7 +194,7 @@ class Agent:
 
     async def _kill(self) -> None:
         with trio.move_on_after(_KILL_TIMEOUT_S, shield=True):
-            if self._protocol.state is State.WAITING:
+            if self._protocol.state is AgentState.WAITING:
                 self._replied = trio.Event()
                 await self._worker.console_write(self._port, self._protocol.kill())
                 await self._replied.wait()

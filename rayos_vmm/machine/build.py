@@ -41,7 +41,7 @@ _DISMANTLE_TIMEOUT_S: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Dependencies:
     """The parts that every machine is built from."""
 
     hardware: Hardware
@@ -108,10 +108,12 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-async def _start_tpm(machine: Machine, house: House, boot: Boot, slot: int) -> MeasuredTpm | None:
+async def _start_tpm(
+    machine: Machine, dependencies: Dependencies, boot: Boot, slot: int
+) -> MeasuredTpm | None:
     if not machine.record.spec.tpm:
         return None
-    tpm = await house.tpms.start(
+    tpm = await dependencies.tpms.start(
         machine.record,
         boot,
         runtime=machine.runtime,
@@ -121,25 +123,27 @@ async def _start_tpm(machine: Machine, house: House, boot: Boot, slot: int) -> M
     )
     try:
         machine.record.live.swtpm = tpm.process
-        await house.save(machine)
+        await dependencies.save(machine)
     except BaseException:
         tpm.close()
         raise
     return tpm
 
 
-async def _plug(machine: Machine, house: House, launch: Launch, disks: list[DiskImage]) -> Plugged:
+async def _plug(
+    machine: Machine, dependencies: Dependencies, launch: Launch, disks: list[DiskImage]
+) -> Plugged:
     record, spec = machine.record, machine.record.spec
     tap_fds: list[int] = []
     mac = spec.net.mac or ""
-    if spec.net.enabled and house.network is not None:
-        mac = mac or house.network.mac(machine.name)
-        tap, tap_fds = await house.network.open_tap(
+    if spec.net.enabled and dependencies.network is not None:
+        mac = mac or dependencies.network.mac(machine.name)
+        tap, tap_fds = await dependencies.network.open_tap(
             machine.name, mac, mtu=spec.net.mtu, queues=spec.net.queues, upstream=spec.net.bridge
         )
         record.live.tap = tap
     record.mac = mac or None
-    plugged = await house.hardware.plug(
+    plugged = await dependencies.hardware.plug(
         spec,
         runtime=machine.runtime,
         logs=machine.state_directory,
@@ -150,7 +154,7 @@ async def _plug(machine: Machine, house: House, launch: Launch, disks: list[Disk
         needs_vga=launch.boot.needs_vga,
     )
     record.live.keeper, record.live.ports = plugged.keeper, plugged.ports
-    await house.save(machine)
+    await dependencies.save(machine)
     return plugged
 
 
@@ -220,7 +224,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
     machine.record.live.qemu = machine.process.identity
 
 
-async def build(machine: Machine, house: House) -> None:
+async def build(machine: Machine, dependencies: Dependencies) -> None:
     """From nothing to a QEMU that waits for `cont`. After an error or cancellation call `dismantle`.
 
     Raises:
@@ -228,9 +232,11 @@ async def build(machine: Machine, house: House) -> None:
     """
     spec = machine.record.spec
     machine.note(
-        await trio.to_thread.run_sync(lambda: check_host(spec, read_host(), is_strict=not house.overcommit))
+        await trio.to_thread.run_sync(
+            lambda: check_host(spec, read_host(), is_strict=not dependencies.overcommit)
+        )
     )
-    launch = await house.platform.launch(spec)
+    launch = await dependencies.platform.launch(spec)
     machine.note_stage("images", trio.current_time())
     try:
         _make_directories(machine)
@@ -239,9 +245,9 @@ async def build(machine: Machine, house: House) -> None:
     except OSError as error:
         raise Busy(f"{error.filename or machine.runtime}: {error.strerror}") from None
     launch = dataclasses.replace(launch, boot=boot)
-    plugged = await _plug(machine, house, launch, disks)
+    plugged = await _plug(machine, dependencies, launch, disks)
     machine.note_stage("devices", trio.current_time())
-    tpm = await _start_tpm(machine, house, launch.boot, plugged.slot)
+    tpm = await _start_tpm(machine, dependencies, launch.boot, plugged.slot)
     if tpm:
         machine.note_stage("tpm", trio.current_time())
     try:
@@ -249,7 +255,7 @@ async def build(machine: Machine, house: House) -> None:
     finally:
         if tpm:
             tpm.close()
-    await house.save(machine)
+    await dependencies.save(machine)
     live = machine.record.live
     pids = [one.pid for one in (live.keeper, live.swtpm, live.qemu) if one is not None]
     why_not = await trio.to_thread.run_sync(cgroup.enclose, machine.record.group, spec.quota, pids)
@@ -273,7 +279,7 @@ async def end_orphans(machine: Machine) -> None:
                 process.close()
 
 
-async def dismantle(machine: Machine, house: House) -> None:
+async def dismantle(machine: Machine, dependencies: Dependencies) -> None:
     """Ends what is left of a machine and removes its sockets; its disks and TPM stay. Cannot be cancelled.
 
     Works from the record alone, so it also clears up after a former daemon.
@@ -287,9 +293,9 @@ async def dismantle(machine: Machine, house: House) -> None:
             machine.evidence.exit_status = await process.end(grace_s=1.0)
             process.close()
         if live.keeper is not None:
-            await house.hardware.unplug(live.keeper, machine.runtime)
+            await dependencies.hardware.unplug(live.keeper, machine.runtime)
         if live.swtpm is not None:
-            await house.tpms.stop(live.swtpm, machine.runtime)
+            await dependencies.tpms.stop(live.swtpm, machine.runtime)
         await trio.to_thread.run_sync(cgroup.remove, machine.record.group)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
     machine.process = None

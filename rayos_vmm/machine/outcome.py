@@ -36,7 +36,7 @@ class Evidence:
     is_reset_loop: bool = False
     triple_faults: int = 0
     has_reset_enough: int = 0  # how many resets, when on_reset says that this is the end
-    barked: tuple[ExitReason, str] | None = None  # what the watchdog said
+    expired: tuple[ExitReason, str] | None = None  # what the watchdog said
     exit_status: int | None = None  # QEMU's; None when it was not our child
     last_log_line: str = ""
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
@@ -97,8 +97,8 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
     if evidence.is_reset_loop:
         count = len(evidence.resets)
         return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"
-    if evidence.barked is not None:
-        return evidence.barked
+    if evidence.expired is not None:
+        return evidence.expired
     if evidence.has_triple_faulted:
         times = f" {evidence.triple_faults} times" if evidence.triple_faults > 1 else ""
         return ExitReason.TRIPLE_FAULT, f"the guest's processor triple-faulted{times}"

@@ -13,11 +13,11 @@ import trio
 
 from rayos_vmm.errors import GuestGone, RayosError
 from rayos_vmm.host.process import Process, adopt
-from rayos_vmm.machine.build import LOG_FIFO, House, build, dismantle, end_orphans
+from rayos_vmm.machine.build import LOG_FIFO, Dependencies, build, dismantle, end_orphans
 from rayos_vmm.machine.lifecycle import MEANT, LifeEvent
 from rayos_vmm.machine.machine import Machine
 from rayos_vmm.machine.outcome import judge
-from rayos_vmm.machine.supervisor import Attendant
+from rayos_vmm.machine.supervisor import Supervisor
 from rayos_vmm.machine.view import ExitReason, VmState
 
 LOG: Final = logging.getLogger(__name__)
@@ -28,16 +28,16 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 10.0
 
 
-async def run_machine(machine: Machine, house: House) -> None:
+async def run_machine(machine: Machine, dependencies: Dependencies) -> None:
     """Builds the machine, stays with it, takes it apart. The machine is in *starting*.
 
     Cancelled while starting, it clears up; cancelled later (the daemon leaves), the machine goes on.
     """
     try:
         with machine.start_scope:
-            await build(machine, house)
+            await build(machine, dependencies)
         if machine.process is not None and machine.state is not VmState.STOPPING:
-            await Attendant(machine, house).run(machine.process, is_new=True)
+            await Supervisor(machine, dependencies).run(machine.process, is_new=True)
     except RayosError as error:
         machine.start_error = error
     except Exception as error:
@@ -46,26 +46,26 @@ async def run_machine(machine: Machine, house: House) -> None:
     except BaseException:  # cancelled
         if machine.state is VmState.STARTING:
             machine.start_error = GuestGone("the service was stopped while the machine was starting")
-            await _finish(machine, house)
+            await _finish(machine, dependencies)
         else:
             _let_go(machine)
         raise
-    await _finish(machine, house)
+    await _finish(machine, dependencies)
 
 
-async def adopt_machine(machine: Machine, house: House) -> None:
+async def adopt_machine(machine: Machine, dependencies: Dependencies) -> None:
     """Takes over a machine of a former daemon, whose record is live, and stays with it; or clears up after it.
 
     A QEMU that lives and does not answer is waited for: that it is silent is said, and is no reason to end it.
     Cancelled, the machine goes on.
     """
     try:
-        await _adopt(machine, house)
+        await _adopt(machine, dependencies)
     finally:
         machine.attached.set()
 
 
-async def _adopt(machine: Machine, house: House) -> None:
+async def _adopt(machine: Machine, dependencies: Dependencies) -> None:
     record = machine.record
     process = adopt(record.live.qemu) if record.live.qemu is not None else None
     if process is None or record.state is VmState.STARTING:
@@ -74,7 +74,7 @@ async def _adopt(machine: Machine, house: House) -> None:
         if record.state is VmState.STARTING:
             machine.start_error = GuestGone("the service died while the machine was starting")
             await end_orphans(machine)
-        await _finish(machine, house)
+        await _finish(machine, dependencies)
         return
     machine.process = process
     machine.apply(LifeEvent.ADOPT)
@@ -86,19 +86,19 @@ async def _adopt(machine: Machine, house: House) -> None:
         machine.events.publish("vm.adopted", machine.name, pid=process.pid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_say_silence, machine)
-            await _attach(machine, house, process)
+            await _attach(machine, dependencies, process)
             nursery.cancel_scope.cancel()
     except BaseException:  # cancelled
         _let_go(machine)
         raise
-    await _finish(machine, house)
+    await _finish(machine, dependencies)
 
 
-async def _attach(machine: Machine, house: House, process: Process) -> None:
+async def _attach(machine: Machine, dependencies: Dependencies, process: Process) -> None:
     """Stays with a machine that was found alive, however often that has to be tried; returns when it is gone."""
     pause_s = _FIRST_PAUSE_S
     while True:
-        attendant = Attendant(machine, house)
+        attendant = Supervisor(machine, dependencies)
         try:
             await attendant.run(process, is_new=False)
             return
@@ -130,10 +130,10 @@ def _let_go(machine: Machine) -> None:
     machine.close_log()
 
 
-async def _finish(machine: Machine, house: House) -> None:
+async def _finish(machine: Machine, dependencies: Dependencies) -> None:
     """Takes the machine apart and records why it ended; cannot be cancelled."""
     has_run = machine.has_run
-    await dismantle(machine, house)
+    await dismantle(machine, dependencies)
     machine.serial.close()
     error = machine.start_error
     exit_reason, reason = judge(machine.evidence)
@@ -148,6 +148,6 @@ async def _finish(machine: Machine, house: House) -> None:
     machine.apply(event, reason=reason, exit_reason=exit_reason)
     try:
         with trio.move_on_after(_SAVE_TIMEOUT_S, shield=True):
-            await house.save(machine)
+            await dependencies.save(machine)
     except RayosError as failure:
         LOG.error("a machine's end could not be recorded", extra={"vm": machine.name, "why": failure.message})

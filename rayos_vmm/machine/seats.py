@@ -15,7 +15,7 @@ import trio
 
 from rayos_vmm.errors import Busy
 
-Wish = Literal["write", "watch", "take"]
+Preference = Literal["write", "watch", "take"]
 #: Seats at one port at a time.
 SEATS_MAXIMUM: Final = 32
 
@@ -23,7 +23,7 @@ SEATS_MAXIMUM: Final = 32
 class Seat:
     """One client of one port. `who` is told to the others."""
 
-    def __init__(self, port: Port, who: str) -> None:
+    def __init__(self, port: PortSeats, who: str) -> None:
         self._port = port
         self.who = who
         self._news = trio.Event()
@@ -51,7 +51,7 @@ class Seat:
         self._news.set()
 
 
-class Port:
+class PortSeats:
     """The seats at one port."""
 
     def __init__(self) -> None:
@@ -68,21 +68,21 @@ class Seats:
     """All ports of one machine, by number."""
 
     def __init__(self) -> None:
-        self._ports: dict[int, Port] = {}
+        self._ports: dict[int, PortSeats] = {}
 
     @contextmanager
-    def open(self, port: int, who: str, wish: Wish = "write") -> Iterator[Seat]:
+    def open(self, port: int, who: str, preference: Preference = "write") -> Iterator[Seat]:
         """A seat, until left.
 
         Raises:
             Busy: SEATS_MAXIMUM are there already.
         """
-        place = self._ports.setdefault(port, Port())
+        place = self._ports.setdefault(port, PortSeats())
         if len(place.seats) >= SEATS_MAXIMUM:
             raise Busy(f"{SEATS_MAXIMUM} clients are at console port {port}; no more are allowed")
         seat = Seat(place, who)
         place.seats.append(seat)
-        if wish == "take" or (wish == "write" and place.writer is None):
+        if preference == "take" or (preference == "write" and place.writer is None):
             place.write(seat)
         try:
             yield seat
@@ -95,6 +95,6 @@ class Seats:
 
     def describe(self, port: int) -> dict[str, Any]:
         """JSON-ready: `writer` (who, or None) and the number of `watchers`."""
-        place = self._ports.get(port, Port())
+        place = self._ports.get(port, PortSeats())
         writer = place.writer.who if place.writer is not None else None
         return {"writer": writer, "watchers": len(place.seats) - (writer is not None)}

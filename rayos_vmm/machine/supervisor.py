@@ -20,7 +20,7 @@ from rayos_vmm.errors import GuestGone, RayosError, one_error
 from rayos_vmm.hardware.protocols import Worker
 from rayos_vmm.machine import limits
 from rayos_vmm.machine.agent import Agent
-from rayos_vmm.machine.build import QMP_SOCKET, House
+from rayos_vmm.machine.build import QMP_SOCKET, Dependencies
 from rayos_vmm.machine.history import BoundedFile, Lines
 from rayos_vmm.machine.lifecycle import REACHABLE, LifeEvent
 from rayos_vmm.machine.line import Line, line_socket
@@ -54,12 +54,12 @@ _DRAIN_TIMEOUT_S: Final = 2.0
 _REGISTERS: Final = re.compile(r"[ER]IP=([0-9a-f]+).*?HLT=(\d)", re.DOTALL)
 
 
-class Attendant:
+class Supervisor:
     """The tasks around one machine. `run` it once."""
 
-    def __init__(self, machine: Machine, house: House) -> None:
+    def __init__(self, machine: Machine, dependencies: Dependencies) -> None:
         self._machine = machine
-        self._house = house
+        self._dependencies = dependencies
         self._evidence = machine.evidence
         self._end_wanted = trio.Event()
         self._panic_over = trio.Event()
@@ -87,21 +87,21 @@ class Attendant:
                 async with (
                     open_qmp(
                         machine.runtime / QMP_SOCKET,
-                        timeout_s=self._house.start_timeout_s,
+                        timeout_s=self._dependencies.start_timeout_s,
                         transcript=machine.transcript,
                     ) as qmp,
-                    self._house.hardware.connect(machine.runtime) as worker,
+                    self._dependencies.hardware.connect(machine.runtime) as worker,
                 ):
                     machine.qmp, machine.worker = qmp, worker
                     await limits.restore(machine)
-                    await self._attend(qmp, worker, process, is_new=is_new)
+                    await self._supervise(qmp, worker, process, is_new=is_new)
         except GuestGone:
             if not is_new:
                 raise
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
                 self._evidence.exit_status = await process.wait()
             self._drain_log()
-            if refusal := self._house.tpms.refusal(machine.runtime):
+            if refusal := self._dependencies.tpms.refusal(machine.runtime):
                 raise GuestGone(f"the TPM refused the launch: {refusal}") from None
             if self._evidence.last_log_line:
                 raise GuestGone(f"QEMU did not start: {self._evidence.last_log_line}") from None
@@ -115,7 +115,7 @@ class Attendant:
                 for line in machine.lines.values():
                     line.close()
 
-    async def _attend(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:
+    async def _supervise(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:
         machine = self._machine
         async with trio.open_nursery() as nursery:
             for line in machine.lines.values():
@@ -128,9 +128,9 @@ class Attendant:
             nursery.start_soon(self._follow_ready)
             nursery.start_soon(self._watch, qmp, worker)
             nursery.start_soon(self._plan_faults_again)
-            nursery.start_soon(self._house.hardware.follow, machine.runtime, self._on_device_event)
+            nursery.start_soon(self._dependencies.hardware.follow, machine.runtime, self._on_device_event)
             if machine.record.live.swtpm is not None:
-                nursery.start_soon(self._house.tpms.follow, machine.runtime, self._on_tpm)
+                nursery.start_soon(self._dependencies.tpms.follow, machine.runtime, self._on_tpm)
             if worker is not None and machine.record.live.ports > AGENT_PORT:
                 machine.agent = Agent(worker, AGENT_PORT)
                 nursery.start_soon(machine.agent.run)
@@ -149,7 +149,7 @@ class Attendant:
                     self._end_wanted.set()
             self.is_attached = True
             machine.attached.set()
-            await self._house.save(machine)
+            await self._dependencies.save(machine)
             self._evidence.exit_status = await process.wait()
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
                 await self._events_read.wait()
@@ -272,12 +272,12 @@ class Attendant:
         has_run_s = max(0.0, time.time() - (machine.record.started or time.time()))
         now = trio.current_time()
         watchdog = Watchdog(silence_s=limits.silence_s, run_s=limits.run_s, now=now - has_run_s)
-        while self._evidence.barked is None:
+        while self._evidence.expired is None:
             await trio.sleep_until(watchdog.deadline())
             now = trio.current_time()
-            self._evidence.barked = watchdog.look(await self._mark(worker, now), now)
-        if self._evidence.barked[0] is ExitReason.HANG:
-            self._evidence.barked = ExitReason.HANG, self._evidence.barked[1] + await _where(qmp)
+            self._evidence.expired = watchdog.check(await self._mark(worker, now), now)
+        if self._evidence.expired[0] is ExitReason.HANG:
+            self._evidence.expired = ExitReason.HANG, self._evidence.expired[1] + await _where(qmp)
         self._end_wanted.set()
 
     async def _mark(self, worker: Worker | None, now: float) -> Hashable:
@@ -295,7 +295,7 @@ class Attendant:
         async for now, ready in self._ready_receive:
             if not machine.record.is_ready:
                 machine.note_ready(now, ready.boot_s, ready.address)
-                await self._house.save(machine)
+                await self._dependencies.save(machine)
                 machine.announce_ready()
 
     async def _follow_log(self) -> None:

@@ -1,6 +1,6 @@
 """Tells a guest that hangs, or that was given time enough, from one that works: limits by progress, not by guessing.
 
-Theory of operation: `look` is called at `deadline()` with a mark that is different whenever the guest did something
+Theory of operation: `check` is called at `deadline()` with a mark that is different whenever the guest did something
 that a program does: wrote to a console, used its disk, sent a frame. (A cursor that blinks is no progress, nor is what
 others send to the guest.) A guest whose mark stays the same for `silence_s` hangs; one that runs for `run_s` has timed
 out, whatever it does. A silence is noticed within a quarter of its length.
@@ -34,7 +34,7 @@ class Watchdog:
         """When to look next; infinite when there is no limit."""
         return min(self._next, self._end)
 
-    def look(self, mark: Hashable, now: float) -> tuple[ExitReason, str] | None:
+    def check(self, mark: Hashable, now: float) -> tuple[ExitReason, str] | None:
         """Why the guest has to end, or None."""
         if now >= self._end:
             return ExitReason.TIMED_OUT, f"it ran for the {self.run_s:g} s that it was given"

@@ -20,7 +20,7 @@ from typing import Any, Final
 import trio
 
 from rayos_net import tap
-from rayos_net.dhcp.binding import EventKind, LeaseEvent, State
+from rayos_net.dhcp.binding import BindingState, EventKind, LeaseEvent
 from rayos_net.dhcp.config import SubnetConfig
 from rayos_net.dhcp.service import DhcpError, DhcpService, serve_dhcp
 from rayos_net.link import LinkError, Links
@@ -50,7 +50,7 @@ class HostNetwork:
         self._dhcp: DhcpService | None = None
         self._on_lease: Callable[[str, str, bool], None] = lambda mac, address, is_bound: None
         #: Awaited between that call and the ACK of a lease.
-        self.settled: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.committed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def mac(self, vm: str) -> str:
         """The address that a machine's network card has unless the specification says otherwise."""
@@ -173,13 +173,13 @@ class HostNetwork:
         """The machine with this card is gone: its lease and its name are free."""
         self.upstreams.forget(mac)
         for one in [] if self._dhcp is None else self._dhcp.leases():
-            if one.mac == mac and one.state is State.BOUND and self._dhcp is not None:
+            if one.mac == mac and one.state is BindingState.BOUND and self._dhcp is not None:
                 self._dhcp.release(one.address)
 
     def addresses_of(self, mac: str) -> list[str]:
         """The addresses that a card has a lease for now."""
         own = [] if self._dhcp is None else self._dhcp.leases()
-        bound = [str(one.address) for one in own if one.mac == mac and one.state is State.BOUND]
+        bound = [str(one.address) for one in own if one.mac == mac and one.state is BindingState.BOUND]
         return bound + self.upstreams.addresses_of(mac)
 
     def take_event(self, event: LeaseEvent, events: EventLog) -> None:
@@ -250,7 +250,7 @@ class HostNetwork:
                         subnet,
                         store=store,
                         events=lambda event: self.take_event(event, events),
-                        settled=lambda: self.settled(),
+                        committed=lambda: self.committed(),
                         task_status=task_status,
                     )
                 )

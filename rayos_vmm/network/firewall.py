@@ -63,7 +63,7 @@ class Kernel(Protocol):
 
     def set(self, tap: str, mac: bytes, addresses: Iterable[int]) -> None: ...
     def remove(self, tap: str) -> None: ...
-    async def settle(self) -> None: ...
+    async def commit(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -159,7 +159,7 @@ class Firewall:
         port.rules = tuple(self.merge(vm, _owned(vm, port.config)))
         port.page = AddressPage(runtime / PAGE_NAME, is_new=True)
         self._guard_tap(vm, port)
-        await self.settle()
+        await self.commit()
         return WorkerFirewall(
             mac=port.mac,
             server=str(self._dhcp_server(port)),
@@ -186,7 +186,7 @@ class Firewall:
             port.leased = {int(IPv4Address(one)) for one in self.leases(port.mac)}
             port.page.write(port.leased)
             self._guard_tap(vm, port)
-            await self.settle()
+            await self.commit()
         port.channel = channel
         try:
             known, _ = await channel.rule_counts(DEVICE)
@@ -209,12 +209,12 @@ class Firewall:
         self.detach(vm)
         if vm in self._ports and self._kernel is not None:
             self._kernel.remove(tap_name(vm))
-            await self.settle()
+            await self.commit()
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         """Returns when the kernel's guards know the leases too."""
         if self._kernel is not None:
-            await self._kernel.settle()
+            await self._kernel.commit()
 
     def _guard_tap(self, vm: str, port: _Port) -> None:
         if self._kernel is not None and port.config.guard:
@@ -255,7 +255,7 @@ class Firewall:
         while True:
             await self._is_stale.wait()
             self._is_stale = trio.Event()
-            await self.settle()
+            await self.commit()
             while self._stale:
                 vm = self._stale.pop()
                 with suppress(GuestGone, Conflict, Invalid, NotFound):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import trio
 
-from rayos_net.dhcp.binding import Binding, State
+from rayos_net.dhcp.binding import Binding, BindingState
 from rayos_net.dns.service import DnsError, DnsService, serve_dns
 from rayos_net.dns.zone import Zone
 from rayos_vmm.errors import one_error
@@ -53,7 +53,7 @@ class GuestNames:
         if self._dns is None:
             return
         zone = self._dns.zone
-        if binding.state is not State.BOUND:
+        if binding.state is not BindingState.BOUND:
             zone.put(binding.ip, None)
             return
         machines = self._machines()

@@ -1,7 +1,7 @@
 """The spoof guards in the kernel, one on each guest's tap: what a worker that was taken over cannot get past.
 
 The same verdicts as the worker's own guard (`rayos_net.firewall.nftables`). Changes are collected and applied by
-`settle`, all in one nft transaction; without nft, or where the kernel refuses, the worker's guard stands alone, which
+`commit`, all in one nft transaction; without nft, or where the kernel refuses, the worker's guard stands alone, which
 is said once.
 """
 
@@ -31,16 +31,16 @@ class TapGuards:
         self._lock = trio.Lock()
 
     def set(self, tap: str, mac: bytes, addresses: Iterable[int]) -> None:
-        """From the next `settle` on, the guest behind `tap` is `mac` and has these addresses."""
+        """From the next `commit` on, the guest behind `tap` is `mac` and has these addresses."""
         self._wanted[tap] = Guard(mac, addresses=addresses)
         self._changed.add(tap)
 
     def remove(self, tap: str) -> None:
-        """From the next `settle` on, the tap has no guard; it may be gone."""
+        """From the next `commit` on, the tap has no guard; it may be gone."""
         self._wanted.pop(tap, None)
         self._changed.add(tap)
 
-    async def settle(self) -> None:
+    async def commit(self) -> None:
         """Returns when the kernel guards as was said, or cannot."""
         while self._changed:
             async with self._lock:

@@ -14,7 +14,7 @@ from rayos_vmm.policy.audit_log import AuditLog
 _INPUT_PERIOD_S: Final = 1.0
 
 
-class Witness:
+class AuditTrail:
     """Writes into `audit`; nothing here waits for the disk."""
 
     def __init__(self, audit: AuditLog) -> None:

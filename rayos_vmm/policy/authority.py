@@ -28,7 +28,7 @@ from rayos_vmm.policy import compile as compiler
 from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
-from rayos_vmm.policy.audit_trail import Witness
+from rayos_vmm.policy.audit_trail import AuditTrail
 from rayos_vmm.policy.capability import Capability, names, parse
 from rayos_vmm.policy.constraint import NO_BOUNDS, NO_CONSTRAINTS, Bounds, Constraints, port_rules
 from rayos_vmm.policy.grant import Grant, Moment
@@ -78,7 +78,7 @@ class Authority:
         book: RuleBook,
     ) -> None:
         self.audit = audit
-        self.witness = Witness(audit)
+        self.audit_trail = AuditTrail(audit)
         self.audit_key: Ed25519PublicKey | None = None
         self.book = book
         self.now = now
@@ -227,12 +227,12 @@ class Authority:
             NotFound: there is none of that number (any more).
             AuditFailed: it is in force, and could not be recorded.
         """
-        return await self._fall(lambda table, now: table.revoke(grant_id, now), "", id=grant_id)
+        return await self._revoke(lambda table, now: table.revoke(grant_id, now), "", id=grant_id)
 
     async def revoke_rights(self, vm: str, capabilities: Sequence[str]) -> list[dict[str, Any]]:
         """Takes rights from a machine, wherever it has them from. Raises as `revoke`, and Invalid."""
         rights = parse_rights(capabilities)
-        return await self._fall(
+        return await self._revoke(
             lambda table, now: table.revoke_rights(vm, rights, now), vm, capabilities=names(rights)
         )
 
@@ -379,7 +379,7 @@ class Authority:
         page.write(msgspec.structs.replace(compiler.words(self._table, self.book, vm), mask=page.mask))
         await self.enforce(vm, bounds.ports != before.ports)
 
-    async def _fall(
+    async def _revoke(
         self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
     ) -> list[dict[str, Any]]:
         async with self.lock:
@@ -470,7 +470,7 @@ async def open_authority(
         await authority._expire()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(authority.run)
-            nursery.start_soon(authority.witness.run, events)
+            nursery.start_soon(authority.audit_trail.run, events)
             try:
                 yield authority
             finally:

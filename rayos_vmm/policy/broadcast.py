@@ -68,7 +68,7 @@ class Broadcaster:
             self.distribution.renew(vm, trio.current_time() - FIRST_DELAY_S)
             self._send()
 
-    async def settled(self, vm: str, timeout_s: float) -> bool:
+    async def wait_applied(self, vm: str, timeout_s: float) -> bool:
         """Whether a machine's worker has answered all that it was told, within `timeout_s`; true of one that is not."""
         with trio.move_on_after(timeout_s):
             while (target := self.distribution.targets.get(vm)) is not None:
@@ -78,7 +78,7 @@ class Broadcaster:
             return True
         return False
 
-    async def settle(self, timeout_s: float) -> None:
+    async def wait_all_applied(self, timeout_s: float) -> None:
         """Returns when nobody lags any more or was given up, or after `timeout_s`."""
         targets = self.distribution.targets
         with trio.move_on_after(timeout_s):

@@ -25,7 +25,7 @@ from rayos_vmm.policy.rulebook import RuleBook
 #: Revisions that are kept to go back to.
 KEPT: Final = 100
 #: So long a change waits for the workers to have applied it.
-SETTLE_S: Final = 10.0
+APPLY_TIMEOUT_S: Final = 10.0
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,7 +269,7 @@ class Revisions:
             for vm in stale - self.broadcaster.distribution.targets.keys():
                 await self._refresh(vm)
             self.broadcaster.announce(number, stale)
-        await self.broadcaster.settle(SETTLE_S)
+        await self.broadcaster.wait_all_applied(APPLY_TIMEOUT_S)
         return {**answer, "revision": number, "lagging": self.broadcaster.distribution.lagging()}
 
     def _check_firewall(self, effective: Mapping[str, Effective]) -> set[str]:
@@ -289,8 +289,8 @@ class Revisions:
         if has_other_ports:
             await self._refresh(vm)
         self.broadcaster.renew(vm, is_stale=False)
-        if not await self.broadcaster.settled(vm, SETTLE_S):
-            raise GuestGone(f"the devices of {vm} did not take the constraints within {SETTLE_S:g} s")
+        if not await self.broadcaster.wait_applied(vm, APPLY_TIMEOUT_S):
+            raise GuestGone(f"the devices of {vm} did not take the constraints within {APPLY_TIMEOUT_S:g} s")
 
     async def _refresh(self, vm: str) -> None:
         if self._firewall is not None:

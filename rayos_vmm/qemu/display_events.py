@@ -32,7 +32,7 @@ _UI_INFO: Final = struct.Struct("<HHiiII")
 _MAX_MESSAGE_BYTES: Final = 64 << 10
 
 
-class NoDoorbell(RayosError):
+class NoDisplayEvents(RayosError):
     """This machine's QEMU has no D-Bus display, so a running guest cannot be told."""
 
     code = "no_display_events"
@@ -61,13 +61,13 @@ def _pad(data: bytes) -> bytes:
     return data + bytes(-len(data) % 8)
 
 
-class Doorbell:
+class DisplayEvents:
     """A viewer of QEMU's displays."""
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
 
-    async def ring(self, console: int, width: int, height: int) -> None:
+    async def announce_size(self, console: int, width: int, height: int) -> None:
         """Have QEMU tell the guest that a display of it (by its console's number) wants another size.
 
         Raises:
@@ -79,11 +79,11 @@ class Doorbell:
 
 
 @asynccontextmanager
-async def open_doorbell(qmp: Qmp) -> AsyncIterator[Doorbell]:
+async def open_display_events(qmp: Qmp) -> AsyncIterator[DisplayEvents]:
     """Become a viewer, until left.
 
     Raises:
-        NoDoorbell: this QEMU has no such display.
+        NoDisplayEvents: this QEMU has no such display.
         GuestGone: QEMU went away, or did not answer within TIMEOUT_S.
     """
     ours, theirs = trio.socket.socketpair(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
@@ -93,13 +93,13 @@ async def open_doorbell(qmp: Qmp) -> AsyncIterator[Doorbell]:
                 await qmp.hand_over(theirs.fileno(), "rayos-display")
                 await qmp.execute("add_client", {"protocol": _PROTOCOL, "fdname": "rayos-display"})
             except QmpRefused as error:
-                raise NoDoorbell(
+                raise NoDisplayEvents(
                     f"this QEMU has no D-Bus display, by which a guest is told of a new mode: {error.message}",
                     hint="give the mode in the machine's [gpu] table and start it again",
                 ) from None
         with _bounded():
             await _authenticate(ours)
-        yield Doorbell(ours)
+        yield DisplayEvents(ours)
 
 
 @contextmanager

@@ -157,7 +157,7 @@ class Balancer:
 
 
 class Automatic:
-    """`look` after each measurement. `held_back` counts looks at which a move had to wait for its time."""
+    """`check` after each measurement. `held_back` counts looks at which a move had to wait for its time."""
 
     def __init__(self, balancer: Balancer, *, is_on: bool = False) -> None:
         self.is_on = is_on
@@ -167,7 +167,7 @@ class Automatic:
         self._looks = 0
         self._tried: list[float] = []
 
-    def look(self, *, now: float) -> Move | None:
+    def check(self, *, now: float) -> Move | None:
         """The move to make now. It counts as tried, whatever comes of it; `moved` when it was made."""
         bound = STOP if self._looks >= LOOKS else START
         is_uneven = self.is_on and self._balancer.imbalance >= bound
@@ -185,7 +185,7 @@ class Automatic:
         return plan[0]
 
     def moved(self, move: Move, *, now: float) -> None:
-        """A move that `look` gave was made."""
+        """A move that `check` gave was made."""
         self.moves += 1
         self._balancer.moved(move, now=now)
 

@@ -44,7 +44,7 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         yield from self._devices()
-        yield from self._house()
+        yield from self._machines()
 
     def _devices(self) -> Iterator[Metric]:
         where = ["vm", "device", "operation"]
@@ -74,7 +74,7 @@ class _Collector:
             "rayos_firewall_hit_ratio", "A layer's share of all frames, 0 to 1", labels=["vm", "layer"]
         )
         level = GaugeMetricFamily("rayos_worker_level", "Level of optimization", labels=["vm"])
-        for machine, reader in self._service.accounting.running():
+        for machine, reader in self._service.accounts.running():
             vm = machine.name
             level.add_metric([vm], reader.level)
             counts = reader.layers()
@@ -97,7 +97,7 @@ class _Collector:
                 depth.add_metric([vm, device], account.depth)
         yield from (allowed, denied, size, took, why, depth, cpu, level, decided, share)
 
-    def _house(self) -> Iterator[Metric]:
+    def _machines(self) -> Iterator[Metric]:
         states = Counter(machine.state for machine in self._service.machines())
         machines = GaugeMetricFamily("rayos_machines", "Machines by state", labels=["state"])
         for state in VmState:

@@ -138,7 +138,7 @@ async def open_parts(
             firewall = Firewall(lambda: network.subnet, TapGuards())
             firewall.leases = network.addresses_of
             revisions.give_rules_to(firewall)
-            network.settled = firewall.settle
+            network.committed = firewall.commit
             hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
             async with hardware.running():
                 yield Parts(

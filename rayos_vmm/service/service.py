@@ -33,19 +33,19 @@ from rayos_vmm.config.spec import SNAP_MAXIMUM, Net, VmSpec, is_name
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest import card, consoles, disks, faults
-from rayos_vmm.guest.accounting import Accounting
+from rayos_vmm.guest.accounts import MachineAccounts
 from rayos_vmm.guest.display import MachineDisplay
 from rayos_vmm.guest.input import MachineInput
 from rayos_vmm.guest.tpm import MachineTpm
 from rayos_vmm.hardware.protocols import Hardware
 from rayos_vmm.machine.agent import Agent
-from rayos_vmm.machine.build import House, end_orphans, orphans
+from rayos_vmm.machine.build import Dependencies, end_orphans, orphans
 from rayos_vmm.machine.lifecycle import LifeEvent
 from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.machine import Machine
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.run import adopt_machine, run_machine
-from rayos_vmm.machine.seats import Seat, Wish
+from rayos_vmm.machine.seats import Preference, Seat
 from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
@@ -60,17 +60,17 @@ _END_TIMEOUT_S: Final = 20.0
 #: A healthy guest is adopted in less, so that nobody who asks at once meets it half adopted.
 ADOPTION_GRACE_S: Final = 0.5
 LOG: Final = logging.getLogger(__name__)
-_Life = Callable[[Machine, House], Awaitable[None]]
+_Life = Callable[[Machine, Dependencies], Awaitable[None]]
 
 
 class Service:
     """Use `open_service`. Every method may be called from any trio task of the same run."""
 
     def __init__(
-        self, parts: Parts, house: House, jobs: trio.MemorySendChannel[tuple[_Life, Machine]]
+        self, parts: Parts, dependencies: Dependencies, jobs: trio.MemorySendChannel[tuple[_Life, Machine]]
     ) -> None:
         self._parts = parts
-        self._house = house
+        self._dependencies = dependencies
         self._jobs = jobs
         self._events = parts.events
         self._machines: dict[str, Machine] = {}
@@ -82,7 +82,7 @@ class Service:
         self.revisions = parts.revisions
         self.firewall = parts.firewall
         self.event_counts = parts.events.counts
-        self.accounting = Accounting(self.machines, self._machine, self._save, self.policy.cap)
+        self.accounts = MachineAccounts(self.machines, self._machine, self._save, self.policy.cap)
         self.firewall.save = self._save_firewall
         self.gatekeeper = parts.gatekeeper
         self.connections = ConnectionCounts()
@@ -132,7 +132,7 @@ class Service:
         self.firewall.check(spec.firewall)
         self._check_arguments(spec)
         notes = await trio.to_thread.run_sync(
-            lambda: check_host(spec, read_host(), is_strict=not self._house.overcommit)
+            lambda: check_host(spec, read_host(), is_strict=not self._dependencies.overcommit)
         )
         if spec.name in self._machines:
             raise Conflict(f"there is a machine {spec.name} already")
@@ -148,7 +148,7 @@ class Service:
         return machine.view()
 
     def _check_arguments(self, spec: VmSpec) -> None:
-        if spec.qemu_arguments and not self._house.takes_qemu_arguments:
+        if spec.qemu_arguments and not self._dependencies.takes_qemu_arguments:
             raise Invalid(
                 f"qemu_arguments = {list(spec.qemu_arguments)}: this service allows none",
                 hint="[service] qemu_arguments = true allows them",
@@ -285,7 +285,7 @@ class Service:
             NotFound: there is no such port.
         """
         machine = self._machine(name)
-        self.policy.witness.note_input(name, port, len(data))
+        self.policy.audit_trail.note_input(name, port, len(data))
         await consoles.console_write(machine, port, data)
 
     def console_stream(
@@ -294,9 +294,11 @@ class Service:
         """(offset, bytes) of a console port: from `since` on, replaying what is kept, or from now on."""
         return consoles.console_stream(self._machine(name), port, since)
 
-    def console_seat(self, name: str, port: int, who: str, wish: Wish) -> AbstractContextManager[Seat]:
+    def console_seat(
+        self, name: str, port: int, who: str, preference: Preference
+    ) -> AbstractContextManager[Seat]:
         """A seat at a console port: only its writer may type (`machine/seats.py`)."""
-        return self._machine(name).seats.open(port, who, wish)
+        return self._machine(name).seats.open(port, who, preference)
 
     async def console_ports(self, name: str) -> builtins.list[dict[str, Any]]:
         """Every console port: number, name, whether the guest has it open, size, writer, watchers."""
@@ -632,7 +634,7 @@ class Service:
 
     async def _live(self, life: _Life, machine: Machine) -> None:
         """One machine's task: its life, and what is left to do after it."""
-        await life(machine, self._house)
+        await life(machine, self._dependencies)
         if machine.record.spec.ephemeral:
             await self._forget(machine)
         self._notice()
@@ -740,7 +742,7 @@ async def open_service(
         async def save(machine: Machine) -> None:
             await parts.store.save(machine.record)
 
-        house = House(
+        dependencies = Dependencies(
             hardware=parts.hardware,
             platform=parts.platform,
             network=parts.network,
@@ -751,7 +753,7 @@ async def open_service(
             takes_qemu_arguments=config.qemu_arguments,
         )
         send, receive = trio.open_memory_channel[tuple[_Life, Machine]](0)
-        service = Service(parts, house, send)
+        service = Service(parts, dependencies, send)
         service.workers.switch(config.balance)
         parts.network.on_lease(service.note_lease, machines=service.machines_by_mac)
         async with trio.open_nursery() as nursery:

@@ -24,7 +24,7 @@ from rayos_tpm.phase import Phase
 from rayos_tpm.policy import Policy
 from rayos_tpm.process import Process
 from rayos_tpm.program import find_swtpm
-from rayos_tpm.protocol import Sealed, State, Status
+from rayos_tpm.protocol import Sealed, Status, TpmState
 from rayos_tpm.qemu import qemu_arguments
 from rayos_tpm.spawner import Spawner, open_spawner
 from rayos_vmm.config.spec import Tpm as TpmSpec
@@ -43,7 +43,7 @@ SPAWNER: Final = (sys.executable, "-P", "-m", "rayos_vmm.worker.tpm_process")
 
 
 class MeasuringTpms:
-    """The house's TPMs. Use `open_tpms`."""
+    """The machines' TPMs. Use `open_tpms`."""
 
     def __init__(self, spawner: Spawner, authority: Authority, store: ArtefactStore) -> None:
         self._spawner = spawner
@@ -131,14 +131,14 @@ class MeasuringTpms:
         client = TpmClient(runtime)
         try:
             status: Status = await client.status()
-            while status.state is not State.ENDED:
+            while status.state is not TpmState.ENDED:
                 on_change(status.state.value, status.reason)
                 status = await client.wait_change(status.state)
-                if status.state is State.FAILED:
+                if status.state is TpmState.FAILED:
                     on_change(status.state.value, status.reason)
                     return
         except TpmError as error:
-            on_change(State.FAILED.value, str(error))
+            on_change(TpmState.FAILED.value, str(error))
 
     def refusal(self, runtime: Path) -> str:
         """Why a machine's TPM refused the launch, or nothing."""

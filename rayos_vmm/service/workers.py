@@ -137,8 +137,8 @@ class Workers:
             if len(self._running()) < 2:
                 continue  # there is nothing to even out
             async with self._lock:
-                await self._look()
-                move = self._automatic.look(now=trio.current_time())
+                await self._observe()
+                move = self._automatic.check(now=trio.current_time())
                 if move is None:
                     continue
                 why = {"automatic": True, "imbalance": round(self._balancer.imbalance, 4)}
@@ -151,11 +151,11 @@ class Workers:
         return {one.name: one for one in self._machines() if one.worker is not None}
 
     async def _measure(self) -> None:
-        await self._look()
+        await self._observe()
         await trio.sleep(WINDOW_S)
-        await self._look()
+        await self._observe()
 
-    async def _look(self) -> None:
+    async def _observe(self) -> None:
         """Takes the workers' counters; keepers are asked only for workers that are new."""
         running = self._running()
         looks = dict(self._seen())

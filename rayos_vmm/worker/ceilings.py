@@ -36,8 +36,8 @@ _CEILINGS: Final[tuple[tuple[type[Backend], Limit, int], ...]] = (
 PERIOD: Final = 1.0
 
 
-class Obedience:
-    """Keeps the backends at what the page says. Without a page there is nothing to obey."""
+class Ceilings:
+    """Keeps the backends at what the page says. Without a page there are none."""
 
     def __init__(
         self, loop: Loop, backends: Sequence[Backend], gate: Gate, tell: Callable[[dict[str, Any]], None]
@@ -71,7 +71,7 @@ class Obedience:
         if audited and not self._is_watching:
             self._is_watching = True
             self._seen = dict(self._used())
-            self._loop.call_at(self._loop.now() + PERIOD, self.look)
+            self._loop.call_at(self._loop.now() + PERIOD, self.report)
         return int(revision)
 
     def _used(self) -> list[tuple[tuple[str, str], int]]:
@@ -85,7 +85,7 @@ class Obedience:
                     found.append(((backend.name, word), int(counts["allowed"])))
         return found
 
-    def look(self) -> None:
+    def report(self) -> None:
         """Tells what was done since the last look."""
         used = dict(self._used())
         news: dict[str, dict[str, int]] = {}
@@ -97,4 +97,4 @@ class Obedience:
             self._tell({"event": "used", "device": device, "operations": operations})
         self._is_watching = bool(self._gate.mask[AUDITED])
         if self._is_watching:
-            self._loop.call_at(self._loop.now() + PERIOD, self.look)
+            self._loop.call_at(self._loop.now() + PERIOD, self.report)

@@ -49,11 +49,11 @@ class Control:
         loop: Loop,
         control: socket.socket,
         backends: Sequence[Backend],
-        obey: Callable[[], int] = lambda: 0,
+        apply: Callable[[], int] = lambda: 0,
         accounts: AccountWriter | None = None,
     ) -> None:
         self._loop = loop
-        self._obey = obey
+        self._apply = apply
         self._accounts = accounts or AccountWriter(-1, backends, loop)
         self._backends = {backend.name: backend for backend in backends}
         self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
@@ -174,7 +174,7 @@ class Control:
         return {"stats": found}, b"", []
 
     def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
-        return {"revision": self._obey()}, b"", []
+        return {"revision": self._apply()}, b"", []
 
     def _polling(self, head: dict[str, Any], _data: bytes) -> Answer:
         """How long the worker looks for work before it sleeps; with `budget_us`, from now on."""

@@ -27,7 +27,7 @@ from rayos_net.firewall.memory import FlowMemory
 from rayos_net.firewall.reject import answer
 from rayos_net.firewall.rule import Rule, RuleError, parse
 from rayos_net.firewall.table import Layer, Table
-from rayos_net.firewall.verdict import REJECT, Port, reason_name
+from rayos_net.firewall.verdict import REJECT, GuestPort, reason_name
 from rayos_net.guard import Guard
 from rayos_net.packet import Fault, Packet
 from rayos_net.packet import parse as parse_packet
@@ -94,7 +94,7 @@ class PortFirewall:
         self._version = -1
         self._store = store
         memory = None if flows is None else FlowMemory(flows)
-        self._port = Port(
+        self._port = GuestPort(
             (Guard if is_guarded else NoGuard)(mac, server=server),
             FlowTable(Table(), flows_max=FLOWS_MAX, memory=memory),
         )
@@ -322,7 +322,7 @@ def _told(event: FlowEvent) -> dict[str, Any]:
     }
 
 
-def _explanation(port: Port, frame: bytes, outgoing: bool, now: float) -> dict[str, Any]:
+def _explanation(port: GuestPort, frame: bytes, outgoing: bool, now: float) -> dict[str, Any]:
     told = port.explain(frame, outgoing, now)
     return {
         "action": told.action.name.lower(),

@@ -30,7 +30,7 @@ from rayos_vmm.shared import packet
 from rayos_vmm.shared.accounts import AccountWriter
 from rayos_vmm.shared.addresses import AddressView
 from rayos_vmm.shared.spec import Device, Firewall, WorkerSpec
-from rayos_vmm.worker.ceilings import Obedience
+from rayos_vmm.worker.ceilings import Ceilings
 from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_flows, map_gate, shared_bytes
@@ -66,8 +66,8 @@ class Worker:
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
         accounts = AccountWriter(spec.accounts_fd, self.backends, self.loop)
-        obedience = Obedience(self.loop, self.backends, gate, self._tell_event)
-        self._control = Control(self.loop, control, self.backends, obedience.apply, accounts)
+        ceilings = Ceilings(self.loop, self.backends, gate, self._tell_event)
+        self._control = Control(self.loop, control, self.backends, ceilings.apply, accounts)
         DenialWatch(self.loop, self.backends, self._tell_event)
         watch_fullness(self.loop, self.backends, self._tell_event)
         VerdictWatch(self.loop, self.backends, self._tell_event)

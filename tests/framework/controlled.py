@@ -22,13 +22,13 @@ import pytest
 
 from rayos_devices.console.port import PENDING_BYTES
 from rayos_devices.console.wire import CONFIG
-from rayos_devices.gpu.scanout import Frame
+from rayos_devices.gpu.scanout import ScanoutFrame
 from rayos_devices.input.kind import KINDS, Event
 from rayos_devices.input.wire import CONFIG_BYTES, Led
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import open_tap
 from rayos_devices.net.wire import HEADER_BYTES
-from rayos_devices.vhost_user.message import Request
+from rayos_devices.vhost_user.message import FrontendRequest
 from rayos_vmm.shared import packet
 from rayos_vmm.shared.spec import CONTROL_SOCKET, Device, Firewall
 from tests.framework.frontend import ANSWER_TIMEOUT, Frontend
@@ -332,14 +332,14 @@ class SeenGpu(Seen):
     def cursor(self) -> Any:
         return self.snapshot()["scanouts"][0]["cursor"]
 
-    def frame(self) -> Frame:
+    def frame(self) -> ScanoutFrame:
         head, _, (fd,) = self.target.ask("gpu.frame", scanout=0, cursor=False)
         with os.fdopen(fd, "rb") as file:
             file.seek(0)
-            return Frame(head["width"], head["height"], head["stride"], file.read(), head["serial"])
+            return ScanoutFrame(head["width"], head["height"], head["stride"], file.read(), head["serial"])
 
     def take_gpu_socket(self, fd: int) -> bool:
-        self.target.session.tell(Request.GPU_SET_SOCKET, fds=[fd])
+        self.target.session.tell(FrontendRequest.GPU_SET_SOCKET, fds=[fd])
         os.close(fd)
         return True
 
@@ -379,7 +379,7 @@ class RealGpuGuest(GpuGuest):
         return blocks
 
     def check_session(self) -> None:
-        assert self.rig.frontend.ask_u64(Request.GET_QUEUE_NUM) == 2
+        assert self.rig.frontend.ask_u64(FrontendRequest.GET_QUEUE_NUM) == 2
 
     def crash(self, queues: Sequence[int] = ()) -> None:
         """Kill the worker with -9."""
@@ -404,7 +404,7 @@ class Bounds:
     def _visit(self, device: str) -> None:
         self._kept.connect(device).close()
         with self._kept.connect(device) as frontend:
-            frontend.ask_u64(Request.GET_QUEUE_NUM)
+            frontend.ask_u64(FrontendRequest.GET_QUEUE_NUM)
 
     def _pids(self) -> list[int]:
         status = self._kept.status()

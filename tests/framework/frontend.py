@@ -24,8 +24,8 @@ from rayos_devices.vhost_user.message import (
     VERSION,
     VRING_NO_FD,
     VRING_STATE,
+    FrontendRequest,
     ProtocolFeature,
-    Request,
     VringAddress,
     pack_region,
     pack_request,
@@ -100,8 +100,8 @@ class Frontend:
         self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, need_reply: bool = False
     ) -> None:
         """One message; unknown request numbers too."""
-        if request in Request.__members__.values():
-            self.send_raw(pack_request(Request(request), payload, need_reply=need_reply), fds)
+        if request in FrontendRequest.__members__.values():
+            self.send_raw(pack_request(FrontendRequest(request), payload, need_reply=need_reply), fds)
         else:
             self.send_raw(HEADER.pack(request, VERSION, len(payload)) + payload, fds)
 
@@ -135,19 +135,19 @@ class Frontend:
             self._data += data
             return
 
-    def ask(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+    def ask(self, request: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send and return the payload of the answer. Errors: Dropped; AssertionError for another's answer."""
         self.send(request, payload, fds, need_reply=request not in ANSWERED)
         number, flags, answer = self.receive()
         assert (number, flags) == (request, VERSION | FLAG_REPLY), (number, flags)
         return answer
 
-    def tell(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+    def tell(self, request: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send and wait until it was acted upon (REPLY_ACK). Errors: Dropped; AssertionError for a refusal."""
         answer = U64.unpack(self.ask(request, payload, fds))[0]
         assert answer == 0, f"{request.name} was answered with {answer}"
 
-    def is_refused(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bool:
+    def is_refused(self, request: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> bool:
         """Whether a request is answered with a failure (REPLY_ACK), by a backend that stays. Errors: Dropped."""
         return U64.unpack(self.ask(request, payload, fds))[0] != 0
 
@@ -163,7 +163,7 @@ class Frontend:
 
     # -- the protocol, politely ----------------------------------------------------------------------------------
 
-    def ask_u64(self, request: Request) -> int:
+    def ask_u64(self, request: FrontendRequest) -> int:
         return int(U64.unpack(self.ask(request))[0])
 
     def negotiate(
@@ -175,53 +175,57 @@ class Frontend:
     ) -> int:
         """Features and protocol features as QEMU does; None takes all that is offered, of the rings the `packed` or the
         split. Returns the features offered."""
-        offered = self.ask_u64(Request.GET_FEATURES)
+        offered = self.ask_u64(FrontendRequest.GET_FEATURES)
         if offered & Feature.PROTOCOL_FEATURES:
-            known = self.ask_u64(Request.GET_PROTOCOL_FEATURES)
+            known = self.ask_u64(FrontendRequest.GET_PROTOCOL_FEATURES)
             self.protocol_features = ProtocolFeature(
                 known if protocol_features is None else known & protocol_features
             )
-            self.send(Request.SET_PROTOCOL_FEATURES, U64.pack(self.protocol_features))
-        self.send(Request.SET_OWNER)
+            self.send(FrontendRequest.SET_PROTOCOL_FEATURES, U64.pack(self.protocol_features))
+        self.send(FrontendRequest.SET_OWNER)
         rings = 0 if packed else Feature.RING_PACKED
         self.features = offered & ~rings if features is None else features
-        self.tell(Request.SET_FEATURES, U64.pack(self.features))
+        self.tell(FrontendRequest.SET_FEATURES, U64.pack(self.features))
         return offered
 
     def set_memory(self, *regions: GuestRam) -> None:
         """SET_MEM_TABLE."""
-        self.tell(Request.SET_MEM_TABLE, pack_memory_table(regions), [ram.fd for ram in regions])
+        self.tell(FrontendRequest.SET_MEM_TABLE, pack_memory_table(regions), [ram.fd for ram in regions])
 
     def set_ring(self, index: int, queue: DriverQueue, *, base: int | None = None) -> None:
         """NUM, BASE, ADDR: where the ring is; it does not run yet."""
-        self.tell(Request.SET_VRING_NUM, VRING_STATE.pack(index, queue.size))
-        self.tell(Request.SET_VRING_BASE, VRING_STATE.pack(index, queue.start if base is None else base))
-        self.tell(Request.SET_VRING_ADDR, pack_address(index, queue))
+        self.tell(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(index, queue.size))
+        self.tell(
+            FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(index, queue.start if base is None else base)
+        )
+        self.tell(FrontendRequest.SET_VRING_ADDR, pack_address(index, queue))
 
     def start(self, index: int, queue: DriverQueue, *, base: int | None = None, enable: bool = True) -> None:
         """The whole set-up of one queue; it runs when this returns."""
         self.set_ring(index, queue, base=base)
-        self.tell(Request.SET_VRING_ERR, U64.pack(index), [queue.error_fd])
-        self.tell(Request.SET_VRING_CALL, U64.pack(index), [queue.call_fd])
-        self.tell(Request.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
+        self.tell(FrontendRequest.SET_VRING_ERR, U64.pack(index), [queue.error_fd])
+        self.tell(FrontendRequest.SET_VRING_CALL, U64.pack(index), [queue.call_fd])
+        self.tell(FrontendRequest.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
         if enable:
             self.enable(index)
 
     def enable(self, index: int, enabled: int = 1) -> None:
-        self.tell(Request.SET_VRING_ENABLE, VRING_STATE.pack(index, enabled))
+        self.tell(FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(index, enabled))
 
     def stop(self, index: int) -> int:
         """GET_VRING_BASE: the queue is stopped; returns the avail index a successor starts from."""
-        answered, base = VRING_STATE.unpack(self.ask(Request.GET_VRING_BASE, VRING_STATE.pack(index, 0)))
+        answered, base = VRING_STATE.unpack(
+            self.ask(FrontendRequest.GET_VRING_BASE, VRING_STATE.pack(index, 0))
+        )
         assert answered == index
         return int(base)
 
     def get_config(self, offset: int, size: int) -> bytes:
         payload = CONFIG_HEADER.pack(offset, size, 0) + bytes(size)
-        return self.ask(Request.GET_CONFIG, payload)[CONFIG_HEADER.size :]
+        return self.ask(FrontendRequest.GET_CONFIG, payload)[CONFIG_HEADER.size :]
 
     def set_config(self, offset: int, data: bytes) -> None:
-        self.tell(Request.SET_CONFIG, CONFIG_HEADER.pack(offset, len(data), 0) + data)
+        self.tell(FrontendRequest.SET_CONFIG, CONFIG_HEADER.pack(offset, len(data), 0) + data)
 
 
 def pack_memory_table(regions: Sequence[GuestRam]) -> bytes:

@@ -25,7 +25,7 @@ from typing import Generic, Protocol, Self, TypeVar
 from rayos_devices.backend import Backend
 from rayos_devices.loop import Loop
 from rayos_devices.vhost_user.connection import Connection
-from rayos_devices.vhost_user.message import Request
+from rayos_devices.vhost_user.message import FrontendRequest
 from rayos_devices.virtio.features import Feature
 from rayos_devices.virtio.log import DirtyLog
 from rayos_devices.virtio.memory import GuestMemory
@@ -234,7 +234,7 @@ class Served:
         """Descriptors open without a session. One frontend is served at a time: an answer means the former is gone."""
         self.connect().close()
         with self.connect() as frontend:
-            frontend.ask_u64(Request.GET_QUEUE_NUM)
+            frontend.ask_u64(FrontendRequest.GET_QUEUE_NUM)
             self.idle_fds = self.fd_count - self.session_fds
         return self.idle_fds
 

@@ -18,9 +18,9 @@ from rayos_devices.vhost_user.message import (
     U64,
     VRING_STATE,
     ConfigAccess,
+    FrontendRequest,
     Header,
     Message,
-    Request,
     VringAddress,
     pack_region,
 )
@@ -72,56 +72,61 @@ def run(data: bytes) -> None:
     assert again == probe, f"descriptors were left open: {brought}"
 
 
-def check_codec(request: Request, payload: bytes) -> None:
+def check_codec(request: FrontendRequest, payload: bytes) -> None:
     match request:
-        case Request.SET_VRING_ADDR:
+        case FrontendRequest.SET_VRING_ADDR:
             address = VringAddress.unpack(payload)
             assert VringAddress.unpack(address.pack()) == address
-        case Request.GET_CONFIG | Request.SET_CONFIG:
+        case FrontendRequest.GET_CONFIG | FrontendRequest.SET_CONFIG:
             assert ConfigAccess.unpack(payload).pack() == payload
 
 
 def seeds() -> dict[str, bytes]:
     """A session as QEMU opens it, and pieces of it."""
 
-    def message(request: Request, payload: bytes = b"", extra: int = 0, flags: int = 1) -> bytes:
+    def message(request: FrontendRequest, payload: bytes = b"", extra: int = 0, flags: int = 1) -> bytes:
         return bytes([extra]) + HEADER.pack(request, flags, len(payload)) + payload
 
     event, ram = 1, 1 | 1 << 2
     region = RegionSpec(0, 1 << 16, USER_BASE, 0)
     negotiate = [
-        message(Request.GET_FEATURES),
-        message(Request.GET_PROTOCOL_FEATURES),
-        message(Request.SET_PROTOCOL_FEATURES, U64.pack(0xFFFF)),
-        message(Request.GET_QUEUE_NUM),
-        message(Request.SET_OWNER, flags=9),
-        message(Request.SET_FEATURES, U64.pack(1 << 32 | 1 << 30 | 1 << 29)),
+        message(FrontendRequest.GET_FEATURES),
+        message(FrontendRequest.GET_PROTOCOL_FEATURES),
+        message(FrontendRequest.SET_PROTOCOL_FEATURES, U64.pack(0xFFFF)),
+        message(FrontendRequest.GET_QUEUE_NUM),
+        message(FrontendRequest.SET_OWNER, flags=9),
+        message(FrontendRequest.SET_FEATURES, U64.pack(1 << 32 | 1 << 30 | 1 << 29)),
     ]
-    table = message(Request.SET_MEM_TABLE, MEMORY_HEADER.pack(1, 0) + pack_region(region), ram)
+    table = message(FrontendRequest.SET_MEM_TABLE, MEMORY_HEADER.pack(1, 0) + pack_region(region), ram)
     address = VringAddress(0, 0, USER_BASE, USER_BASE + 512, USER_BASE + 256).pack()
     start = [
-        message(Request.SET_VRING_NUM, VRING_STATE.pack(0, 8)),
-        message(Request.SET_VRING_BASE, VRING_STATE.pack(0, 0)),
-        message(Request.SET_VRING_ADDR, address),
-        message(Request.SET_VRING_CALL, U64.pack(0), event),
-        message(Request.SET_VRING_ERR, U64.pack(0), event),
-        message(Request.SET_VRING_KICK, U64.pack(0), event),
-        message(Request.SET_VRING_ENABLE, VRING_STATE.pack(0, 1)),
+        message(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(0, 8)),
+        message(FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(0, 0)),
+        message(FrontendRequest.SET_VRING_ADDR, address),
+        message(FrontendRequest.SET_VRING_CALL, U64.pack(0), event),
+        message(FrontendRequest.SET_VRING_ERR, U64.pack(0), event),
+        message(FrontendRequest.SET_VRING_KICK, U64.pack(0), event),
+        message(FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(0, 1)),
     ]
-    stop = message(Request.GET_VRING_BASE, VRING_STATE.pack(0, 0))
+    stop = message(FrontendRequest.GET_VRING_BASE, VRING_STATE.pack(0, 0))
     more = bytes(8) + pack_region(RegionSpec(1 << 20, 4096, 1 << 40, 0))
     return {
         "session": b"".join([*negotiate, table, *start, stop]),
         "twice": b"".join([*negotiate, table, *start, stop, table, *start, table]),
         "slots": b"".join(
-            [table, *start, message(Request.ADD_MEM_REG, more, ram), message(Request.REM_MEM_REG, more)]
+            [
+                table,
+                *start,
+                message(FrontendRequest.ADD_MEM_REG, more, ram),
+                message(FrontendRequest.REM_MEM_REG, more),
+            ]
         ),
-        "config": message(Request.GET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))
-        + message(Request.SET_CONFIG, struct.pack("<III", 1, 4, 0) + b"abcd"),
-        "no descriptor": message(Request.SET_VRING_CALL, U64.pack(1 << 8))
-        + message(Request.SET_VRING_KICK, U64.pack(1 << 8)),
-        "gpu": message(Request.GPU_SET_SOCKET, extra=event),
-        "reset": b"".join([table, *start, message(Request.RESET_OWNER), *start]),
+        "config": message(FrontendRequest.GET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))
+        + message(FrontendRequest.SET_CONFIG, struct.pack("<III", 1, 4, 0) + b"abcd"),
+        "no descriptor": message(FrontendRequest.SET_VRING_CALL, U64.pack(1 << 8))
+        + message(FrontendRequest.SET_VRING_KICK, U64.pack(1 << 8)),
+        "gpu": message(FrontendRequest.GPU_SET_SOCKET, extra=event),
+        "reset": b"".join([table, *start, message(FrontendRequest.RESET_OWNER), *start]),
     }
 
 

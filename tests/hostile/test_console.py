@@ -11,7 +11,15 @@ import pytest
 from rayos_devices.console.backend import ConsoleBackend
 from rayos_devices.console.history import BATCH_BYTES, HISTORY_BYTES
 from rayos_devices.console.port import PENDING_BYTES, PortSpec
-from rayos_devices.console.wire import CONTROL, CONTROL_RX, CONTROL_TX, Event, queue_count, rx_queue, tx_queue
+from rayos_devices.console.wire import (
+    CONTROL,
+    CONTROL_RX,
+    CONTROL_TX,
+    ControlEvent,
+    queue_count,
+    rx_queue,
+    tx_queue,
+)
 from rayos_devices.loop import Loop
 from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from rayos_vmm.shared.spec import Device
@@ -55,7 +63,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
         if any(port["waiting_bytes"] for port in target.snapshot()["ports"]):
             with Rig(target, QUEUES, size=64) as rig:
                 for port in range(len(SPECS)):
-                    say(rig, CONTROL.pack(port, Event.PORT_OPEN, 1))
+                    say(rig, CONTROL.pack(port, ControlEvent.PORT_OPEN, 1))
                     room = rig.ram.allocate(PENDING_BYTES)
                     rig.queues[rx_queue(port)].submit((), [(room, PENDING_BYTES)])
                     rig.settle()
@@ -76,9 +84,9 @@ def say(rig: Rig, data: bytes) -> None:
 def honest(rig: Rig, target: Target) -> None:
     """A driver that begins anew gets everything: its ports, output, input."""
     console = target.backend
-    say(rig, CONTROL.pack(0, Event.DEVICE_READY, 1))
-    say(rig, CONTROL.pack(1, Event.PORT_READY, 1))
-    say(rig, CONTROL.pack(1, Event.PORT_OPEN, 1))
+    say(rig, CONTROL.pack(0, ControlEvent.DEVICE_READY, 1))
+    say(rig, CONTROL.pack(1, ControlEvent.PORT_READY, 1))
+    say(rig, CONTROL.pack(1, ControlEvent.PORT_OPEN, 1))
     assert console.ports()[1]["guest_open"]
     before = console.total(1)
     rig.request(b"out", index=tx_queue(1))
@@ -174,14 +182,14 @@ def test_C1_bytes_of_any_kind_stay_bytes(rig: Rig, target: Target) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param(CONTROL.pack(2, Event.PORT_READY, 1), id="port-2-of-2"),
-        pytest.param(CONTROL.pack(0xFFFFFFFF, Event.PORT_OPEN, 1), id="port-largest"),
-        pytest.param(CONTROL.pack(0x10001, Event.PORT_READY, 1), id="port-wraps-u16"),
-        pytest.param(CONTROL.pack(0, Event.PORT_ADD, 1), id="add-is-ours"),
-        pytest.param(CONTROL.pack(0, Event.PORT_REMOVE, 1), id="remove-is-ours"),
-        pytest.param(CONTROL.pack(0, Event.CONSOLE_PORT, 1), id="console-is-ours"),
-        pytest.param(CONTROL.pack(0, Event.RESIZE, 0) + b"\x50\0\x19\0", id="resize-is-ours"),
-        pytest.param(CONTROL.pack(0, Event.PORT_NAME, 1) + b"evil", id="name-is-ours"),
+        pytest.param(CONTROL.pack(2, ControlEvent.PORT_READY, 1), id="port-2-of-2"),
+        pytest.param(CONTROL.pack(0xFFFFFFFF, ControlEvent.PORT_OPEN, 1), id="port-largest"),
+        pytest.param(CONTROL.pack(0x10001, ControlEvent.PORT_READY, 1), id="port-wraps-u16"),
+        pytest.param(CONTROL.pack(0, ControlEvent.PORT_ADD, 1), id="add-is-ours"),
+        pytest.param(CONTROL.pack(0, ControlEvent.PORT_REMOVE, 1), id="remove-is-ours"),
+        pytest.param(CONTROL.pack(0, ControlEvent.CONSOLE_PORT, 1), id="console-is-ours"),
+        pytest.param(CONTROL.pack(0, ControlEvent.RESIZE, 0) + b"\x50\0\x19\0", id="resize-is-ours"),
+        pytest.param(CONTROL.pack(0, ControlEvent.PORT_NAME, 1) + b"evil", id="name-is-ours"),
         pytest.param(CONTROL.pack(0, 8, 0), id="event-8"),
         pytest.param(CONTROL.pack(0, 0xFFFF, 0xFFFF), id="event-largest"),
     ],
@@ -203,7 +211,7 @@ def test_C1_short_control_messages(rig: Rig, target: Target, size: int) -> None:
 
 
 def test_C1_a_control_message_in_single_bytes(rig: Rig, target: Target) -> None:
-    start = rig.ram.put(CONTROL.pack(1, Event.PORT_OPEN, 1))
+    start = rig.ram.put(CONTROL.pack(1, ControlEvent.PORT_OPEN, 1))
     rig.queues[CONTROL_TX].submit([(start + i, 1) for i in range(8)], indirect=True)
     rig.wait_used(CONTROL_TX)
     assert target.backend.ports()[1]["guest_open"]
@@ -213,10 +221,10 @@ def test_C1_a_flood_of_control_messages_keeps_no_queue(rig: Rig, target: Target)
     """100 times everything, and no buffers for the answers: the state stays small, the answers are told once."""
     size = len(target.backend.pack_state())
     for _ in range(100):
-        say(rig, CONTROL.pack(0, Event.DEVICE_READY, 1))
+        say(rig, CONTROL.pack(0, ControlEvent.DEVICE_READY, 1))
         for port in (0, 1):
-            say(rig, CONTROL.pack(port, Event.PORT_READY, 1))
-            say(rig, CONTROL.pack(port, Event.PORT_OPEN, 1))
+            say(rig, CONTROL.pack(port, ControlEvent.PORT_READY, 1))
+            say(rig, CONTROL.pack(port, ControlEvent.PORT_OPEN, 1))
         target.backend.resize(0, 80, 25)
     assert len(target.backend.pack_state()) == size
     for _ in range(20):
@@ -232,17 +240,17 @@ def test_C1_buffers_too_small_for_a_control_message(rig: Rig, target: Target, si
     for _ in range(3):
         rig.queues[CONTROL_RX].submit((), [(rig.ram.allocate(16), size)])
     rig.heap = rig.ram.allocate(0)
-    say(rig, CONTROL.pack(0, Event.DEVICE_READY, 1))
+    say(rig, CONTROL.pack(0, ControlEvent.DEVICE_READY, 1))
     assert [written for _, written in rig.wait_used(CONTROL_RX, 3)] == [0, 0, 0]
     room = rig.ram.allocate(8)
     rig.queues[CONTROL_RX].submit((), [(room, 8)])
     assert rig.wait_used(CONTROL_RX)[0][1] == 8
-    assert rig.ram.read(room, 8) == CONTROL.pack(0, Event.PORT_ADD, 1)
+    assert rig.ram.read(room, 8) == CONTROL.pack(0, ControlEvent.PORT_ADD, 1)
     honest(rig, target)
 
 
 def test_C1_a_name_that_does_not_fit_waits(rig: Rig, target: Target) -> None:
-    say(rig, CONTROL.pack(1, Event.PORT_READY, 1))
+    say(rig, CONTROL.pack(1, ControlEvent.PORT_READY, 1))
     rig.heap = rig.ram.allocate(0)
     rig.queues[CONTROL_RX].submit((), [(rig.ram.allocate(16), 12)])
     assert rig.wait_used(CONTROL_RX)[0][1] == 0
@@ -269,7 +277,7 @@ def test_C1_random_conversations(rig: Rig, target: Target) -> None:
 
 
 def open_port(rig: Rig, port: int) -> None:
-    say(rig, CONTROL.pack(port, Event.PORT_OPEN, 1))
+    say(rig, CONTROL.pack(port, ControlEvent.PORT_OPEN, 1))
     rig.heap = rig.ram.allocate(0)
 
 
@@ -318,7 +326,7 @@ RINGS = [0, CONTROL_RX, CONTROL_TX, rx_queue(1), tx_queue(1)]
 @pytest.mark.parametrize("attack", ["loop", "next", "head", "jump"])
 def test_V1_V2_V3_each_queue_breaks_alone(rig: Rig, target: Target, index: int, attack: str) -> None:
     """Latched until reset, and the other queues go on."""
-    say(rig, CONTROL.pack(0, Event.DEVICE_READY, 1))
+    say(rig, CONTROL.pack(0, ControlEvent.DEVICE_READY, 1))
     open_port(rig, 0)
     open_port(rig, 1)
     queue = rig.queues[index]
@@ -387,7 +395,7 @@ def test_V14_a_stop_and_a_start_lose_and_double_nothing(rig: Rig, target: Target
 def test_V15_control_queues_without_multiport_are_not_read(target: Target) -> None:
     with Rig(target, QUEUES, size=64, features=int(TRANSPORT_FEATURES)) as rig:
         for index in (CONTROL_TX, tx_queue(1)):
-            rig.queues[index].submit([(rig.ram.put(CONTROL.pack(0, Event.PORT_OPEN, 1)), 8)])
+            rig.queues[index].submit([(rig.ram.put(CONTROL.pack(0, ControlEvent.PORT_OPEN, 1)), 8)])
         rig.settle()
         assert not target.backend.ports()[0]["guest_open"]
         assert rig.queues[CONTROL_TX].used_index == 0

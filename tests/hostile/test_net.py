@@ -13,7 +13,7 @@ import pytest
 
 from rayos_devices.net.backend import RX, TX, NetBackend
 from rayos_devices.net.wire import HEADER_BYTES, MAX_FRAME_BYTES, NetFeature
-from rayos_devices.vhost_user.message import VRING_STATE, Request
+from rayos_devices.vhost_user.message import VRING_STATE, FrontendRequest
 from rayos_devices.virtio.features import TRANSPORT_FEATURES
 from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card
 from tests.framework.driver import DESC_F_WRITE
@@ -151,7 +151,7 @@ def test_N3_there_is_no_control_queue(net: Target) -> None:
     """Neither CTRL_VQ nor MQ is offered, and a third queue is class P."""
     with Rig(net, 2) as rig:
         assert not rig.offered & (1 << 17 | 1 << 22)
-        rig.frontend.send(Request.SET_VRING_ENABLE, VRING_STATE.pack(2, 1))
+        rig.frontend.send(FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(2, 1))
         assert rig.frontend.is_dropped()
     with Rig(net, 2) as rig:
         DEVICES["net"].honest(rig)

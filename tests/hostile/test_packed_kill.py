@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_devices.vhost_user.message import Request
+from rayos_devices.vhost_user.message import FrontendRequest
 from rayos_vmm.shared.spec import Device
 from tests.framework.hostile import DEVICES, image
 from tests.framework.kept import Kept, Link
@@ -75,7 +75,7 @@ def test_killed_after_a_reset_of_the_device(kept: Kept, rig: Rig) -> None:
     """RESET_DEVICE stops queues without a word of their positions."""
     for _ in range(3):
         work(rig)
-        rig.frontend.tell(Request.RESET_DEVICE)
+        rig.frontend.tell(FrontendRequest.RESET_DEVICE)
         kill(kept)
         rig.queues[0].reset()
         rig.frontend.negotiate(rig.frontend.features, packed=True)

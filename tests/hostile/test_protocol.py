@@ -20,7 +20,7 @@ from rayos_devices.vhost_user.message import (
     MEMORY_HEADER,
     U64,
     VRING_STATE,
-    Request,
+    FrontendRequest,
     pack_region,
     pack_request,
 )
@@ -76,27 +76,33 @@ def event() -> Iterator[int]:
 # -- U1: no message --------------------------------------------------------------------------------------------------
 
 NO_MESSAGES = {
-    "payload above the largest": HEADER.pack(Request.SET_FEATURES, 1, 4097) + bytes(4097),
-    "payload of 4 GiB": HEADER.pack(Request.SET_MEM_TABLE, 1, 0xFFFFFFFF),
-    "payload too short": HEADER.pack(Request.SET_FEATURES, 1, 7) + bytes(7),
-    "payload too long": HEADER.pack(Request.SET_FEATURES, 1, 9) + bytes(9),
-    "payload where there is none": HEADER.pack(Request.GET_FEATURES, 1, 8) + bytes(8),
+    "payload above the largest": HEADER.pack(FrontendRequest.SET_FEATURES, 1, 4097) + bytes(4097),
+    "payload of 4 GiB": HEADER.pack(FrontendRequest.SET_MEM_TABLE, 1, 0xFFFFFFFF),
+    "payload too short": HEADER.pack(FrontendRequest.SET_FEATURES, 1, 7) + bytes(7),
+    "payload too long": HEADER.pack(FrontendRequest.SET_FEATURES, 1, 9) + bytes(9),
+    "payload where there is none": HEADER.pack(FrontendRequest.GET_FEATURES, 1, 8) + bytes(8),
     "request 0": HEADER.pack(0, 1, 0),
     "request that is not spoken": HEADER.pack(22, 1, 8) + bytes(8),
     "request beyond the last": HEADER.pack(1000, 1, 0),
     "request 2^32-1": HEADER.pack(0xFFFFFFFF, 1, 0),
-    "version 0": HEADER.pack(Request.GET_FEATURES, 0, 0),
-    "version 2": HEADER.pack(Request.GET_FEATURES, 2, 0),
-    "version 3": HEADER.pack(Request.GET_FEATURES, 3, 0),
-    "a reply": HEADER.pack(Request.GET_FEATURES, 5, 0),
+    "version 0": HEADER.pack(FrontendRequest.GET_FEATURES, 0, 0),
+    "version 2": HEADER.pack(FrontendRequest.GET_FEATURES, 2, 0),
+    "version 3": HEADER.pack(FrontendRequest.GET_FEATURES, 3, 0),
+    "a reply": HEADER.pack(FrontendRequest.GET_FEATURES, 5, 0),
     "text": b"GET / HTTP/1.1\r\n\r\n",
     "zeros": bytes(64),
     "ones": b"\xff" * 64,
-    "a status of two bytes": pack_request(Request.SET_STATUS, U64.pack(0x100)),
-    "a channel without its socket": pack_request(Request.SET_BACKEND_REQ_FD),
-    "config size unlike its data": pack_request(Request.SET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(4)),
-    "config beyond the end": pack_request(Request.GET_CONFIG, struct.pack("<III", 250, 8, 0) + bytes(8)),
-    "config offset wraps": pack_request(Request.GET_CONFIG, struct.pack("<III", 0xFFFFFFFF, 2, 0) + bytes(2)),
+    "a status of two bytes": pack_request(FrontendRequest.SET_STATUS, U64.pack(0x100)),
+    "a channel without its socket": pack_request(FrontendRequest.SET_BACKEND_REQ_FD),
+    "config size unlike its data": pack_request(
+        FrontendRequest.SET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(4)
+    ),
+    "config beyond the end": pack_request(
+        FrontendRequest.GET_CONFIG, struct.pack("<III", 250, 8, 0) + bytes(8)
+    ),
+    "config offset wraps": pack_request(
+        FrontendRequest.GET_CONFIG, struct.pack("<III", 0xFFFFFFFF, 2, 0) + bytes(2)
+    ),
 }
 
 
@@ -113,7 +119,7 @@ def test_U1_a_message_cut_short_by_the_end(device: Device, target: Target, cut: 
     """The frontend left in the middle of a message."""
     before = Idle(target)
     with Rig(target, device.queues) as rig:
-        rig.frontend.send_raw(pack_request(Request.SET_FEATURES, bytes(8))[:cut])
+        rig.frontend.send_raw(pack_request(FrontendRequest.SET_FEATURES, bytes(8))[:cut])
     assert_unhurt(device, target, before)
 
 
@@ -124,22 +130,24 @@ def test_U1_a_message_cut_short_by_the_end(device: Device, target: Target, cut: 
 @pytest.mark.parametrize(
     ("request_", "payload", "count"),
     [
-        (Request.GET_FEATURES, b"", 1),
-        (Request.SET_OWNER, b"", 3),
-        (Request.SET_BACKEND_REQ_FD, b"", 1),
-        (Request.SET_BACKEND_REQ_FD, b"", 2),
-        (Request.RESET_DEVICE, b"", 1),
-        (Request.SET_VRING_NUM, VRING_STATE.pack(0, 64), 1),
-        (Request.SET_VRING_KICK, U64.pack(0), 2),
-        (Request.SET_VRING_CALL, U64.pack(0), MAX_REGIONS),
-        (Request.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), MAX_REGIONS + 1),
-        (Request.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), 253),
-        (Request.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), 2),
+        (FrontendRequest.GET_FEATURES, b"", 1),
+        (FrontendRequest.SET_OWNER, b"", 3),
+        (FrontendRequest.SET_BACKEND_REQ_FD, b"", 1),
+        (FrontendRequest.SET_BACKEND_REQ_FD, b"", 2),
+        (FrontendRequest.RESET_DEVICE, b"", 1),
+        (FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(0, 64), 1),
+        (FrontendRequest.SET_VRING_KICK, U64.pack(0), 2),
+        (FrontendRequest.SET_VRING_CALL, U64.pack(0), MAX_REGIONS),
+        (FrontendRequest.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), MAX_REGIONS + 1),
+        (FrontendRequest.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), 253),
+        (FrontendRequest.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), 2),
     ],
-    ids=lambda value: value.name if isinstance(value, Request) else (value if isinstance(value, int) else ""),
+    ids=lambda value: (
+        value.name if isinstance(value, FrontendRequest) else (value if isinstance(value, int) else "")
+    ),
 )
 def test_U2_descriptors_that_a_message_may_not_bring(
-    device: Device, target: Target, event: int, request_: Request, payload: bytes, count: int
+    device: Device, target: Target, event: int, request_: FrontendRequest, payload: bytes, count: int
 ) -> None:
     """All of them are closed."""
     refused(device, target, pack_request(request_, payload), [event] * count)
@@ -156,15 +164,15 @@ def test_U2_ten_thousand_messages_with_descriptors_leave_none(
         with target.connect() as frontend:
             try:
                 for _ in range(100):
-                    frontend.tell(Request.SET_VRING_CALL, U64.pack(0), [event])
+                    frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(0), [event])
                     tries += 1
                 match tries // 100 % 3:
                     case 0:
-                        frontend.send(Request.GET_FEATURES, fds=[event] * 8)
+                        frontend.send(FrontendRequest.GET_FEATURES, fds=[event] * 8)
                     case 1:
-                        frontend.send_raw(HEADER.pack(Request.SET_MEM_TABLE, 1, 40)[:7], [event] * 32)
+                        frontend.send_raw(HEADER.pack(FrontendRequest.SET_MEM_TABLE, 1, 40)[:7], [event] * 32)
                     case _:
-                        frontend.send(Request.SET_VRING_KICK, U64.pack(99), [event])
+                        frontend.send(FrontendRequest.SET_VRING_KICK, U64.pack(99), [event])
             except Dropped:
                 pass
     assert_unhurt(device, target, before)
@@ -199,14 +207,14 @@ def test_U4_a_queue_that_there_is_not(device: Device, target: Target, event: int
     number = device.queues if isinstance(index, str) else index
     before = Idle(target)
     for request, payload, fds in (
-        (Request.SET_VRING_NUM, VRING_STATE.pack(number, 64), []),
-        (Request.SET_VRING_ADDR, struct.pack("<IIQQQQ", number, 0, 0, 0, 0, 0), []),
-        (Request.SET_VRING_BASE, VRING_STATE.pack(number, 0), []),
-        (Request.GET_VRING_BASE, VRING_STATE.pack(number, 0), []),
-        (Request.SET_VRING_ENABLE, VRING_STATE.pack(number, 1), []),
-        (Request.SET_VRING_KICK, U64.pack(number | (1 << 32 if number == 0x100 else 0)), [event]),
-        (Request.SET_VRING_CALL, U64.pack(number if number != 0x100 else 1 << 63), [event]),
-        (Request.SET_VRING_ERR, U64.pack(number if number != 0x100 else 0x200), [event]),
+        (FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(number, 64), []),
+        (FrontendRequest.SET_VRING_ADDR, struct.pack("<IIQQQQ", number, 0, 0, 0, 0, 0), []),
+        (FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(number, 0), []),
+        (FrontendRequest.GET_VRING_BASE, VRING_STATE.pack(number, 0), []),
+        (FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(number, 1), []),
+        (FrontendRequest.SET_VRING_KICK, U64.pack(number | (1 << 32 if number == 0x100 else 0)), [event]),
+        (FrontendRequest.SET_VRING_CALL, U64.pack(number if number != 0x100 else 1 << 63), [event]),
+        (FrontendRequest.SET_VRING_ERR, U64.pack(number if number != 0x100 else 0x200), [event]),
     ):
         with target.connect() as frontend:
             frontend.negotiate()
@@ -265,13 +273,13 @@ def test_U5_memory_that_cannot_be_is_refused_whole(
     with GuestRam(16 * PAGE) as ram, GuestRam(PAGE, seal=False) as loose:
         for case, (payload, fds) in tables(ram, loose, event, plain).items():
             with Rig(target, device.queues) as rig:
-                rig.frontend.send(Request.SET_MEM_TABLE, payload, fds)
+                rig.frontend.send(FrontendRequest.SET_MEM_TABLE, payload, fds)
                 assert rig.frontend.is_dropped(), case
             if case.startswith(("an empty", "the same", "larger", "not sealed", "an eventfd")):
                 with target.connect() as frontend:
                     frontend.negotiate()
                     region = payload[8:40]
-                    frontend.send(Request.ADD_MEM_REG, bytes(8) + region, fds[:1])
+                    frontend.send(FrontendRequest.ADD_MEM_REG, bytes(8) + region, fds[:1])
                     if case != "the same twice":
                         assert frontend.is_dropped(), case
     os.close(plain)
@@ -294,7 +302,12 @@ def test_U5_a_log_that_cannot_be(device: Device, target: Target, event: int, cas
             "wraps": (4096, (1 << 64) - 4096),
         }.get(case, (4096, 0))
         fd = event if case == "no memfd" else log
-        refused(device, target, pack_request(Request.SET_LOG_BASE, U64.pack(size) + U64.pack(offset)), [fd])
+        refused(
+            device,
+            target,
+            pack_request(FrontendRequest.SET_LOG_BASE, U64.pack(size) + U64.pack(offset)),
+            [fd],
+        )
     finally:
         os.close(log)
 
@@ -309,8 +322,8 @@ def test_U5_a_log_that_is_too_small_is_not_written_beyond(device: Device, target
         fcntl.fcntl(log, F_ADD_SEALS, 0x2)
         with Rig(target, device.queues) as rig:
             for offset in (0, 4095, 17):
-                rig.frontend.ask(Request.SET_LOG_BASE, U64.pack(1) + U64.pack(offset), [log])
-                rig.frontend.tell(Request.SET_FEATURES, U64.pack(rig.frontend.features))
+                rig.frontend.ask(FrontendRequest.SET_LOG_BASE, U64.pack(1) + U64.pack(offset), [log])
+                rig.frontend.tell(FrontendRequest.SET_FEATURES, U64.pack(rig.frontend.features))
                 for _ in range(3):
                     device.honest(rig)
         assert set(os.pread(log, 4096, 0)[1:17]) == {0}
@@ -353,14 +366,14 @@ def test_U7_messages_out_of_order_are_refused_or_harmless(
     with Rig(target, device.queues) as rig:
         match case:
             case "size while running":
-                rig.frontend.send(Request.SET_VRING_NUM, VRING_STATE.pack(device.queue, 64))
+                rig.frontend.send(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(device.queue, 64))
             case "base while running":
-                rig.frontend.send(Request.SET_VRING_BASE, VRING_STATE.pack(device.queue, 0))
+                rig.frontend.send(FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(device.queue, 0))
             case "memory away":
-                rig.frontend.send(Request.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0))
+                rig.frontend.send(FrontendRequest.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0))
             case "kick without rings":
                 rig.frontend.stop(device.queue)
-                rig.frontend.tell(Request.SET_VRING_KICK, U64.pack(device.queue), [event])
+                rig.frontend.tell(FrontendRequest.SET_VRING_KICK, U64.pack(device.queue), [event])
                 rig.frontend.set_memory(rig.ram)
                 rig.restart(device.queue)
                 device.honest(rig)
@@ -370,10 +383,10 @@ def test_U7_messages_out_of_order_are_refused_or_harmless(
                 target.settle()
                 rig.frontend = target.connect()
                 rig.frontend.negotiate()
-                rig.frontend.send(Request.SET_VRING_NUM, VRING_STATE.pack(0, 64))
-                rig.frontend.send(Request.SET_VRING_ADDR, pack_address(0, rig.queues[0]))
+                rig.frontend.send(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(0, 64))
+                rig.frontend.send(FrontendRequest.SET_VRING_ADDR, pack_address(0, rig.queues[0]))
                 rig.frontend.enable(0)
-                rig.frontend.send(Request.SET_VRING_KICK, U64.pack(0), [event])
+                rig.frontend.send(FrontendRequest.SET_VRING_KICK, U64.pack(0), [event])
         assert rig.frontend.is_dropped()
     assert_unhurt(device, target, before)
 
@@ -391,7 +404,7 @@ def test_U8_half_a_header_and_silence(device: Device, target: Target) -> None:
         target.loop.now = lambda: real() + skipped[0]  # type: ignore[method-assign]
     with target.connect() as frontend:
         start = time.monotonic()
-        frontend.send_raw(HEADER.pack(Request.GET_FEATURES, 1, 0)[:6])
+        frontend.send_raw(HEADER.pack(FrontendRequest.GET_FEATURES, 1, 0)[:6])
         target.settle()
         skipped[0] = 5.1
         assert frontend.is_dropped()
@@ -416,5 +429,5 @@ def test_U8_answers_that_are_never_read(tmp_path: Path) -> None:
         before = Idle(target)
         with target.connect() as frontend, pytest.raises(Dropped):
             for _ in range(100_000):
-                frontend.send(Request.GET_QUEUE_NUM)
+                frontend.send(FrontendRequest.GET_QUEUE_NUM)
         assert_unhurt(device, target, before)

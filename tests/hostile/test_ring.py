@@ -11,7 +11,7 @@ import struct
 import pytest
 
 from rayos_devices.backend import Backend
-from rayos_devices.vhost_user.message import Request
+from rayos_devices.vhost_user.message import FrontendRequest
 from rayos_devices.virtio.features import Feature
 from tests.framework.driver import (
     DESC_F_INDIRECT,
@@ -538,7 +538,7 @@ def test_V12_a_ring_outside_memory_ends_the_session(
         with Rig(target, device.queues, packed=packed) as rig:
             queue = rig.queues[device.queue]
             setattr(queue, area, rig.ram.end)
-            rig.frontend.send(Request.SET_VRING_ADDR, pack_address(device.queue, queue))
+            rig.frontend.send(FrontendRequest.SET_VRING_ADDR, pack_address(device.queue, queue))
             assert rig.frontend.is_dropped()
     with Rig(target, device.queues, packed=packed) as rig:
         device.honest(rig)
@@ -554,7 +554,9 @@ def test_V12_enabled_and_set_again_while_running(
         device.honest(rig)
         for _ in range(5):
             rig.frontend.enable(device.queue)
-            rig.frontend.tell(Request.SET_VRING_ADDR, pack_address(device.queue, rig.queues[device.queue]))
+            rig.frontend.tell(
+                FrontendRequest.SET_VRING_ADDR, pack_address(device.queue, rig.queues[device.queue])
+            )
             device.honest(rig)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_devices.vhost_user.message import U64, VRING_STATE, Request
+from rayos_devices.vhost_user.message import U64, VRING_STATE, FrontendRequest
 from tests.framework.frontend import ANSWER_TIMEOUT, Dropped, pack_memory_table
 from tests.framework.guest_memory import GuestRam
 from tests.framework.hostile import DEVICES, Device, image
@@ -91,12 +91,12 @@ def test_U10_a_second_frontend_is_closed_and_the_operator_reads_of_it(tmp_path: 
         with Rig(target, 1) as rig:
             for _ in range(3):
                 with target.connect() as second, pytest.raises(Dropped):
-                    second.ask_u64(Request.GET_FEATURES)
+                    second.ask_u64(FrontendRequest.GET_FEATURES)
             blk.honest(rig)
         assert target.words.count("blk: a second frontend was closed: one is connected") == 3
         for _ in range(50):
             with target.connect() as frontend:
-                frontend.ask_u64(Request.GET_FEATURES)
+                frontend.ask_u64(FrontendRequest.GET_FEATURES)
 
 
 def test_U10_why_a_session_ended_is_told(tmp_path: Path) -> None:
@@ -104,13 +104,13 @@ def test_U10_why_a_session_ended_is_told(tmp_path: Path) -> None:
     blk = DEVICES["blk"]
     faults = {
         "unknown request 99": (99, b""),
-        "queue 200: blk has 1": (Request.SET_VRING_ENABLE, VRING_STATE.pack(200, 1)),
+        "queue 200: blk has 1": (FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(200, 1)),
         "queue 0 of 3 entries: a power of 2 up to 1024 is allowed": (
-            Request.SET_VRING_NUM,
+            FrontendRequest.SET_VRING_NUM,
             VRING_STATE.pack(0, 3),
         ),
-        "SET_VRING_KICK without its descriptor": (Request.SET_VRING_KICK, U64.pack(0)),
-        "1 memory regions came with 0 descriptors": (Request.SET_MEM_TABLE, b""),
+        "SET_VRING_KICK without its descriptor": (FrontendRequest.SET_VRING_KICK, U64.pack(0)),
+        "1 memory regions came with 0 descriptors": (FrontendRequest.SET_MEM_TABLE, b""),
     }
     with alone(blk, tmp_path) as target:
         for sentence, (request, payload) in faults.items():
@@ -121,9 +121,9 @@ def test_U10_why_a_session_ended_is_told(tmp_path: Path) -> None:
             assert f"blk: session ended: {sentence}\n" in target.words
         with target.connect() as frontend:
             frontend.negotiate()
-            assert frontend.is_refused(Request.SET_VRING_NUM, VRING_STATE.pack(0, 5))
+            assert frontend.is_refused(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(0, 5))
             assert "blk: request refused: queue 0 of 5 entries" in target.words
-            frontend.ask_u64(Request.GET_FEATURES)
+            frontend.ask_u64(FrontendRequest.GET_FEATURES)
 
 
 def test_U10_what_the_terminal_is_told_has_a_bound(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_U10_what_the_terminal_is_told_has_a_bound(tmp_path: Path) -> None:
     with alone(DEVICES["blk"], tmp_path) as target:
         for _ in range(500):
             with target.connect() as frontend:
-                frontend.ask_u64(Request.GET_FEATURES)
+                frontend.ask_u64(FrontendRequest.GET_FEATURES)
         assert target.words.count("\n") < 200
         with target.connect() as frontend:
             frontend.negotiate()
@@ -139,4 +139,4 @@ def test_U10_what_the_terminal_is_told_has_a_bound(tmp_path: Path) -> None:
             deadline = time.monotonic() + ANSWER_TIMEOUT
             while "lines before this one were left out" not in target.words:
                 assert time.monotonic() < deadline
-                frontend.is_refused(Request.SET_VRING_NUM, VRING_STATE.pack(0, 5))
+                frontend.is_refused(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(0, 5))

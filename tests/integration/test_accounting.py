@@ -31,7 +31,7 @@ async def succeed(service: Service, command: str) -> str:
 
 
 def written(service: Service) -> int:
-    (disk,) = [one for one in service.accounting.devices("svc") if one["device"] == "disk0"]
+    (disk,) = [one for one in service.accounts.devices("svc") if one["device"] == "disk0"]
     count: int = disk["operations"]["disk.write"]["allowed"]
     return count
 
@@ -46,13 +46,13 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             before = written(service)
             await succeed(service, WRITE.format(64))
             assert written(service) >= before + 64
-            disk = service.accounting.device("svc", "disk0", 256)
+            disk = service.accounts.device("svc", "disk0", 256)
             done = [one for one in disk["last"] if one["operation"] == "disk.write"]
             assert done and all(
                 one["bytes"] and one["duration_ns"] and one["outcome"] == "done" for one in done
             )
             assert disk["profile"]["disk.write"]["perform"]["p50"] > 0
-            assert {one["device"] for one in service.accounting.devices("svc")} == {
+            assert {one["device"] for one in service.accounts.devices("svc")} == {
                 *("disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console")
             }
 
@@ -64,7 +64,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
                 ("keyboard", "input.poll"),
                 ("console", "console.write"),
             ):
-                device = service.accounting.device("svc", name, 256)
+                device = service.accounts.device("svc", name, 256)
                 assert all(one["duration_ns"] for one in device["last"])
                 took = device["operations"][operation]["latency_ns"]
                 assert 0 < took["p50"] <= took["p99"], operation
@@ -73,13 +73,13 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             await service.policy.revoke_rights("svc", ["CAP_DISK_W"])
             assert (await service.exec("svc", WRITE.format(1), 60)).exit_status
             await service.policy.grant("svc", ["CAP_DISK_W"], None, "test")
-            denied = service.accounting.device("svc", "disk0", 256)
+            denied = service.accounts.device("svc", "disk0", 256)
             assert denied["denials"]["capability"] >= 1
             assert any(one["outcome"] == "capability" and one["bytes"] for one in denied["last"])
 
             # A full quota is an I/O error to the guest, and an event that names machine and device.
             used = (await service.stats("svc"))["disk0"]["quota"]["storage_bytes"]
-            await service.accounting.set_limits("svc", "disk0", {"storage": used + 4096})
+            await service.accounts.set_limits("svc", "disk0", {"storage": used + 4096})
             more = "dd if=/dev/zero of=/dev/vda bs=4096 seek=2000 count=64 oflag=direct 2>/dev/null"
             assert (await service.exec("svc", more, 60)).exit_status
             with trio.fail_after(10):
@@ -88,11 +88,11 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
                         if event.type == "devices.disk_full":
                             break
             assert (event.vm, event.data["device"], event.data["why"]) == ("svc", "disk0", "quota")
-            await service.accounting.set_limits("svc", "disk0", {"storage": 10 << 30})
+            await service.accounts.set_limits("svc", "disk0", {"storage": 10 << 30})
             await succeed(service, more)
 
             # 20 requests a second: 40 take two seconds less what was saved up. The guest's clock is the judge.
-            assert await service.accounting.set_limits("svc", "disk0", {"iops": 20}) == {
+            assert await service.accounts.set_limits("svc", "disk0", {"iops": 20}) == {
                 "rate": 0,
                 "iops": 20,
                 "storage": 10 << 30,
@@ -101,15 +101,15 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             first, last = map(float, (await succeed(service, timed)).split())
             assert last - first > 1.7
             with pytest.raises(NotFound):
-                await service.accounting.set_limits("svc", "disk7", {"iops": 20})
+                await service.accounts.set_limits("svc", "disk7", {"iops": 20})
             with pytest.raises(Invalid, match="disk0 has no limit queue"):
-                await service.accounting.set_limits("svc", "disk0", {"queue": 64})
+                await service.accounts.set_limits("svc", "disk0", {"queue": 64})
             with pytest.raises(Invalid, match="are allowed while the guest runs"):
-                await service.accounting.set_limits("svc", "gpu", {"memory": 1 << 40})
+                await service.accounts.set_limits("svc", "gpu", {"memory": 1 << 40})
             assert "memory" not in service.machines()[0].record.limits.get("gpu", {})
-            await service.accounting.set_limits("svc", "net", {"rate": 1_250_000})
-            await service.accounting.set_limits("svc", "console", {"rate": 1 << 20})
-            await service.accounting.set_level("svc", 3)
+            await service.accounts.set_limits("svc", "net", {"rate": 1_250_000})
+            await service.accounts.set_limits("svc", "console", {"rate": 1 << 20})
+            await service.accounts.set_level("svc", 3)
 
             count = written(service)
             keeper = KeeperClient(paths.vm_runtime("svc"))
@@ -132,19 +132,19 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             assert stats["net"]["limits"] == {"rate": 1_250_000}
             assert stats["console"]["limits"] == {"rate": 1 << 20}
             assert written(service) >= count  # nothing was forgotten
-            assert service.accounting.metrics("svc", 512)["level"] == 3
+            assert service.accounts.metrics("svc", 512)["level"] == 3
             first, last = map(float, (await succeed(service, timed)).split())
             assert last - first > 1.7
 
         async with lab(paths, real=True, network=True) as service:
-            assert service.accounting.limits("svc", "disk0")["iops"] == 20
+            assert service.accounts.limits("svc", "disk0")["iops"] == 20
             assert written(service) >= count + 40
             assert (await service.stats("svc"))["disk0"]["limits"]["iops"] == 20
-            await service.accounting.set_limits("svc", "disk0", {"iops": 0})
+            await service.accounts.set_limits("svc", "disk0", {"iops": 0})
             for level in range(4):
-                assert await service.accounting.set_level("svc", level) == level
+                assert await service.accounts.set_level("svc", level) == level
                 await succeed(service, WRITE.format(32))
-            samples = service.accounting.metrics("svc", 512)["samples"]
+            samples = service.accounts.metrics("svc", 512)["samples"]
             assert [one["number"] for one in samples] == sorted(one["number"] for one in samples)
             assert samples[-1]["operations"] > samples[0]["operations"] and samples[-1]["cpu_ns"] > 0
 
@@ -176,8 +176,8 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             assert answer.startswith(b"HTTP/1.1 200")
             families = {family.name for family in text_string_to_metric_families(text)}
             assert {"rayos_device_operations", "rayos_worker_cpu_seconds", "rayos_events"} <= families
-            assert msgspec.json.encode(service.accounting.overview())
+            assert msgspec.json.encode(service.accounts.overview())
             await service.kill("svc")
             with pytest.raises(Conflict):
-                service.accounting.devices("svc")
-            assert service.accounting.limits("svc", "net") == {"rate": 1_250_000}
+                service.accounts.devices("svc")
+            assert service.accounts.limits("svc", "net") == {"rate": 1_250_000}

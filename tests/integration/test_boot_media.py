@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from rayos_images.cache import Cache
-from rayos_tpm.protocol import State
+from rayos_tpm.protocol import TpmState
 from rayos_vmm.config.load import resolve_paths
 from rayos_vmm.config.spec import Disk, Net, VmSpec
 from rayos_vmm.hardware.keeper import WorkerHardware
@@ -66,7 +66,7 @@ async def test_an_iso_and_a_disk_boot_by_bios_and_a_firmware_by_uefi(tmp_path: P
             assert (await service.display(spec.name).screenshot()).startswith(b"\x89PNG")
             status = await service.tpm(spec.name).status()
             expected = "host-reserved" if spec.firmware else "seed"
-            assert (status.state, status.profile) == (State.MEASURED, expected)
+            assert (status.state, status.profile) == (TpmState.MEASURED, expected)
             if spec.disks:
                 read = (await service.stats(spec.name))["disk0"]["operations"]["disk.read"]
                 assert read["allowed"] > 0

@@ -14,7 +14,7 @@ from rayos_vmm.errors import Invalid
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.qemu.arguments import command_line
-from rayos_vmm.qemu.display_events import NoDoorbell
+from rayos_vmm.qemu.display_events import NoDisplayEvents
 from rayos_vmm.service.service import Service
 from rayos_vmm.testing.picture import decode_png
 from tests.integration.service_lab import home, lab, running
@@ -119,6 +119,6 @@ async def test_a_qemu_without_that_display_says_so_and_nothing_changes(
         await service.define(SPEC)
         await service.start("svc")
         display = service.display("svc")
-        with pytest.raises(NoDoorbell, match="no D-Bus display"):
+        with pytest.raises(NoDisplayEvents, match="no D-Bus display"):
             await display.resize(960, 540)
         assert (await display.info())["scanouts"][0]["mode"] == {"width": 1024, "height": 768}

@@ -133,13 +133,13 @@ async def constraints(service: Service, paths: Paths, host: str) -> None:
         disk = ["CAP_DISK_R", "CAP_DISK_W"]
         await policy.revoke_rights("svc", disk)
         one = await policy.grant("svc", disk, 600.0, "one at once", Constraints(concurrent=1))
-        assert await service.revisions.broadcaster.settled("svc", 20)
+        assert await service.revisions.broadcaster.wait_applied("svc", 20)
         read = "dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct 2>&1 | grep -q '16+0 records in'"
         assert (await run(service, read))[0] == 0
         assert (await service.stats("svc"))["disk0"]["quota"]["requests_at_once"] == 1
         await policy.revoke(one["id"])
         await policy.grant("svc", disk, None, "all of it")
-        assert await service.revisions.broadcaster.settled("svc", 20)
+        assert await service.revisions.broadcaster.wait_applied("svc", 20)
         assert (await run(service, dial % ports[1])) == (0, "hello")
         assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] > 1_000_000
         nursery.cancel_scope.cancel()

@@ -17,7 +17,7 @@ from rayos_tpm.client import TpmClient
 from rayos_tpm.measurement import Measurement
 from rayos_tpm.phase import Phase
 from rayos_tpm.policy import Policy
-from rayos_tpm.protocol import State
+from rayos_tpm.protocol import TpmState
 from rayos_vmm.config.spec import Gpu, Net, Secret, Tpm, VmSpec
 from rayos_vmm.errors import GuestGone, RayosError
 from rayos_vmm.events import Event
@@ -89,7 +89,7 @@ async def test_a_dead_tpm_is_told_and_the_guest_goes_on() -> None:
                     if event.type == "vm.tpm" and event.data["state"] == "failed":
                         assert "ended with signal 9" in event.data["reason"]
                         break
-        assert (await client.status()).state is State.FAILED
+        assert (await client.status()).state is TpmState.FAILED
         assert (await service.exec("a", "echo alive", 30)).stdout == b"alive\n"
 
 

@@ -24,7 +24,7 @@ PERIOD = 2.0
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
-class House:
+class Host:
     """Workers with a processor time of their own each, and a balancer that looks at them."""
 
     def __init__(self, workers: int, cores: int) -> None:
@@ -43,7 +43,7 @@ class House:
             self.used[vm] += load * PERIOD
         samples = {vm: Sample(self.pids[vm], self.used[vm], core) for vm, core in self.places.items()}
         self.balancer.observe(samples, now=self.now)
-        move = self.automatic.look(now=self.now)
+        move = self.automatic.check(now=self.now)
         if move is not None:
             assert self.places[move.vm] == move.source
             self.places[move.vm], self.used[move.vm] = move.target, 0.0
@@ -61,15 +61,15 @@ class House:
 @given(shares, st.integers(1, 4))
 def test_a_steady_load_becomes_even_and_stays(loads: list[float], cores: int) -> None:
     """It ends, within as many moves as there are workers and a few, where no move is worth it; for good."""
-    house = House(len(loads), cores)
+    host = Host(len(loads), cores)
     for _ in range(200):
-        house.live(loads)
-    ended = len(house.moves)
+        host.live(loads)
+    ended = len(host.moves)
     assert ended <= 2 * len(loads)
-    assert house.imbalance(loads) < START or house.balancer.plan(now=house.now) == []
+    assert host.imbalance(loads) < START or host.balancer.plan(now=host.now) == []
     for _ in range(100):
-        house.live(loads)
-    assert len(house.moves) == ended
+        host.live(loads)
+    assert len(host.moves) == ended
 
 
 @given(
@@ -77,59 +77,59 @@ def test_a_steady_load_becomes_even_and_stays(loads: list[float], cores: int) ->
 )
 def test_no_load_makes_it_flap(history: list[list[float]], cores: int) -> None:
     """However loads swing: pauses between moves, so many a minute, rest for who was moved."""
-    house = House(4, cores)
+    host = Host(4, cores)
     for loads in history:
-        house.live(loads)
-    times = [when for when, _ in house.moves]
+        host.live(loads)
+    times = [when for when, _ in host.moves]
     assert all(later - when >= PAUSE for when, later in pairwise(times))
     assert all(sum(when <= other < when + 60 for other in times) <= PER_MINUTE for when in times)
-    for vm in house.places:
-        own = [when for when, move in house.moves if move.vm == vm]
+    for vm in host.places:
+        own = [when for when, move in host.moves if move.vm == vm]
         assert all(later - when >= REST for when, later in pairwise(own))
 
 
 def test_it_waits_for_a_lasting_imbalance_and_then_goes_on() -> None:
     """Not at once, not for a moment's load, not while it is off; below START only once it has begun."""
-    house = House(3, 2)
-    house.live([0.9, 0.1, 0.1])
+    host = Host(3, 2)
+    host.live([0.9, 0.1, 0.1])
     for _ in range(10):
-        house.live([0.2, 0.2, 0.05])
-        house.live([0, 0, 0])
-    assert house.moves == []
-    house.automatic.is_on = False
+        host.live([0.2, 0.2, 0.05])
+        host.live([0, 0, 0])
+    assert host.moves == []
+    host.automatic.is_on = False
     for _ in range(10):
-        house.live([0.5, 0.4, 0.3])
-    assert house.moves == []
-    house.automatic.is_on = True
+        host.live([0.5, 0.4, 0.3])
+    assert host.moves == []
+    host.automatic.is_on = True
     for turn in range(LOOKS):
-        assert len(house.moves) == 0, turn
-        house.live([0.5, 0.4, 0.3])
-    assert len(house.moves) == 1 and house.automatic.moves == house.balancer.moves == 1
+        assert len(host.moves) == 0, turn
+        host.live([0.5, 0.4, 0.3])
+    assert len(host.moves) == 1 and host.automatic.moves == host.balancer.moves == 1
 
 
 def test_a_balance_below_the_threshold_is_left_alone() -> None:
     """Something that is worth a move when asked for is not, unasked, below START."""
-    house = House(2, 2)
+    host = Host(2, 2)
     loads = [START / 2 - 0.01, START / 2 - 0.01]
     for _ in range(20):
-        house.live(loads)
-    assert START / 2 > GAIN and house.balancer.plan(now=house.now) != []
-    assert house.moves == []
+        host.live(loads)
+    assert START / 2 > GAIN and host.balancer.plan(now=host.now) != []
+    assert host.moves == []
 
 
 def test_a_move_that_has_to_wait_is_counted() -> None:
     """Two are to be moved; the second waits for the pause, and is made then."""
-    house = House(6, 4)
+    host = Host(6, 4)
     loads = [0.9] * 6
     for _ in range(LOOKS + 1):
-        house.live(loads)
-    assert len(house.moves) == 1
+        host.live(loads)
+    assert len(host.moves) == 1
     for _ in range(30):
-        house.live(loads)
-    assert house.automatic.held_back > 0 and len(house.moves) > 1
-    assert {**house.automatic.snapshot(), "held_back": 0, "acting": False} == {
+        host.live(loads)
+    assert host.automatic.held_back > 0 and len(host.moves) > 1
+    assert {**host.automatic.snapshot(), "held_back": 0, "acting": False} == {
         "on": True,
         "acting": False,
-        "moves": len(house.moves),
+        "moves": len(host.moves),
         "held_back": 0,
     }

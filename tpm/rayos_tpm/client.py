@@ -12,7 +12,7 @@ from rayos_tpm import errors, protocol
 from rayos_tpm.errors import TpmError, Unavailable
 from rayos_tpm.event_log import Log
 from rayos_tpm.guard import STATUS
-from rayos_tpm.protocol import Answer, Attestation, DeviceInfo, Identity, QuoteBundle, State, Status
+from rayos_tpm.protocol import Answer, Attestation, DeviceInfo, Identity, QuoteBundle, Status, TpmState
 
 T = TypeVar("T")
 _ANSWER_LIMIT_S = 150.0  # a guest's RSA key generation may hold the TPM's turn
@@ -78,14 +78,16 @@ class TpmClient:
         except (OSError, msgspec.DecodeError):
             raise Unavailable(f"there is no TPM process and no trace of one in {self._run_dir}") from None
 
-    async def wait_change(self, seen: State) -> Status:
+    async def wait_change(self, seen: TpmState) -> Status:
         """The status once the state differs from the one seen; ended when the process is gone."""
         try:
             return await self._ask(protocol.Watch(seen), Status, limit_s=float("inf"))
         except Unavailable:
             status = self.last_status()
             return (
-                status if status.state is State.FAILED else msgspec.structs.replace(status, state=State.ENDED)
+                status
+                if status.state is TpmState.FAILED
+                else msgspec.structs.replace(status, state=TpmState.ENDED)
             )
 
     async def quote(self, nonce: bytes, pcrs: list[int] | None = None) -> QuoteBundle:

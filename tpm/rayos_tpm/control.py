@@ -75,7 +75,7 @@ _BLOB_REPLY: Final = frozenset({Control.GET_STATEBLOB, Control.GET_INFO})
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ControlRequest:
     """One request: its command and the bytes after the command number."""
 
     command: Control
@@ -121,13 +121,13 @@ def request_length(buffer: bytes) -> int | None:
     return None if len(buffer) < end else end + _blob_length(buffer, end)
 
 
-def parse_request(message: bytes) -> Request:
+def parse_request(message: bytes) -> ControlRequest:
     """The request in exactly these bytes (as request_length measured them)."""
     if request_length(message) != len(message):
         raise MalformedMessage(
             f"a control request of {len(message)} bytes has another length than its command says"
         )
-    return Request(Control(WORD.unpack_from(message)[0]), message[WORD.size :])
+    return ControlRequest(Control(WORD.unpack_from(message)[0]), message[WORD.size :])
 
 
 def reply_length(command: Control, buffer: bytes) -> int | None:
@@ -156,21 +156,21 @@ def pack_result(code: int) -> bytes:
     return WORD.pack(code)
 
 
-def init(*, flags: int = 0) -> Request:
+def init(*, flags: int = 0) -> ControlRequest:
     """Power the TPM on (TPM_Init)."""
-    return Request(Control.INIT, WORD.pack(flags))
+    return ControlRequest(Control.INIT, WORD.pack(flags))
 
 
-def set_locality(locality: int) -> Request:
+def set_locality(locality: int) -> ControlRequest:
     """Choose the locality of the commands that follow, 0 to 4."""
-    return Request(Control.SET_LOCALITY, struct.pack(">B3x", locality))
+    return ControlRequest(Control.SET_LOCALITY, struct.pack(">B3x", locality))
 
 
-def hash_data(data: bytes) -> Request:
+def hash_data(data: bytes) -> ControlRequest:
     """A part of the data that an H-CRTM or D-RTM sequence measures."""
-    return Request(Control.HASH_DATA, WORD.pack(len(data)) + data)
+    return ControlRequest(Control.HASH_DATA, WORD.pack(len(data)) + data)
 
 
-def set_buffer_size(size_bytes: int) -> Request:
+def set_buffer_size(size_bytes: int) -> ControlRequest:
     """Ask for (0) or set the size of the command buffer."""
-    return Request(Control.SET_BUFFERSIZE, WORD.pack(size_bytes))
+    return ControlRequest(Control.SET_BUFFERSIZE, WORD.pack(size_bytes))

@@ -40,7 +40,9 @@ class Emulator:
             self._data = trio.socket.from_stdlib_socket(ours)
             descriptor = array.array("i", [theirs.fileno()])
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)]
-            await self._control.sendmsg([control.Request(control.Control.SET_DATAFD).pack()], ancillary)
+            await self._control.sendmsg(
+                [control.ControlRequest(control.Control.SET_DATAFD).pack()], ancillary
+            )
             reply = await self._receive_reply(control.Control.SET_DATAFD)
         if control.result(reply) != control.RESULT_OK:
             raise TpmError(f"swtpm refused its data socket with result {control.result(reply):#x}")
@@ -73,7 +75,7 @@ class Emulator:
             buffer += chunk
         return buffer[:length]
 
-    async def ask(self, request: control.Request, *, limit_s: float = ANSWER_LIMIT_S) -> bytes:
+    async def ask(self, request: control.ControlRequest, *, limit_s: float = ANSWER_LIMIT_S) -> bytes:
         """Send a control request and return the whole reply, whatever its result.
 
         Unavailable: swtpm is gone, or did not answer within limit_s.
@@ -93,7 +95,7 @@ class Emulator:
             except OSError as error:
                 raise Unavailable(f"the control channel of swtpm broke ({error.strerror})") from None
 
-    async def order(self, request: control.Request) -> bytes:
+    async def order(self, request: control.ControlRequest) -> bytes:
         """As ask, but CommandFailed when the result is not success."""
         reply = await self.ask(request)
         if (code := control.result(reply)) != control.RESULT_OK:

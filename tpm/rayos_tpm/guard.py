@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from rayos_tpm import control, host, pcr
-from rayos_tpm.control import Request
+from rayos_tpm.control import ControlRequest
 from rayos_tpm.emulator import Emulator
 from rayos_tpm.errors import CommandFailed, MalformedMessage, TpmError, Unavailable
 from rayos_tpm.event_log import Log, Source, replay
@@ -25,7 +25,7 @@ from rayos_tpm.journal import Journal
 from rayos_tpm.measurement import Measurement
 from rayos_tpm.phase import Phase, profile_named
 from rayos_tpm.process import Process
-from rayos_tpm.protocol import Attestation, Config, State, Status
+from rayos_tpm.protocol import Attestation, Config, Status, TpmState
 from rayos_tpm.state import Record
 
 JOURNAL: Final = "journal.json"  # beside the state, written when QEMU saves the TPM for a migration
@@ -71,7 +71,7 @@ class Guard:
         self.profile = profile_named(config.profile)
         self.journal = Journal(self.profile)
         self.turn = trio.Lock()
-        self.state = State.STARTING
+        self.state = TpmState.STARTING
         self.reason = ""
         self.inits = 0
         self.locality = 0
@@ -81,27 +81,27 @@ class Guard:
         self._changed = trio.Event()
         self._status_file = status_file
 
-    def enter(self, state: State, reason: str = "") -> None:
+    def enter(self, state: TpmState, reason: str = "") -> None:
         """Change the state, tell who watches, and leave it in the status file for whoever comes later.
 
         FAILED is left by nothing but ENDED, which keeps the reason.
         """
-        if self.state is State.FAILED and state is not State.ENDED:
+        if self.state is TpmState.FAILED and state is not TpmState.ENDED:
             return
         self.state = state
-        self.reason = reason or (self.reason if state is State.ENDED else "")
+        self.reason = reason or (self.reason if state is TpmState.ENDED else "")
         self._changed.set()
         self._changed = trio.Event()
         self._status_file.write(msgspec.json.encode(self.status()))
 
-    async def wait_change(self, seen: State) -> None:
+    async def wait_change(self, seen: TpmState) -> None:
         """Return when the state differs from the one seen."""
         while self.state is seen:
             await self._changed.wait()
 
     def check_usable(self) -> None:
         """Unavailable, with the reason, unless the TPM is measured or restored."""
-        if self.state not in (State.MEASURED, State.RESTORED):
+        if self.state not in (TpmState.MEASURED, TpmState.RESTORED):
             raise Unavailable(
                 f"attestation unavailable: the TPM is {self.state}{self.reason and ': '}{self.reason}"
             )
@@ -132,7 +132,7 @@ class Guard:
         )
         self.baseline = Attestation(bundle, self.log())
         self.baseline_at = time.time()
-        self.enter(State.MEASURED)
+        self.enter(TpmState.MEASURED)
 
     def _allowed_measurements(self) -> list[Measurement]:
         chosen = []
@@ -164,11 +164,11 @@ class Guard:
             journal.adopt(log.entries, log.missing)
         if journal.bank.values == values:
             self.journal = journal
-            self.enter(State.RESTORED)
+            self.enter(TpmState.RESTORED)
         else:
             self.journal = Journal(self.profile, bank=pcr.Bank(values), missing=1)
             self.enter(
-                State.RESTORED, "no event log fits the restored registers; the next reset measures again"
+                TpmState.RESTORED, "no event log fits the restored registers; the next reset measures again"
             )
 
     def save_journal(self) -> None:
@@ -210,7 +210,7 @@ class Guard:
         """Quote every quote_interval_s and note whether it worked. Never returns."""
         while True:
             await trio.sleep(self.config.quote_interval_s)
-            if self.state not in (State.MEASURED, State.RESTORED):
+            if self.state not in (TpmState.MEASURED, TpmState.RESTORED):
                 continue
             try:
                 taken = await self.attest(os.urandom(pcr.DIGEST_SIZE), None)
@@ -228,15 +228,15 @@ class Guard:
     async def watch_swtpm(self) -> None:
         """Notice the death of swtpm. Returns then, the state is FAILED unless it had ENDED."""
         ended = await self.process.wait()
-        if self.state is not State.ENDED:
-            self.enter(State.FAILED, f"swtpm (process {self.process.pid}) ended with {ended}")
+        if self.state is not TpmState.ENDED:
+            self.enter(TpmState.FAILED, f"swtpm (process {self.process.pid}) ended with {ended}")
 
     async def stop_swtpm(self) -> None:
         """Let swtpm store its state and end; kill it when it does not."""
-        self.enter(State.ENDED)
+        self.enter(TpmState.ENDED)
         with trio.move_on_after(2):
             with contextlib.suppress(TpmError):
-                await self.emulator.ask(Request(control.Control.SHUTDOWN))
+                await self.emulator.ask(ControlRequest(control.Control.SHUTDOWN))
         self.emulator.close()
         await self.process.stop()
 

@@ -17,7 +17,7 @@ import trio
 
 from rayos_tpm import command, control, credential, key, nv, pcr, quote, seal
 from rayos_tpm.command import RH_ENDORSEMENT, RH_PLATFORM, Code
-from rayos_tpm.control import Control, Request
+from rayos_tpm.control import Control, ControlRequest
 from rayos_tpm.emulator import Emulator
 from rayos_tpm.errors import CommandFailed, StateError, TpmError, Unavailable
 from rayos_tpm.journal import Journal
@@ -25,7 +25,7 @@ from rayos_tpm.measurement import Measurement
 from rayos_tpm.protocol import DeviceInfo, QuoteBundle
 from rayos_tpm.state import Record
 
-STOP: Final = Request(Control.STOP)
+STOP: Final = ControlRequest(Control.STOP)
 _DYNAMIC_MARK: Final = b"RayOS VMM host events 1"
 _READ_AT_ONCE: Final = 8  # values in one answer to PCR_Read
 _ABSENT: Final = frozenset({0x08B, 0x18B, 0x28B})  # TPM_RC_HANDLE for a handle, for NV as first and second
@@ -119,9 +119,9 @@ async def measure(emulator: Emulator, journal: Journal, measurements: Sequence[M
     """
     await emulator.run(Code.Startup, command.startup())
     if journal.profile.is_dynamic:
-        await emulator.order(Request(Control.HASH_START))
+        await emulator.order(ControlRequest(Control.HASH_START))
         await emulator.order(control.hash_data(_DYNAMIC_MARK))
-        await emulator.order(Request(Control.HASH_END))
+        await emulator.order(ControlRequest(Control.HASH_END))
         journal.start_dynamic(hashlib.sha256(_DYNAMIC_MARK).digest(), "start of the host's register")
         await emulator.order(control.set_locality(4))
     try:
@@ -267,7 +267,7 @@ async def device_info(emulator: Emulator) -> DeviceInfo:
     fixed = command.parse_properties(
         await emulator.run(Code.GetCapability, command.get_capability(command.CAP_TPM_PROPERTIES, 0x100, 64))
     )
-    reply = await emulator.ask(Request(Control.GET_CAPABILITY))
+    reply = await emulator.ask(ControlRequest(Control.GET_CAPABILITY))
     vendor = b"".join(fixed.get(tag, 0).to_bytes(4, "big") for tag in range(0x106, 0x10A))
     return DeviceInfo(
         family=fixed.get(0x100, 0).to_bytes(4, "big").rstrip(b"\0").decode("ascii", "replace"),

@@ -16,7 +16,7 @@ from rayos_tpm.event_log import Log
 LINE_LIMIT: Final = 4 << 20  # a full log is the longest line, well below
 
 
-class State(StrEnum):
+class TpmState(StrEnum):
     """Where a VM's TPM is.
 
     starting -> waiting (for QEMU) -> measured | restored (by migration), again after each reset;
@@ -81,7 +81,7 @@ class Status(msgspec.Struct, frozen=True):
     """
 
     vm_uuid: str
-    state: State
+    state: TpmState
     reason: str
     profile: str
     inits: int
@@ -115,7 +115,7 @@ class GetStatus(msgspec.Struct, frozen=True, tag="status"):
 class Watch(msgspec.Struct, frozen=True, tag="watch"):
     """Wait until the state differs from this one -> Status."""
 
-    state: State
+    state: TpmState
 
 
 class Certify(msgspec.Struct, frozen=True, tag="certify"):

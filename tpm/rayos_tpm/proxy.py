@@ -22,11 +22,11 @@ import trio
 
 from rayos_tpm import command, control
 from rayos_tpm.command import Code
-from rayos_tpm.control import Control, Request
+from rayos_tpm.control import Control, ControlRequest
 from rayos_tpm.emulator import GUEST_LIMIT_S
 from rayos_tpm.errors import MalformedMessage, TpmError, Unavailable
 from rayos_tpm.guard import Guard
-from rayos_tpm.protocol import State
+from rayos_tpm.protocol import TpmState
 
 _CHUNK: Final = 65536
 _DESCRIPTORS: Final = 4  # per message; QEMU sends one
@@ -84,7 +84,7 @@ class Proxy:
                 self._descriptors.extend(whole)
         return chunk
 
-    async def _answer(self, request: Request) -> bytes:
+    async def _answer(self, request: ControlRequest) -> bytes:
         guard = self._guard
         try:
             match request.command:
@@ -100,14 +100,14 @@ class Proxy:
                     # The command to cancel holds the turn, and swtpm answers after it.
                     return await guard.emulator.ask(request, limit_s=GUEST_LIMIT_S)
                 case Control.SHUTDOWN:
-                    guard.enter(State.ENDED)  # first, so that swtpm's end is not taken for its death
+                    guard.enter(TpmState.ENDED)  # first, so that swtpm's end is not taken for its death
                 case Control.STOP:
                     self._is_restoring = self._expects_startup = False
                 case Control.SET_STATEBLOB if int.from_bytes(request.body[4:8], "big") == _VOLATILE:
                     self._is_restoring = True
                 case Control.GET_STATEBLOB if int.from_bytes(request.body[4:8], "big") == _VOLATILE:
                     guard.save_journal()
-            if guard.state is State.FAILED and request.command is not Control.SHUTDOWN:
+            if guard.state is TpmState.FAILED and request.command is not Control.SHUTDOWN:
                 return control.pack_result(control.RESULT_FAIL)
             async with guard.turn:
                 reply = await guard.emulator.ask(request)
@@ -115,7 +115,7 @@ class Proxy:
                 self._buffer_size = min(int.from_bytes(reply[4:8], "big"), command.BUFFER_SIZE)
             return reply
         except TpmError as error:
-            guard.enter(State.FAILED, str(error))
+            guard.enter(TpmState.FAILED, str(error))
             return control.pack_result(control.RESULT_FAIL)
 
     def _accept_data(self) -> bytes:
@@ -126,7 +126,7 @@ class Proxy:
         self._nursery.start_soon(self._run_data, data)
         return control.pack_result(control.RESULT_OK)
 
-    async def _set_locality(self, request: Request) -> bytes:
+    async def _set_locality(self, request: ControlRequest) -> bytes:
         """The guest may not reach the localities that extend the host's own registers."""
         locality = request.body[0]
         if self._guard.profile.is_dynamic and locality >= _HOST_LOCALITY:
@@ -137,14 +137,14 @@ class Proxy:
             self._guard.locality = locality
         return reply
 
-    async def _initialize(self, request: Request) -> bytes:
+    async def _initialize(self, request: ControlRequest) -> bytes:
         guard = self._guard
-        if guard.state is State.FAILED:
+        if guard.state is TpmState.FAILED:
             return control.pack_result(control.RESULT_FAIL)
         async with guard.turn:
             reply = await guard.emulator.ask(request)
             if (code := control.result(reply)) != control.RESULT_OK:
-                guard.enter(State.FAILED, f"swtpm refused TPM_Init with result {code:#x}")
+                guard.enter(TpmState.FAILED, f"swtpm refused TPM_Init with result {code:#x}")
                 return reply
             if self._is_restoring:
                 self._is_restoring = False
@@ -169,12 +169,12 @@ class Proxy:
             return command.error_response(command.RC_COMMAND_SIZE)
         guard = self._guard
         async with guard.turn:
-            if guard.state in (State.FAILED, State.ENDED):
+            if guard.state in (TpmState.FAILED, TpmState.ENDED):
                 return command.error_response(command.RC_FAILURE)
             try:
                 answer = await guard.emulator.transmit(frame, limit_s=GUEST_LIMIT_S)
             except (Unavailable, MalformedMessage) as error:
-                guard.enter(State.FAILED, str(error))
+                guard.enter(TpmState.FAILED, str(error))
                 return command.error_response(command.RC_FAILURE)
             guard.journal.observe(frame, answer)
         if int.from_bytes(frame[6:10], "big") == Code.Startup and self._expects_startup:

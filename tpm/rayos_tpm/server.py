@@ -25,7 +25,7 @@ from rayos_tpm.measurement import Measurement
 from rayos_tpm.phase import Phase
 from rayos_tpm.process import Process
 from rayos_tpm.program import initialize, spawn_swtpm
-from rayos_tpm.protocol import Answer, Config, Failure, Identity, State
+from rayos_tpm.protocol import Answer, Config, Failure, Identity, TpmState
 from rayos_tpm.proxy import Proxy
 
 QEMU_SOCKET: Final = "tpm.sock"
@@ -41,7 +41,7 @@ class Desk:
     def __init__(self) -> None:
         self.guard: Guard | None = None
         self.failure: TpmError | None = None
-        self.settled = trio.Event()  # the start succeeded or failed
+        self.is_decided = trio.Event()  # the start succeeded or failed
         self.told = trio.Event()  # somebody has heard that
         self.stop = trio.Event()
 
@@ -64,7 +64,7 @@ class Desk:
     async def _answer(self, line: bytes) -> Answer:
         try:
             request = _decode(line)
-            await self.settled.wait()
+            await self.is_decided.wait()
             if self.guard is None:
                 raise self.failure or Unavailable("the TPM has not started")
             result = await _HANDLERS[type(request)](self, self.guard, request)
@@ -242,13 +242,13 @@ async def run_server(
             guard = await _open_guard(config, key, begun, StatusFile(status_fd))
         except TpmError as error:
             desk.failure = error
-            desk.settled.set()
+            desk.is_decided.set()
             with trio.move_on_after(_TELL_LIMIT_S):
                 await desk.told.wait()
         else:
-            guard.enter(State.WAITING)
+            guard.enter(TpmState.WAITING)
             desk.guard = guard
-            desk.settled.set()
+            desk.is_decided.set()
             try:
                 await _run_until_over(desk, guard, qemu)
             finally:

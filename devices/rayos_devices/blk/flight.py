@@ -43,7 +43,7 @@ _AGAIN: Final = (-errno.EINTR, -errno.EAGAIN)
 _NO_REGION = cast("Region", None)
 
 
-class Request:
+class DiskRequest:
     """One of them. `waiting` counts completions that are still to come; `error` is an errno, 0 when all is well.
 
     `growth` is how many bytes of storage it may take. `is_durable`: it is over only when it survives a power cut.
@@ -75,7 +75,7 @@ class Request:
         self.buffers.clear()
 
 
-_NO_REQUEST = cast("Request", None)
+_NO_REQUEST = cast("DiskRequest", None)
 
 
 class Flight:
@@ -93,22 +93,22 @@ class Flight:
         self.uring = cast("Uring", uring)
         self.is_async = uring is not None
         self.requests = [_NO_REQUEST] * MAX_QUEUE_SIZE
-        self._pool: list[Request] = []
+        self._pool: list[DiskRequest] = []
         self._first = 0
         self._next = 0
         self.in_flight = 0
         #: Storage that those in flight may still take.
         self.growth = 0
 
-    def claim(self) -> Request:
+    def claim(self) -> DiskRequest:
         """A fresh request, to be filled and given to `add`, or back by `release`."""
-        return self._pool.pop() if self._pool else Request()
+        return self._pool.pop() if self._pool else DiskRequest()
 
-    def release(self, request: Request) -> None:
+    def release(self, request: DiskRequest) -> None:
         request.forget()
         self._pool.append(request)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: DiskRequest) -> None:
         """Put `request` behind the others, and start it unless it is over or has failed already."""
         slot = self._next & SLOT_MASK
         self.requests[slot] = request
@@ -127,7 +127,7 @@ class Flight:
         elif request.kind == FORMAT:
             self._format(slot, request)
 
-    def _start(self, slot: int, request: Request) -> None:
+    def _start(self, slot: int, request: DiskRequest) -> None:
         uring = self.uring
         operation = OP_READV if request.kind == READ else OP_WRITEV
         done = request.length - request.buffers.total
@@ -135,7 +135,7 @@ class Flight:
         flags = RWF_DSYNC if request.is_durable and operation == OP_WRITEV else 0
         uring.prepare(operation, self.fd, request.offset + done, buffers.address, buffers.count, flags, slot)
 
-    def _transfer(self, request: Request) -> None:
+    def _transfer(self, request: DiskRequest) -> None:
         """Without io_uring: read or write all of it now."""
         while request.waiting:
             done = request.length - request.buffers.total
@@ -146,7 +146,7 @@ class Flight:
                 result = request.buffers.write(self.fd, request.offset + done, flags)
             self._went_on(request, result)
 
-    def _went_on(self, request: Request, result: int) -> None:
+    def _went_on(self, request: DiskRequest, result: int) -> None:
         """A read or write came back with `result`; `waiting` stays up when there is more to do."""
         if result > 0:
             request.buffers.advance(result)
@@ -160,7 +160,7 @@ class Flight:
                 # It was a sync as well, and a later one would not hear of this failure again.
                 self.store.is_failed = True
 
-    def _format(self, slot: int, request: Request) -> None:
+    def _format(self, slot: int, request: DiskRequest) -> None:
         for index, (mode, offset, length) in enumerate(request.segments):
             if self.is_async and self.uring.in_flight < MAX_FORMATS:
                 request.waiting += 1
@@ -168,13 +168,13 @@ class Flight:
             else:
                 self._format_now(request, mode, offset, length)
 
-    def _format_now(self, request: Request, mode: int, offset: int, length: int) -> None:
+    def _format_now(self, request: DiskRequest, mode: int, offset: int, length: int) -> None:
         try:
             self.store.fallocate(mode, offset, length)
         except OSError as error:
             request.error = error.errno or errno.EIO
 
-    def _sync(self, slot: int, request: Request) -> None:
+    def _sync(self, slot: int, request: DiskRequest) -> None:
         request.waiting = 1
         request.is_syncing = True
         if self.is_async and not self.store.is_failed:
@@ -213,7 +213,7 @@ class Flight:
         if result < 0:
             self._failed(request, user_data >> SLOT_BITS, result)
 
-    def _failed(self, request: Request, segment: int, result: int) -> None:
+    def _failed(self, request: DiskRequest, segment: int, result: int) -> None:
         if request.is_syncing:
             # Linux marks the lost pages clean: nothing may claim durability from now on.
             self.store.is_failed = True
@@ -244,7 +244,7 @@ class Flight:
             self.growth -= request.growth
             self._end(request)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: DiskRequest) -> None:
         is_promise = request.kind == SYNC or (request.is_durable and request.kind != READ)
         if is_promise and self.store.is_failed and not request.error:
             request.error = errno.EIO

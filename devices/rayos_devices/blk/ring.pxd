@@ -1,6 +1,6 @@
 # C types of ring.py.
 cimport cython
-from rayos_devices.blk.flight cimport Flight, Request
+from rayos_devices.blk.flight cimport Flight, DiskRequest
 from rayos_devices.bucket cimport Limiter
 from rayos_devices.gate cimport Gate
 from rayos_devices.native cimport Buffers, now_ns
@@ -45,7 +45,7 @@ cdef class BlkRing:
                    operation=cython.int)
     cdef bint _serve(self, unsigned int head) except *
     @cython.locals(vring=Vring, length=cython.longlong, done=cython.longlong,
-                   last=cython.uint, region=Region, at=cython.ulonglong, operation=cython.int, request=Request,
+                   last=cython.uint, region=Region, at=cython.ulonglong, operation=cython.int, request=DiskRequest,
                    spare=Buffers)
     cpdef perform(self, unsigned int head)
     @cython.locals(done=cython.longlong)
@@ -54,10 +54,10 @@ cdef class BlkRing:
     cdef long long _write_now(self) noexcept
     cpdef void pass_quota(self) noexcept
     cdef void _sample(self, int operation, unsigned long long length) noexcept
-    @cython.locals(flight=Flight, request=Request)
+    @cython.locals(flight=Flight, request=DiskRequest)
     cpdef complete(self, unsigned int head, unsigned int written)
-    @cython.locals(vring=Vring, last=cython.uint, request=Request)
-    cpdef Request claim(self, unsigned int head, int kind)
+    @cython.locals(vring=Vring, last=cython.uint, request=DiskRequest)
+    cpdef DiskRequest claim(self, unsigned int head, int kind)
     @cython.locals(vring=Vring, region=Region, at=cython.ulonglong, end=cython.ulonglong, done=cython.uint,
                    index=cython.uint)
     cdef void _read_header(self) noexcept

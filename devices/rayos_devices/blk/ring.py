@@ -13,7 +13,7 @@ from __future__ import annotations
 from errno import EAGAIN, EINTR, EOPNOTSUPP
 from typing import Final
 
-from rayos_devices.blk.flight import Flight, Request
+from rayos_devices.blk.flight import DiskRequest, Flight
 from rayos_devices.blk.kinds import CROWDED, IDLE, LINGER_NS, OVER, READ, SPENT, WAIT, WRITE
 from rayos_devices.bucket import Limiter
 from rayos_devices.gate import Gate, Op
@@ -320,7 +320,7 @@ class BlkRing:
         request.written = written
         flight.add(request)
 
-    def claim(self, head: int, kind: int) -> Request:
+    def claim(self, head: int, kind: int) -> DiskRequest:
         """A request of another kind for the chain that was taken last; the caller fills the rest and adds it."""
         vring = self.vring
         last = vring.count - 1

@@ -1,8 +1,8 @@
 """The console device: ports between a guest and whoever attaches (VIRTIO 1.3, 5.3). The template for the other devices.
 
-A guest's bytes travel: kick -> `process` -> `_transmit` -> gate -> `Port.take_output` -> `settle` -> `on_output` -> a
-viewer reads them back by offset. A viewer's: `write` -> gate -> `Port.give` -> save -> `_receive` -> the guest's
-buffers -> `settle` -> `on_room`.
+A guest's bytes travel: kick -> `process` -> `_transmit` -> gate -> `ConsolePort.take_output` -> `commit` ->
+`on_output` -> a viewer reads them back by offset. A viewer's: `write` -> gate -> `ConsolePort.give` -> save ->
+`_receive` -> the guest's buffers -> `commit` -> `on_room`.
 
 Invariants: what was published to the guest and what `total`, `taken` and `todo` say changes in one step
 (`rayos_devices.durable`); control messages are `control.py`'s, which keeps no queue of them.
@@ -21,7 +21,7 @@ from rayos_devices.bucket import BURST_SECONDS, TokenBucket
 from rayos_devices.console.control import hear, next_message
 from rayos_devices.console.history import BATCH_BYTES, HISTORY_BYTES
 from rayos_devices.console.marks import Mark
-from rayos_devices.console.port import PORT_BYTES, Port, PortSpec, Todo
+from rayos_devices.console.port import PORT_BYTES, ConsolePort, PortSpec, Todo
 from rayos_devices.console.wire import (
     CONFIG,
     CONTROL,
@@ -36,16 +36,16 @@ from rayos_devices.console.wire import (
 from rayos_devices.durable import DurableBackend
 from rayos_devices.errors import ConfigurationError, RequestError
 from rayos_devices.gate import OPEN, Denial, Gate, Op
+from rayos_devices.idempotency import IdempotentResults
 from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.native import now_ns
-from rayos_devices.repeat import Repeats
 from rayos_devices.state import StateStore
 from rayos_devices.stats import Stats
 from rayos_devices.virtio.chain import Chain
 from rayos_devices.virtio.features import DeviceId
 
-#: Writes of the configuration in this session that are done, before Repeats and the ports.
+#: Writes of the configuration in this session that are done, before IdempotentResults and the ports.
 _HEAD: Final = struct.Struct("<Q")
 #: QEMU's own limit for virtio-serial.
 MAX_PORTS: Final = 31
@@ -66,7 +66,9 @@ class ConsoleBackend(DurableBackend):
     device_id = DeviceId.CONSOLE
     BUDGET: ClassVar[int] = 128
     #: Capacity the StateStore must have.
-    STATE_BYTES: ClassVar[int] = _HEAD.size + Repeats.STATE_BYTES + MAX_PORTS * Port.STATE.size
+    STATE_BYTES: ClassVar[int] = (
+        _HEAD.size + IdempotentResults.STATE_BYTES + MAX_PORTS * ConsolePort.STATE.size
+    )
 
     def __init__(
         self,
@@ -88,17 +90,17 @@ class ConsoleBackend(DurableBackend):
         self.on_room: Callable[[int], object] = _nothing
         memory = map_ports(history_fd, len(ports))
         self._ports = [
-            Port(index, spec, memory[index * PORT_BYTES : (index + 1) * PORT_BYTES])
+            ConsolePort(index, spec, memory[index * PORT_BYTES : (index + 1) * PORT_BYTES])
             for index, spec in enumerate(ports)
         ]
         self._sinks: dict[int, Callable[[], None]] = {}
         #: (port, reader) -> the offset up to which a reader that must miss nothing has read.
         self._read_up_to: dict[tuple[int, int], int] = {}
-        self._by_queue: dict[int, tuple[Port, bool]] = {}
+        self._by_queue: dict[int, tuple[ConsolePort, bool]] = {}
         for port in self._ports:
             self._by_queue[rx_queue(port.index)] = port, True
             self._by_queue[tx_queue(port.index)] = port, False
-        self._repeats = Repeats()
+        self._results = IdempotentResults()
         self._bucket: TokenBucket | None = None
         self._held_back: dict[int, int] = {}
         self._config_writes = 0
@@ -124,15 +126,15 @@ class ConsoleBackend(DurableBackend):
 
     def pack_state(self) -> bytes:
         head = _HEAD.pack(self._config_writes)
-        return head + self._repeats.pack() + b"".join([port.pack() for port in self._ports])
+        return head + self._results.pack() + b"".join([port.pack() for port in self._ports])
 
     def unpack_state(self, payload: bytes) -> None:
         (self._config_writes,) = _HEAD.unpack_from(payload)
-        offset = _HEAD.size + Repeats.STATE_BYTES
-        self._repeats.unpack(payload[_HEAD.size : offset])
+        offset = _HEAD.size + IdempotentResults.STATE_BYTES
+        self._results.unpack(payload[_HEAD.size : offset])
         for port in self._ports:
-            port.unpack(payload[offset : offset + Port.STATE.size])
-            offset += Port.STATE.size
+            port.unpack(payload[offset : offset + ConsolePort.STATE.size])
+            offset += ConsolePort.STATE.size
 
     def ready_again(self) -> None:
         for port in self._ports:
@@ -192,7 +194,7 @@ class ConsoleBackend(DurableBackend):
         """
         if self.is_undecided:
             return 0
-        done = self._repeats.find(token)
+        done = self._results.find(token)
         if done is not None:
             return done
         target = self._ports[port]
@@ -205,7 +207,7 @@ class ConsoleBackend(DurableBackend):
             raise RequestError(f"{len(data)} bytes for console port {port} refused: {denial.value}")
         size = target.give(data)
         if size:
-            self._repeats.remember(token, size)
+            self._results.remember(token, size)
             self.save()
             self.stats.allow(Op.CONSOLE_READ, size, started)
             self._deliver_soon(port)
@@ -340,8 +342,8 @@ class ConsoleBackend(DurableBackend):
         has_more = self.drain(queue, lambda chain: self._transmit(port, chain))
         return has_more and self.room(port.index) == BATCH_BYTES
 
-    def settle(self, queue: int) -> None:
-        super().settle(queue)
+    def commit(self, queue: int) -> None:
+        super().commit(queue)
         for port in self._got_output:
             self.on_output(port)
         for port in self._got_room:
@@ -349,14 +351,14 @@ class ConsoleBackend(DurableBackend):
         self._got_output.clear()
         self._got_room.clear()
 
-    def _transmit(self, port: Port, chain: Chain) -> int | None:
+    def _transmit(self, port: ConsolePort, chain: Chain) -> int | None:
         """Guest to host: at most BUDGET chains and one batch of bytes a turn, so that a flood leaves others theirs."""
         if self._room < chain.readable_bytes <= BATCH_BYTES:
             return None
         self._room -= self._take_output(port, chain.readable, chain.readable_bytes)
         return 0
 
-    def _take_output(self, port: Port, buffers: list[memoryview], size: int) -> int:
+    def _take_output(self, port: ConsolePort, buffers: list[memoryview], size: int) -> int:
         started = now_ns()
         denial = Denial.INVALID if size > BATCH_BYTES else self.gate.check(Op.CONSOLE_WRITE, size)
         if denial is not None:
@@ -371,11 +373,11 @@ class ConsoleBackend(DurableBackend):
         self.stats.allow(Op.CONSOLE_WRITE, size, started)
         return size
 
-    def _is_ready(self, port: Port) -> bool:
+    def _is_ready(self, port: ConsolePort) -> bool:
         """Something waits for the guest, and somebody there reads it."""
         return port.waiting > 0 and (port.guest_open or not self._is_multiport)
 
-    def _receive(self, port: Port, chain: Chain) -> int:
+    def _receive(self, port: ConsolePort, chain: Chain) -> int:
         """Host to guest: into the buffers a guest offers while its port is open. Without buffers the bytes wait."""
         size = port.fill(chain.writable, chain.writable_bytes)
         if size:

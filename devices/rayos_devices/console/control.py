@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rayos_devices.console.port import Port, Todo
-from rayos_devices.console.wire import CONTROL, RESIZE, Event
+from rayos_devices.console.port import ConsolePort, Todo
+from rayos_devices.console.wire import CONTROL, RESIZE, ControlEvent
 
 #: In the order in which a port's messages go out.
 _MESSAGES: Final = {
-    Todo.ADD: (Event.PORT_ADD, 1),
-    Todo.CONSOLE: (Event.CONSOLE_PORT, 1),
-    Todo.NAME: (Event.PORT_NAME, 1),
-    Todo.OPEN: (Event.PORT_OPEN, 1),
-    Todo.RESIZE: (Event.RESIZE, 0),
+    Todo.ADD: (ControlEvent.PORT_ADD, 1),
+    Todo.CONSOLE: (ControlEvent.CONSOLE_PORT, 1),
+    Todo.NAME: (ControlEvent.PORT_NAME, 1),
+    Todo.OPEN: (ControlEvent.PORT_OPEN, 1),
+    Todo.RESIZE: (ControlEvent.RESIZE, 0),
 }
 
 
-def hear(ports: Sequence[Port], index: int, event: int, value: int) -> bool:
+def hear(ports: Sequence[ConsolePort], index: int, event: int, value: int) -> bool:
     """Act on a driver's message; False for one that is none of its to send."""
-    if event == Event.DEVICE_READY:
+    if event == ControlEvent.DEVICE_READY:
         # A driver's first word: whatever an earlier one said is void.
         for port in ports:
             port.restart(Todo.ADD if value else Todo.NOTHING)
@@ -33,7 +33,7 @@ def hear(ports: Sequence[Port], index: int, event: int, value: int) -> bool:
     if index >= len(ports):
         return False
     port = ports[index]
-    if event == Event.PORT_READY:
+    if event == ControlEvent.PORT_READY:
         port.restart(Todo.NOTHING)
         port.is_ready = bool(value)
         if port.is_ready:
@@ -43,13 +43,13 @@ def hear(ports: Sequence[Port], index: int, event: int, value: int) -> bool:
             if port.spec.is_console:
                 port.todo |= Todo.CONSOLE | (Todo.RESIZE if port.columns else Todo.NOTHING)
         return True
-    if event == Event.PORT_OPEN:
+    if event == ControlEvent.PORT_OPEN:
         port.guest_open = bool(value)
         return True
     return False
 
 
-def next_message(ports: Sequence[Port]) -> tuple[Port, Todo, bytes] | None:
+def next_message(ports: Sequence[ConsolePort]) -> tuple[ConsolePort, Todo, bytes] | None:
     """Returns the message that the driver must hear next; the caller clears the bit of `todo` once it is sent."""
     port = next((port for port in ports if port.todo), None)
     if port is None:

@@ -56,7 +56,7 @@ class Todo(IntFlag):
     RESIZE = 1 << 4
 
 
-class Port:
+class ConsolePort:
     """One port's state. `total` bytes came out; of the bytes for the guest [`taken`, `given`) still wait.
 
     `is_ready`: the driver knows the port; `guest_open`: a program in the guest has it open.

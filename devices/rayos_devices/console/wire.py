@@ -28,7 +28,7 @@ class ConsoleFeature(IntFlag):
     EMERG_WRITE = 1 << 2
 
 
-class Event(IntEnum):
+class ControlEvent(IntEnum):
     """5.3.6.2."""
 
     DEVICE_READY = 0

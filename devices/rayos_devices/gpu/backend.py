@@ -20,7 +20,7 @@ from rayos_devices.gpu.commands import CONTROL, Commands
 from rayos_devices.gpu.edid import MAX_MODES, MAX_SIDE
 from rayos_devices.gpu.heap import PAGE_BYTES, Heap
 from rayos_devices.gpu.resource import ResourceTable
-from rayos_devices.gpu.scanout import Cursor, Frame
+from rayos_devices.gpu.scanout import Cursor, ScanoutFrame
 from rayos_devices.gpu.screen import Screen
 from rayos_devices.gpu.wire import CONFIG, MAX_SCANOUTS, GpuFeature
 from rayos_devices.limits import Limit
@@ -189,7 +189,7 @@ class GpuBackend(Backend):
 
     # -- the host's side -----------------------------------------------------------------------------------------
 
-    def frame(self, scanout: int = 0, *, with_cursor: bool = False) -> Frame:
+    def frame(self, scanout: int = 0, *, with_cursor: bool = False) -> ScanoutFrame:
         """See `Screen.frame`."""
         return self.screen.frame(scanout, with_cursor=with_cursor)
 

@@ -44,7 +44,7 @@ _CURSOR_POS: Final = struct.Struct("<III")
 _CURSOR_HOT: Final = struct.Struct("<II")
 
 
-class Request(IntEnum):
+class DisplayRequest(IntEnum):
     """*Communication*, the requests that are sent here."""
 
     CURSOR_POS = 4
@@ -213,7 +213,7 @@ class Display:
             head.is_changed = False
             size = (scanout.rect.width, scanout.rect.height)
             if size != head.size:
-                before.append(_pack(Request.SCANOUT, _SCANOUT.pack(scanout.index, *size)))
+                before.append(_pack(DisplayRequest.SCANOUT, _SCANOUT.pack(scanout.index, *size)))
                 head.size = size
             head.sending = None
             head.pending = Rect(0, 0, *size) if scanout.resource is not None else None
@@ -230,19 +230,19 @@ class Display:
         head.sending = (
             Rect(rect.x, rect.y + rows, rect.width, rect.height - rows) if rows < rect.height else None
         )
-        head_bytes = _HEADER.pack(Request.UPDATE, 0, _UPDATE.size + rows * row_bytes)
+        head_bytes = _HEADER.pack(DisplayRequest.UPDATE, 0, _UPDATE.size + rows * row_bytes)
         return [*before, head_bytes + _UPDATE.pack(scanout.index, *strip), *scanout.rows(self._pixels, strip)]
 
     def _cursor(self, head: _Head, scanout: Scanout) -> Pieces:
         is_new, head.has_new_cursor, head.has_cursor_moved = head.has_new_cursor, False, False
         position = _CURSOR_POS.pack(scanout.index, scanout.cursor_x, scanout.cursor_y)
         if not scanout.is_cursor_shown:
-            return [_pack(Request.CURSOR_POS_HIDE, position)]
+            return [_pack(DisplayRequest.CURSOR_POS_HIDE, position)]
         if is_new and scanout.cursor_pixels:
             hot = _CURSOR_HOT.pack(scanout.hot_x, scanout.hot_y)
-            return [_pack(Request.CURSOR_UPDATE, position + hot + scanout.cursor_pixels)]
-        return [_pack(Request.CURSOR_POS, position)]
+            return [_pack(DisplayRequest.CURSOR_UPDATE, position + hot + scanout.cursor_pixels)]
+        return [_pack(DisplayRequest.CURSOR_POS, position)]
 
 
-def _pack(request: Request, payload: bytes) -> bytes:
+def _pack(request: DisplayRequest, payload: bytes) -> bytes:
     return _HEADER.pack(request, 0, len(payload)) + payload

@@ -29,7 +29,7 @@ _PLANES: Final[dict[Format, tuple[int, int, int, int]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class ScanoutFrame:
     """A picture: `height` rows of `stride` bytes, pixels BGRX; `serial` rises with every flush that changed it."""
 
     width: int

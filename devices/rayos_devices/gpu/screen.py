@@ -13,7 +13,7 @@ from rayos_devices.gate import Gate, Op
 from rayos_devices.gpu.blend import blend
 from rayos_devices.gpu.damage import Damage, DamageLog
 from rayos_devices.gpu.display import Display
-from rayos_devices.gpu.scanout import Cursor, Frame, Scanout
+from rayos_devices.gpu.scanout import Cursor, Scanout, ScanoutFrame
 from rayos_devices.gpu.wire import PIXEL_BYTES, Rect
 from rayos_devices.loop import Loop
 from rayos_devices.native import now_ns
@@ -73,7 +73,7 @@ class Screen:
             raise RequestError(f"scanout {index}: 0 to {len(self.scanouts) - 1} are there")
         return self.scanouts[index]
 
-    def frame(self, index: int = 0, *, with_cursor: bool = False) -> Frame:
+    def frame(self, index: int = 0, *, with_cursor: bool = False) -> ScanoutFrame:
         """Returns the present picture of a monitor; black in its mode while the guest has it off.
 
         Errors: RequestError when there is no such scanout, or the gate denies the read-back.
@@ -91,7 +91,7 @@ class Screen:
         if cursor is not None:
             pixels = blend(pixels, width, height, cursor)
         self._stats.allow(Op.GPU_READBACK, size, started)
-        return Frame(width, height, width * PIXEL_BYTES, pixels, self.damage.serial)
+        return ScanoutFrame(width, height, width * PIXEL_BYTES, pixels, self.damage.serial)
 
     def damage_since(self, serial: int, index: int = 0) -> Damage | None:
         """Returns the damage of a monitor after `serial`; None when there is none. Errors: RequestError as `frame`."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Literal
 from rayos_devices.durable import DurableBackend
 from rayos_devices.errors import ConfigurationError, QueueError, RequestError
 from rayos_devices.gate import OPEN, Denial, Gate, Op
+from rayos_devices.idempotency import IdempotentResults
 from rayos_devices.input.codes import key_name
 from rayos_devices.input.kind import KINDS, Event
 from rayos_devices.input.report import ReportQueue, split
@@ -29,7 +30,6 @@ from rayos_devices.input.wire import (
 from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.native import now_ns
-from rayos_devices.repeat import Repeats
 from rayos_devices.state import StateStore
 from rayos_devices.stats import Stats
 from rayos_devices.virtio.chain import Chain
@@ -59,7 +59,7 @@ class InputBackend(DurableBackend):
     device_id = DeviceId.INPUT
     BUDGET: ClassVar[int] = 128
     #: Capacity the StateStore must have.
-    STATE_BYTES: ClassVar[int] = 1 + Repeats.STATE_BYTES + ReportQueue.state_bytes(MAX_QUEUE_LIMIT)
+    STATE_BYTES: ClassVar[int] = 1 + IdempotentResults.STATE_BYTES + ReportQueue.state_bytes(MAX_QUEUE_LIMIT)
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class InputBackend(DurableBackend):
         self.on_status: Callable[[int, int, int], object] = _no_status
         self.on_room: Callable[[], object] = _nothing
         self._waiting = ReportQueue(queue_limit)
-        self._repeats = Repeats()
+        self._results = IdempotentResults()
         self._select = self._subsel = 0
         self._has_room_news = False
         self._is_refused = False
@@ -92,12 +92,12 @@ class InputBackend(DurableBackend):
     # -- state that outlives the worker --------------------------------------------------------------------------
 
     def pack_state(self) -> bytes:
-        return bytes([self.leds]) + self._repeats.pack() + self._waiting.pack()
+        return bytes([self.leds]) + self._results.pack() + self._waiting.pack()
 
     def unpack_state(self, payload: bytes) -> None:
         self.leds = payload[0]
-        end = 1 + Repeats.STATE_BYTES
-        self._repeats.unpack(payload[1:end])
+        end = 1 + IdempotentResults.STATE_BYTES
+        self._results.unpack(payload[1:end])
         self._waiting.unpack(payload[end:])
 
     def ready_again(self) -> None:
@@ -138,7 +138,7 @@ class InputBackend(DurableBackend):
         reports = self._check(events)
         if self.is_undecided:
             raise RequestError(f"the {self.kind.name} is being taken over: it takes events a moment later")
-        done = self._repeats.find(token)
+        done = self._results.find(token)
         if done is not None:
             return done
         dropped = sum([self._admit(report) for report in reports])
@@ -153,7 +153,7 @@ class InputBackend(DurableBackend):
         reports = self._check(events)
         if self.is_undecided:
             return 0
-        done = self._repeats.find(token)
+        done = self._results.find(token)
         if done is not None:
             return done
         taken = 0
@@ -197,7 +197,7 @@ class InputBackend(DurableBackend):
         return dropped
 
     def _finish(self, token: int, result: int) -> None:
-        self._repeats.remember(token, result)
+        self._results.remember(token, result)
         if self.run_queue(EVENT_QUEUE):
             self.run_soon(EVENT_QUEUE)
         if self.is_dirty:
@@ -235,14 +235,14 @@ class InputBackend(DurableBackend):
         for _ in range(self.BUDGET):
             if self._move():
                 continue
-            self.settle(EVENT_QUEUE)
+            self.commit(EVENT_QUEUE)
             if not self._waiting.size or self._is_refused or not self.queues[EVENT_QUEUE].arm():
                 return False
-        self.settle(EVENT_QUEUE)
+        self.commit(EVENT_QUEUE)
         return True
 
-    def settle(self, queue: int) -> None:
-        super().settle(queue)
+    def commit(self, queue: int) -> None:
+        super().commit(queue)
         if self._has_room_news:
             self._has_room_news = False
             self.on_room()

@@ -25,7 +25,7 @@ from rayos_devices.net.capture import MAX_SNAP, Capture, CapturePath
 from rayos_devices.net.faulty import FaultyPath
 from rayos_devices.net.filter import Filter, Judge
 from rayos_devices.net.outcome import DRY, FAILED, QUIET, SPENT, WAIT
-from rayos_devices.net.port import Port, path_of
+from rayos_devices.net.port import NetPort, path_of
 from rayos_devices.net.ring import NetRing, RingInlet
 from rayos_devices.net.wire import (
     ETHERNET_HEADER_BYTES,
@@ -70,7 +70,7 @@ class NetBackend(Backend):
         self,
         name: str,
         loop: Loop,
-        *ports: Port,
+        *ports: NetPort,
         rate_bytes_per_second: float | None = None,
         gate: Gate = OPEN,
         judge: Judge | None = None,
@@ -348,7 +348,7 @@ class NetBackend(Backend):
 
     # -- looked at instead of woken (rayos_devices.loop.Watched) -------------------------------------------------------
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         has_found = False
         for queue in tuple(self._live):
             if self._has_work(queue):

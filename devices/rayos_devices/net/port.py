@@ -34,7 +34,7 @@ TUN_F_TSO6: Final = 0x04
 _IFREQ: Final = struct.Struct("16sH22x")
 
 
-class Port(Protocol):
+class NetPort(Protocol):
     """One attachment to a network for a pair of queues: a PathPort or a FramePort."""
 
     def fileno(self) -> int:
@@ -53,7 +53,7 @@ class Port(Protocol):
 
 
 @runtime_checkable
-class PathPort(Port, Protocol):
+class PathPort(NetPort, Protocol):
     """A port that the compiled rings reach by themselves."""
 
     def path(self) -> Path:
@@ -61,7 +61,7 @@ class PathPort(Port, Protocol):
         ...
 
 
-class FramePort(Port, Frames, Protocol):
+class FramePort(NetPort, Frames, Protocol):
     """A port that the rings reach by views of their memory."""
 
 
@@ -194,7 +194,7 @@ class EchoPort(QueuePort):
         super().__init__(both, both)
 
 
-def path_of(port: Port) -> Path:
+def path_of(port: NetPort) -> Path:
     """The port's own path; a class of its own `send` and `receive` has none and is asked by those."""
     is_direct = "send" not in vars(type(port)) or "path" in vars(type(port))
     return port.path() if is_direct and isinstance(port, PathPort) else ViewPath(cast("FramePort", port))

@@ -43,7 +43,7 @@ VRING_INDEX_MASK: Final = 0xFF
 VRING_NO_FD: Final = 1 << 8
 
 
-class Request(IntEnum):
+class FrontendRequest(IntEnum):
     """Front-end message types."""
 
     GET_FEATURES = 1
@@ -97,62 +97,62 @@ class ProtocolFeature(IntFlag):
 
 
 #: Payload bytes a request must have; requests with a variable payload have a range.
-_SIZES: Final[dict[Request, tuple[int, int]]] = {
-    Request.GET_FEATURES: (0, 0),
-    Request.SET_FEATURES: (8, 8),
-    Request.SET_OWNER: (0, 0),
-    Request.RESET_OWNER: (0, 0),
-    Request.SET_MEM_TABLE: (8, 8 + 32 * MAX_REGIONS),
-    Request.SET_LOG_BASE: (16, 16),
-    Request.SET_VRING_NUM: (8, 8),
-    Request.SET_VRING_ADDR: (40, 40),
-    Request.SET_VRING_BASE: (8, 8),
-    Request.GET_VRING_BASE: (8, 8),
-    Request.SET_VRING_KICK: (8, 8),
-    Request.SET_VRING_CALL: (8, 8),
-    Request.SET_VRING_ERR: (8, 8),
-    Request.GET_PROTOCOL_FEATURES: (0, 0),
-    Request.SET_PROTOCOL_FEATURES: (8, 8),
-    Request.GET_QUEUE_NUM: (0, 0),
-    Request.SET_VRING_ENABLE: (8, 8),
-    Request.NET_SET_MTU: (8, 8),
-    Request.SET_BACKEND_REQ_FD: (0, 0),
-    Request.GET_CONFIG: (12, 12 + MAX_CONFIG_BYTES),
-    Request.SET_CONFIG: (12, 12 + MAX_CONFIG_BYTES),
-    Request.GPU_SET_SOCKET: (0, 0),
-    Request.RESET_DEVICE: (0, 0),
-    Request.GET_MAX_MEM_SLOTS: (0, 0),
-    Request.ADD_MEM_REG: (40, 40),
-    Request.REM_MEM_REG: (40, 40),
-    Request.SET_STATUS: (8, 8),
-    Request.GET_STATUS: (0, 0),
+_SIZES: Final[dict[FrontendRequest, tuple[int, int]]] = {
+    FrontendRequest.GET_FEATURES: (0, 0),
+    FrontendRequest.SET_FEATURES: (8, 8),
+    FrontendRequest.SET_OWNER: (0, 0),
+    FrontendRequest.RESET_OWNER: (0, 0),
+    FrontendRequest.SET_MEM_TABLE: (8, 8 + 32 * MAX_REGIONS),
+    FrontendRequest.SET_LOG_BASE: (16, 16),
+    FrontendRequest.SET_VRING_NUM: (8, 8),
+    FrontendRequest.SET_VRING_ADDR: (40, 40),
+    FrontendRequest.SET_VRING_BASE: (8, 8),
+    FrontendRequest.GET_VRING_BASE: (8, 8),
+    FrontendRequest.SET_VRING_KICK: (8, 8),
+    FrontendRequest.SET_VRING_CALL: (8, 8),
+    FrontendRequest.SET_VRING_ERR: (8, 8),
+    FrontendRequest.GET_PROTOCOL_FEATURES: (0, 0),
+    FrontendRequest.SET_PROTOCOL_FEATURES: (8, 8),
+    FrontendRequest.GET_QUEUE_NUM: (0, 0),
+    FrontendRequest.SET_VRING_ENABLE: (8, 8),
+    FrontendRequest.NET_SET_MTU: (8, 8),
+    FrontendRequest.SET_BACKEND_REQ_FD: (0, 0),
+    FrontendRequest.GET_CONFIG: (12, 12 + MAX_CONFIG_BYTES),
+    FrontendRequest.SET_CONFIG: (12, 12 + MAX_CONFIG_BYTES),
+    FrontendRequest.GPU_SET_SOCKET: (0, 0),
+    FrontendRequest.RESET_DEVICE: (0, 0),
+    FrontendRequest.GET_MAX_MEM_SLOTS: (0, 0),
+    FrontendRequest.ADD_MEM_REG: (40, 40),
+    FrontendRequest.REM_MEM_REG: (40, 40),
+    FrontendRequest.SET_STATUS: (8, 8),
+    FrontendRequest.GET_STATUS: (0, 0),
 }
 
 #: Descriptors a request may bring; every other brings none.
-_FDS: Final[dict[Request, tuple[int, int]]] = {
-    Request.SET_MEM_TABLE: (0, MAX_REGIONS),
-    Request.SET_LOG_BASE: (1, 1),
-    Request.SET_VRING_KICK: (0, 1),
-    Request.SET_VRING_CALL: (0, 1),
-    Request.SET_VRING_ERR: (0, 1),
-    Request.SET_BACKEND_REQ_FD: (1, 1),
-    Request.GPU_SET_SOCKET: (1, 1),
-    Request.ADD_MEM_REG: (1, 1),
+_FDS: Final[dict[FrontendRequest, tuple[int, int]]] = {
+    FrontendRequest.SET_MEM_TABLE: (0, MAX_REGIONS),
+    FrontendRequest.SET_LOG_BASE: (1, 1),
+    FrontendRequest.SET_VRING_KICK: (0, 1),
+    FrontendRequest.SET_VRING_CALL: (0, 1),
+    FrontendRequest.SET_VRING_ERR: (0, 1),
+    FrontendRequest.SET_BACKEND_REQ_FD: (1, 1),
+    FrontendRequest.GPU_SET_SOCKET: (1, 1),
+    FrontendRequest.ADD_MEM_REG: (1, 1),
     # QEMU sends the region's descriptor along; it is of no use and is closed.
-    Request.REM_MEM_REG: (0, 1),
+    FrontendRequest.REM_MEM_REG: (0, 1),
 }
 
 #: Requests that have an answer of their own, whatever NEED_REPLY says.
-ANSWERED: Final[frozenset[Request]] = frozenset(
+ANSWERED: Final[frozenset[FrontendRequest]] = frozenset(
     {
-        Request.GET_FEATURES,
-        Request.SET_LOG_BASE,
-        Request.GET_VRING_BASE,
-        Request.GET_PROTOCOL_FEATURES,
-        Request.GET_QUEUE_NUM,
-        Request.GET_CONFIG,
-        Request.GET_MAX_MEM_SLOTS,
-        Request.GET_STATUS,
+        FrontendRequest.GET_FEATURES,
+        FrontendRequest.SET_LOG_BASE,
+        FrontendRequest.GET_VRING_BASE,
+        FrontendRequest.GET_PROTOCOL_FEATURES,
+        FrontendRequest.GET_QUEUE_NUM,
+        FrontendRequest.GET_CONFIG,
+        FrontendRequest.GET_MAX_MEM_SLOTS,
+        FrontendRequest.GET_STATUS,
     }
 )
 
@@ -161,7 +161,7 @@ ANSWERED: Final[frozenset[Request]] = frozenset(
 class Message:
     """One request as received. `fds` belong to whoever holds the message until they are taken out."""
 
-    request: Request
+    request: FrontendRequest
     flags: int
     payload: bytes
     fds: list[int] = field(default_factory=list)
@@ -178,7 +178,7 @@ class Message:
 class Header:
     """A checked header: the request is known, its size and flags are allowed."""
 
-    request: Request
+    request: FrontendRequest
     flags: int
     size: int
 
@@ -191,7 +191,7 @@ class Header:
         if flags & FLAG_REPLY:
             raise ProtocolError(f"a reply (flags {flags:#x}) where a request was expected")
         try:
-            request = Request(number)
+            request = FrontendRequest(number)
         except ValueError:
             raise ProtocolError(f"unknown request {number}") from None
         least, most = _SIZES[request]
@@ -208,7 +208,7 @@ class Header:
         if not flags & FLAG_REPLY or size > MAX_PAYLOAD_BYTES:
             raise ProtocolError(f"no reply: request {number}, flags {flags:#x}, {size} bytes")
         try:
-            return cls(Request(number), flags, size)
+            return cls(FrontendRequest(number), flags, size)
         except ValueError:
             raise ProtocolError(f"a reply to unknown request {number}") from None
 
@@ -220,12 +220,12 @@ class Header:
             )
 
 
-def pack_reply(request: Request, payload: bytes) -> bytes:
+def pack_reply(request: FrontendRequest, payload: bytes) -> bytes:
     """The answer to a request: same number, version and reply bit."""
     return HEADER.pack(request, VERSION | FLAG_REPLY, len(payload)) + payload
 
 
-def pack_request(request: Request, payload: bytes = b"", *, need_reply: bool = False) -> bytes:
+def pack_request(request: FrontendRequest, payload: bytes = b"", *, need_reply: bool = False) -> bytes:
     """A front-end message, as a frontend (tests, the keeper's replay) sends it."""
     return HEADER.pack(request, VERSION | (FLAG_NEED_REPLY if need_reply else 0), len(payload)) + payload
 

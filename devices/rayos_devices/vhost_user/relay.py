@@ -18,7 +18,7 @@ from typing import Final
 from rayos_devices.errors import ProtocolError
 from rayos_devices.loop import READ, Loop
 from rayos_devices.vhost_user.connection import MESSAGE_TIMEOUT, Channel
-from rayos_devices.vhost_user.message import ANSWERED, FLAG_REPLY, U64, Message, Request
+from rayos_devices.vhost_user.message import ANSWERED, FLAG_REPLY, U64, FrontendRequest, Message
 from rayos_devices.vhost_user.transcript import Transcript
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Relay:
 
     def _fold(self, message: Message, reply: bytes | None = None) -> None:
         self._transcript.fold(message, reply)
-        if message.request in (Request.GET_VRING_BASE, Request.RESET_DEVICE):
+        if message.request in (FrontendRequest.GET_VRING_BASE, FrontendRequest.RESET_DEVICE):
             self._forget_stopped()
 
     def _forget_stopped(self) -> None:

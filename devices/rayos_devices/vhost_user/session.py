@@ -32,8 +32,8 @@ from rayos_devices.vhost_user.message import (
     VRING_STATE,
     BackendRequest,
     ConfigAccess,
+    FrontendRequest,
     Message,
-    Request,
     VringAddress,
     pack_backend_request,
     pack_reply,
@@ -136,59 +136,59 @@ class Session:
     def _dispatch(self, message: Message) -> bytes | None:
         payload = message.payload
         match message.request:
-            case Request.GET_FEATURES:
+            case FrontendRequest.GET_FEATURES:
                 return U64.pack(self._backend.features)
-            case Request.SET_FEATURES:
+            case FrontendRequest.SET_FEATURES:
                 self._set_features(U64.unpack(payload)[0])
-            case Request.GET_PROTOCOL_FEATURES:
+            case FrontendRequest.GET_PROTOCOL_FEATURES:
                 return U64.pack(self._backend.protocol_features)
-            case Request.SET_PROTOCOL_FEATURES:
+            case FrontendRequest.SET_PROTOCOL_FEATURES:
                 self._protocol_features = U64.unpack(payload)[0] & self._backend.protocol_features
-            case Request.SET_OWNER:
+            case FrontendRequest.SET_OWNER:
                 pass
-            case Request.RESET_OWNER:
+            case FrontendRequest.RESET_OWNER:
                 self._stop_all()
-            case Request.GET_QUEUE_NUM:
+            case FrontendRequest.GET_QUEUE_NUM:
                 return U64.pack(self._backend.queue_num)
-            case Request.SET_MEM_TABLE:
+            case FrontendRequest.SET_MEM_TABLE:
                 self._set_memory(message)
-            case Request.SET_LOG_BASE:
+            case FrontendRequest.SET_LOG_BASE:
                 self._log = DirtyLog(message.fds[0], *LOG_BASE.unpack(payload))
                 self._restart_all()
                 return _ACK
-            case Request.GET_MAX_MEM_SLOTS:
+            case FrontendRequest.GET_MAX_MEM_SLOTS:
                 return U64.pack(MAX_REGIONS)
-            case Request.ADD_MEM_REG:
+            case FrontendRequest.ADD_MEM_REG:
                 spec, fd = unpack_memory_region(payload), message.fds[0]
                 self._change_memory(lambda memory: memory.add(spec, fd))
-            case Request.REM_MEM_REG:
+            case FrontendRequest.REM_MEM_REG:
                 spec = unpack_memory_region(payload)
                 self._change_memory(lambda memory: memory.remove(spec))
-            case Request.SET_VRING_NUM:
+            case FrontendRequest.SET_VRING_NUM:
                 self._set_size(*VRING_STATE.unpack(payload))
-            case Request.SET_VRING_ADDR:
+            case FrontendRequest.SET_VRING_ADDR:
                 self._set_address(VringAddress.unpack(payload))
-            case Request.SET_VRING_BASE:
+            case FrontendRequest.SET_VRING_BASE:
                 self._set_base(*VRING_STATE.unpack(payload))
-            case Request.GET_VRING_BASE:
+            case FrontendRequest.GET_VRING_BASE:
                 return self._get_base(VRING_STATE.unpack(payload)[0])
-            case Request.SET_VRING_KICK:
+            case FrontendRequest.SET_VRING_KICK:
                 self._set_kick(message)
-            case Request.SET_VRING_CALL | Request.SET_VRING_ERR:
+            case FrontendRequest.SET_VRING_CALL | FrontendRequest.SET_VRING_ERR:
                 self._set_signal(message)
-            case Request.SET_VRING_ENABLE:
+            case FrontendRequest.SET_VRING_ENABLE:
                 self._set_enabled(*VRING_STATE.unpack(payload))
-            case Request.RESET_DEVICE:
+            case FrontendRequest.RESET_DEVICE:
                 self._reset_device()
-            case Request.SET_STATUS:
+            case FrontendRequest.SET_STATUS:
                 self._set_status(U64.unpack(payload)[0])
-            case Request.GET_STATUS:
+            case FrontendRequest.GET_STATUS:
                 return U64.pack(self._status)
-            case Request.SET_BACKEND_REQ_FD:
+            case FrontendRequest.SET_BACKEND_REQ_FD:
                 self._set_backend_channel(message)
-            case Request.NET_SET_MTU:
+            case FrontendRequest.NET_SET_MTU:
                 pass  # told for information: the MTU the guest uses is in the frontend's config space
-            case Request.GET_CONFIG:
+            case FrontendRequest.GET_CONFIG:
                 try:
                     access = ConfigAccess.unpack(payload)
                 except ProtocolError as error:
@@ -198,12 +198,12 @@ class Session:
                 return ConfigAccess(
                     access.offset, access.size, access.flags, space.ljust(access.size, b"\0")
                 ).pack()
-            case Request.SET_CONFIG:
+            case FrontendRequest.SET_CONFIG:
                 access = ConfigAccess.unpack(payload)
                 self._config_writes += 1
                 if self._backend.is_new_write(self._config_writes):
                     self._backend.write_config(access.offset, access.data)
-            case Request.GPU_SET_SOCKET:
+            case FrontendRequest.GPU_SET_SOCKET:
                 if not self._backend.take_gpu_socket(message.fds[0]):
                     raise ProtocolError(f"GPU_SET_SOCKET for {self._backend.name}, which is no GPU")
                 message.fds.clear()
@@ -355,7 +355,7 @@ class Session:
         value = U64.unpack(message.payload)[0]
         index = value & VRING_INDEX_MASK
         self._queue(index)
-        name = "call_fd" if message.request is Request.SET_VRING_CALL else "error_fd"
+        name = "call_fd" if message.request is FrontendRequest.SET_VRING_CALL else "error_fd"
         self._replace_signal(index, name, _take_signal(message, value))
         vring = self._backend.queues[index]
         if name == "error_fd":

@@ -19,8 +19,8 @@ from rayos_devices.vhost_user.message import (
     VRING_INDEX_MASK,
     VRING_STATE,
     ConfigAccess,
+    FrontendRequest,
     Message,
-    Request,
     unpack_memory_region,
 )
 from rayos_devices.virtio.memory import MAX_REGIONS
@@ -28,26 +28,26 @@ from rayos_devices.virtio.memory import MAX_REGIONS
 _Key = TypeVar("_Key")
 
 #: What stays of a queue when its device is reset: the frontend's descriptors, which it does not send again.
-_KEPT_AT_RESET = frozenset((Request.SET_VRING_CALL, Request.SET_VRING_ERR))
+_KEPT_AT_RESET = frozenset((FrontendRequest.SET_VRING_CALL, FrontendRequest.SET_VRING_ERR))
 #: In the order a backend needs them: a queue goes live at its kick, or when it is enabled afterwards.
 _QUEUE_ORDER = (
-    Request.SET_VRING_CALL,
-    Request.SET_VRING_ERR,
-    Request.SET_VRING_NUM,
-    Request.SET_VRING_ADDR,
-    Request.SET_VRING_BASE,
-    Request.SET_VRING_KICK,
-    Request.SET_VRING_ENABLE,
+    FrontendRequest.SET_VRING_CALL,
+    FrontendRequest.SET_VRING_ERR,
+    FrontendRequest.SET_VRING_NUM,
+    FrontendRequest.SET_VRING_ADDR,
+    FrontendRequest.SET_VRING_BASE,
+    FrontendRequest.SET_VRING_KICK,
+    FrontendRequest.SET_VRING_ENABLE,
 )
 _GLOBAL_ORDER = (
-    Request.SET_PROTOCOL_FEATURES,
-    Request.SET_OWNER,
-    Request.SET_BACKEND_REQ_FD,
-    Request.SET_LOG_BASE,
-    Request.SET_FEATURES,
-    Request.SET_STATUS,
-    Request.NET_SET_MTU,
-    Request.GPU_SET_SOCKET,
+    FrontendRequest.SET_PROTOCOL_FEATURES,
+    FrontendRequest.SET_OWNER,
+    FrontendRequest.SET_BACKEND_REQ_FD,
+    FrontendRequest.SET_LOG_BASE,
+    FrontendRequest.SET_FEATURES,
+    FrontendRequest.SET_STATUS,
+    FrontendRequest.NET_SET_MTU,
+    FrontendRequest.GPU_SET_SOCKET,
 )
 
 
@@ -56,11 +56,11 @@ class Transcript:
     """The fold. `queue_count` bounds what a frontend can make it remember."""
 
     queue_count: int
-    _globals: dict[Request, Message] = field(default_factory=dict)
+    _globals: dict[FrontendRequest, Message] = field(default_factory=dict)
     _config: dict[int, Message] = field(default_factory=dict)
     _memory: Message | None = None
     _regions: list[Message] = field(default_factory=list)
-    _queues: dict[tuple[int, Request], Message] = field(default_factory=dict)
+    _queues: dict[tuple[int, FrontendRequest], Message] = field(default_factory=dict)
     _config_writes: int = 0
 
     def fold(self, message: Message, reply: bytes | None = None) -> None:
@@ -68,25 +68,25 @@ class Transcript:
         request = message.request
         if request in _GLOBAL_ORDER:
             _put(self._globals, request, message)
-        elif request is Request.SET_CONFIG:
+        elif request is FrontendRequest.SET_CONFIG:
             self._config_writes += 1
             _put(self._config, ConfigAccess.unpack(message.payload).offset, message)
-        elif request is Request.SET_MEM_TABLE:
+        elif request is FrontendRequest.SET_MEM_TABLE:
             self._drop_memory()
             self._memory = message
-        elif request is Request.ADD_MEM_REG:
+        elif request is FrontendRequest.ADD_MEM_REG:
             if len(self._regions) >= MAX_REGIONS:
                 _close(message)
                 raise ProtocolError(f"more than {MAX_REGIONS} memory regions")
             self._regions.append(message)
-        elif request is Request.REM_MEM_REG:
+        elif request is FrontendRequest.REM_MEM_REG:
             self._remove_region(message)
             _close(message)
-        elif request is Request.GET_VRING_BASE:
+        elif request is FrontendRequest.GET_VRING_BASE:
             if reply is not None and len(reply) == VRING_STATE.size:
                 self._stop_queue(*VRING_STATE.unpack(reply))
             _close(message)
-        elif request is Request.RESET_DEVICE:
+        elif request is FrontendRequest.RESET_DEVICE:
             self._reset_device()
             _close(message)
         elif request in _QUEUE_ORDER:
@@ -99,17 +99,21 @@ class Transcript:
             _close(message)
 
     def _stop_queue(self, index: int, base: int) -> None:
-        stopped = self._queues.pop((index, Request.SET_VRING_KICK), None)
+        stopped = self._queues.pop((index, FrontendRequest.SET_VRING_KICK), None)
         if stopped is not None:
             _close(stopped)
         if index < self.queue_count:
             payload = VRING_STATE.pack(index, base)
-            _put(self._queues, (index, Request.SET_VRING_BASE), Message(Request.SET_VRING_BASE, 1, payload))
+            _put(
+                self._queues,
+                (index, FrontendRequest.SET_VRING_BASE),
+                Message(FrontendRequest.SET_VRING_BASE, 1, payload),
+            )
 
     def _reset_device(self) -> None:
         for key in [key for key in self._queues if key[1] not in _KEPT_AT_RESET]:
             _close(self._queues.pop(key))
-        self._globals.pop(Request.SET_FEATURES, None)
+        self._globals.pop(FrontendRequest.SET_FEATURES, None)
 
     def _remove_region(self, message: Message) -> None:
         gone = unpack_memory_region(message.payload)
@@ -154,7 +158,7 @@ class Transcript:
 
     def is_running(self, queue: int) -> bool:
         """The frontend gave the queue to the backend, and did not take it back."""
-        return (queue, Request.SET_VRING_KICK) in self._queues
+        return (queue, FrontendRequest.SET_VRING_KICK) in self._queues
 
     @property
     def is_empty(self) -> bool:
@@ -189,6 +193,10 @@ def _silent(message: Message) -> Message:
 
 
 def _queue_index(message: Message) -> int:
-    if message.request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR):
+    if message.request in (
+        FrontendRequest.SET_VRING_KICK,
+        FrontendRequest.SET_VRING_CALL,
+        FrontendRequest.SET_VRING_ERR,
+    ):
         return int(U64.unpack(message.payload)[0] & VRING_INDEX_MASK)
     return int(VRING_STATE.unpack_from(message.payload)[0])

@@ -22,7 +22,7 @@ cdef class PackedRing:
     @cython.locals(completed=cython.ulonglong)
     cdef void _mark(self, unsigned long long notes) noexcept
     @cython.locals(available=cython.uint, used=cython.uint)
-    cpdef bint look(self) noexcept
+    cpdef bint peek(self) noexcept
     @cython.locals(at=cython.uint, word=cython.ulonglong)
     cpdef void load(self, unsigned int ahead) noexcept
     cpdef void take(self, unsigned int count) noexcept

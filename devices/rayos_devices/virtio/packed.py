@@ -64,7 +64,7 @@ def _in_flight(base: int, size: int) -> int:
 class PackedRing:
     """A queue's positions in its ring.
 
-    `look` and `load` leave a descriptor in `address`, `length`, `id` and `flags`; `room` is how many descriptors are
+    `peek` and `load` leave a descriptor in `address`, `length`, `id` and `flags`; `room` is how many descriptors are
     not in flight.
     """
 
@@ -130,7 +130,7 @@ class PackedRing:
 
     # -- available -----------------------------------------------------------------------------------------------
 
-    def look(self) -> bool:
+    def peek(self) -> bool:
         """Whether the next descriptor is available; it is loaded."""
         self.load(0)
         available, used = self.flags >> 7 & 1, self.flags >> 15

@@ -269,7 +269,7 @@ class Vring:
 
     def _take_packed(self) -> int:
         ring = self._ring
-        while self.attached and not self.broken and ring.look():
+        while self.attached and not self.broken and ring.peek():
             head = ring.slot
             is_sound = self._walk_packed(ring)
             self.requests += 1
@@ -490,7 +490,7 @@ class Vring:
         """A chain is available now."""
         if not self.attached or self.broken:
             return False
-        return self._ring.look() if self._is_packed else self._avail[1] != self._last_avail
+        return self._ring.peek() if self._is_packed else self._avail[1] != self._last_avail
 
     def take_kick(self, fd: int) -> bool:
         """Empty the kick's eventfd; False when nobody had kicked."""
@@ -506,7 +506,7 @@ class Vring:
         if self._is_packed:
             if not self.is_polled and self._ring.ask_for_kick() and self._is_logged:
                 self._log_used()
-            return self._ring.look()
+            return self._ring.peek()
         if self._event_idx and not self.is_polled:
             self._used[2 + 4 * self.size] = self._last_avail
             fence()

@@ -44,14 +44,14 @@ class AgentBusyError(Exception):
     """A request was made while there is no conversation or another request is not answered (local fault)."""
 
 
-class State(enum.Enum):
+class AgentState(enum.Enum):
     LOST = "lost"  # nothing is known of the agent
     SYNCING = "syncing"  # hello was sent
     IDLE = "idle"
     WAITING = "waiting"  # a request was sent
 
 
-class Event(enum.Enum):
+class AgentEvent(enum.Enum):
     SAID_HELLO = "said hello"
     HEARD_HELLO = "heard hello"
     REQUESTED = "requested"
@@ -60,13 +60,13 @@ class Event(enum.Enum):
     VIOLATED = "violated"
 
 
-TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
-    **{(state, Event.SAID_HELLO): State.SYNCING for state in State},
-    **{(state, Event.VIOLATED): State.LOST for state in State},
-    **{(state, Event.RESTARTED): State.LOST for state in State},
-    (State.SYNCING, Event.HEARD_HELLO): State.IDLE,
-    (State.IDLE, Event.REQUESTED): State.WAITING,
-    (State.WAITING, Event.ANSWERED): State.IDLE,
+TRANSITIONS: Final[Mapping[tuple[AgentState, AgentEvent], AgentState]] = {
+    **{(state, AgentEvent.SAID_HELLO): AgentState.SYNCING for state in AgentState},
+    **{(state, AgentEvent.VIOLATED): AgentState.LOST for state in AgentState},
+    **{(state, AgentEvent.RESTARTED): AgentState.LOST for state in AgentState},
+    (AgentState.SYNCING, AgentEvent.HEARD_HELLO): AgentState.IDLE,
+    (AgentState.IDLE, AgentEvent.REQUESTED): AgentState.WAITING,
+    (AgentState.WAITING, AgentEvent.ANSWERED): AgentState.IDLE,
 }
 
 
@@ -137,7 +137,7 @@ class AgentProtocol:
     """One conversation after another with the agent behind one port."""
 
     def __init__(self) -> None:
-        self.state = State.LOST
+        self.state = AgentState.LOST
         self._buffer = bytearray()
         self._nonce = b""
         self._id = 0
@@ -152,7 +152,7 @@ class AgentProtocol:
         """
         if not _NONCE.fullmatch(nonce):
             raise ValueError(f"nonce {nonce!r} is not 16 to 64 hexadecimal digits")
-        self._step(Event.SAID_HELLO)
+        self._step(AgentEvent.SAID_HELLO)
         self._nonce = nonce.encode()
         return b"\nhello %b\n" % self._nonce
 
@@ -177,7 +177,7 @@ class AgentProtocol:
 
     def kill(self) -> bytes:
         """Return what kills the running command with its process group; its `Exited` (137) still comes."""
-        if self.state is not State.WAITING or self._kind != b"exit":
+        if self.state is not AgentState.WAITING or self._kind != b"exit":
             raise AgentBusyError("no command is running")
         return b"kill\n"
 
@@ -225,24 +225,24 @@ class AgentProtocol:
         line = b" ".join((verb, b"%d" % (self._id + 1), *words)) + b"\n"
         if len(line) > MAX_LINE:
             raise ValueError(f"request of {len(line)} bytes exceeds {MAX_LINE}: put a script into the guest")
-        if self.state is not State.IDLE:
+        if self.state is not AgentState.IDLE:
             raise AgentBusyError(f"the agent is {self.state.value}, a request needs it idle")
-        self._step(Event.REQUESTED)
+        self._step(AgentEvent.REQUESTED)
         self._id += 1
         self._kind = answer
         self._limit = limit_bytes
         return self._id, line
 
-    def _step(self, event: Event) -> None:
+    def _step(self, event: AgentEvent) -> None:
         self.state = TRANSITIONS[self.state, event]
 
     def _violation(self, text: str) -> ProtocolError:
-        self._step(Event.VIOLATED)
+        self._step(AgentEvent.VIOLATED)
         self._buffer.clear()
         return ProtocolError(text)
 
     def _next(self) -> Reply | None:
-        if self.state in (State.LOST, State.SYNCING):
+        if self.state in (AgentState.LOST, AgentState.SYNCING):
             return self._search()
         while self._buffer[:1] == b"\n":
             del self._buffer[:1]
@@ -254,12 +254,12 @@ class AgentProtocol:
         kind, *fields = bytes(self._buffer[:end]).split(b" ")
         if kind == b"@ready":
             del self._buffer[:end]  # its newline may begin the next marker
-            self._step(Event.RESTARTED)
+            self._step(AgentEvent.RESTARTED)
             return Ready()
         if kind == b"@hello" and fields[:1] == [self._nonce]:  # one more answer to what was said again
             del self._buffer[:end]
             return self._next()
-        if self.state is not State.WAITING:
+        if self.state is not AgentState.WAITING:
             raise self._violation(f"{kind[:16]!r} without a request")
         numbers = self._numbers(kind, fields)
         sizes = numbers[2:4] if kind == b"@exit" else numbers[1:2]
@@ -268,7 +268,7 @@ class AgentProtocol:
             return None
         body = bytes(self._buffer[end + 1 : total])
         del self._buffer[:total]
-        self._step(Event.ANSWERED)
+        self._step(AgentEvent.ANSWERED)
         match kind:
             case b"@exit":
                 number, status, out, _, out_total, err_total = numbers
@@ -300,7 +300,7 @@ class AgentProtocol:
 
     def _search(self) -> Reply | None:
         """Throw away everything up to the echo of our nonce, or an agent that starts."""
-        hello = rb"|\n@hello %b ([0-9]{1,4})\n" % self._nonce if self.state is State.SYNCING else b""
+        hello = rb"|\n@hello %b ([0-9]{1,4})\n" % self._nonce if self.state is AgentState.SYNCING else b""
         found = re.search(_READY.pattern + hello, self._buffer)
         if found is None:
             del self._buffer[:-MAX_HEADER]  # a marker may be cut here
@@ -308,9 +308,9 @@ class AgentProtocol:
         version = found[2] if hello and found[2] else None
         del self._buffer[: found.end() - 1]
         if version is None:
-            self._step(Event.RESTARTED)
+            self._step(AgentEvent.RESTARTED)
             return Ready()
         if int(version) != VERSION:
             raise self._violation(f"the agent speaks version {int(version)}, we {VERSION}")
-        self._step(Event.HEARD_HELLO)
+        self._step(AgentEvent.HEARD_HELLO)
         return Hello(int(version))

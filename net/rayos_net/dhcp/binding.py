@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 FOREVER: Final = float("inf")
 
 
-class State(Enum):
+class BindingState(Enum):
     """The state of an address."""
 
     OFFERED = "offered"  # held for a client that was sent an OFFER; not on disk
@@ -21,8 +21,11 @@ class State(Enum):
     DECLINED = "declined"  # somebody else uses it: not handed out until it expires
 
 
-ACTIVE: Final = (State.OFFERED, State.BOUND)  # tuples: to hash a member costs more than to compare two
-FREE: Final = (State.RELEASED, State.EXPIRED)
+ACTIVE: Final = (
+    BindingState.OFFERED,
+    BindingState.BOUND,
+)  # tuples: to hash a member costs more than to compare two
+FREE: Final = (BindingState.RELEASED, BindingState.EXPIRED)
 
 
 class Binding(NamedTuple):
@@ -35,7 +38,7 @@ class Binding(NamedTuple):
     hardware: bytes  # 6 bytes
     client_id: bytes | None
     host_name: str | None
-    state: State
+    state: BindingState
     expires: float
     since: float
     port: str = ""
@@ -50,7 +53,7 @@ class Binding(NamedTuple):
         """The client's hardware address, like ``52:59:00:00:00:01``."""
         return self.hardware.hex(":")
 
-    def changed(self, state: State, expires: float) -> "Binding":
+    def changed(self, state: BindingState, expires: float) -> "Binding":
         """The same binding in another state."""
         return Binding(
             self.ip,

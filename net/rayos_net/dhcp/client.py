@@ -38,7 +38,7 @@ from rayos_net.dhcp.client_action import (
     Transaction,
     Transmit,
 )
-from rayos_net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, Event, State
+from rayos_net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, ClientEvent, ClientState
 from rayos_net.dhcp.conflict import Detector, Phase, Verdict
 from rayos_net.dhcp.frame import BROADCAST_MAC, Arp
 from rayos_net.dhcp.lease import FOREVER, Lease
@@ -72,7 +72,7 @@ class Client:
         random_xid: Callable[[], int],
     ) -> None:
         self.config = config
-        self.state = State.INIT
+        self.state = ClientState.INIT
         self.is_rebooting = False
         self.lease: Lease | None = None  # in use
         self.history: deque[Transaction] = deque(maxlen=HISTORY_MAX)
@@ -101,13 +101,13 @@ class Client:
         """Begin. With a stored lease that still runs, ask for that one (INIT-REBOOT). Starting twice does
         nothing.
         """
-        if self.state is not State.INIT or self._resume_due is not None:
-            if self.state not in (State.RELEASED, State.ERROR):
+        if self.state is not ClientState.INIT or self._resume_due is not None:
+            if self.state not in (ClientState.RELEASED, ClientState.ERROR):
                 return []
-            self._move(Event.START)
+            self._move(ClientEvent.START)
         self._began = now
         if stored is not None and stored.expires > now:
-            self._move(Event.REBOOT)
+            self._move(ClientEvent.REBOOT)
             self.is_rebooting = True
             self._request(int(stored.address.ip), 0, now)
         else:
@@ -121,13 +121,13 @@ class Client:
             self._begin(MessageType.RELEASE, now).outcome = "sent"
             self._transmit(MessageType.RELEASE, now, ciaddr=int(lease.address.ip), server=int(lease.server))
             self._lose("released")
-            self._move(Event.RELEASE)
+            self._move(ClientEvent.RELEASE)
             self._rest(None)
         return self._take(now)
 
     def renew(self, now: float) -> list[Output]:
         """Renew now rather than at T1."""
-        if self.state is State.BOUND and self.lease is not None:
+        if self.state is ClientState.BOUND and self.lease is not None:
             self.lease = replace(self.lease, renew_at=now)
         return self._take(now)
 
@@ -166,7 +166,7 @@ class Client:
         elif reply.xid == self._xid:
             server = option.u32(reply.options.get(54)) or 0
             match reply.type:
-                case MessageType.OFFER if self.state is State.SELECTING:
+                case MessageType.OFFER if self.state is ClientState.SELECTING:
                     self._offer(reply, server, now)
                 case MessageType.ACK:
                     self._ack(reply, server, hardware, now)
@@ -192,9 +192,9 @@ class Client:
         """When `handle_timer` is due next, None when nothing is waited for."""
         times = [self._send_due, self._choose_due, self._resume_due, self._detector.deadline()]
         if self.lease is not None and not self.lease.is_static:
-            if self.state is State.BOUND:
+            if self.state is ClientState.BOUND:
                 times.append(self.lease.renew_at)
-            if self.state in (State.BOUND, State.RENEWING):
+            if self.state in (ClientState.BOUND, ClientState.RENEWING):
                 times.append(self.lease.rebind_at)
             times.append(self.lease.expires)
         due = [one for one in times if one is not None and one != FOREVER]
@@ -206,18 +206,18 @@ class Client:
         if self.state in HAVE_ADDRESS and lease is not None:
             if now >= lease.expires:
                 self._lose("expired")
-                self._move(Event.EXPIRE)
+                self._move(ClientEvent.EXPIRE)
                 self._rest(now)
-            elif self.state in (State.BOUND, State.RENEWING) and now >= lease.rebind_at:
-                self._move(Event.T2)
+            elif self.state in (ClientState.BOUND, ClientState.RENEWING) and now >= lease.rebind_at:
+                self._move(ClientEvent.T2)
                 self._extend(now)
-            elif self.state is State.BOUND and now >= lease.renew_at:
-                self._move(Event.T1)
+            elif self.state is ClientState.BOUND and now >= lease.renew_at:
+                self._move(ClientEvent.T1)
                 self._extend(now)
         if self._resume_due is not None and now >= self._resume_due:
             self._resume_due = None
-            if self.state is not State.INIT:
-                self._move(Event.START)
+            if self.state is not ClientState.INIT:
+                self._move(ClientEvent.START)
             self._discover(now)
         if self._choose_due is not None and now >= self._choose_due:
             self._choose(now)
@@ -230,7 +230,7 @@ class Client:
     # What the states do.
 
     def _discover(self, now: float) -> None:
-        self._move(Event.START)
+        self._move(ClientEvent.START)
         self._offers = []
         self._begin(MessageType.DISCOVER, now)
         self._send_again(now)
@@ -248,7 +248,7 @@ class Client:
         self._offers.sort(key=lambda one: -(option.u32(one.message.options.get(51)) or 0))
         offer = self._offers.pop(0)
         self._close("answered")
-        self._move(Event.CHOOSE)
+        self._move(ClientEvent.CHOOSE)
         self._request(offer.message.yiaddr, offer.server, now)
 
     def _request(self, address: int, server: int, now: float) -> None:
@@ -262,11 +262,11 @@ class Client:
         self._send_again(now)
 
     def _ack(self, reply: Message, server: int, hardware: bytes, now: float) -> None:
-        if self.state is State.REQUESTING and self._candidate is None:
+        if self.state is ClientState.REQUESTING and self._candidate is None:
             address, chosen = self._asked
             if reply.yiaddr != address or (chosen and server != chosen):
                 return
-        elif self.state is State.RENEWING or self.state is State.REBINDING:
+        elif self.state is ClientState.RENEWING or self.state is ClientState.REBINDING:
             if self.lease is None or reply.yiaddr != int(self.lease.address.ip):
                 return
         else:
@@ -278,7 +278,7 @@ class Client:
         self._send_due = None
         self._refusals = 0
         self._close("answered")
-        if self.state is State.REQUESTING:
+        if self.state is ClientState.REQUESTING:
             self._candidate = lease
             address = int(lease.address.ip)
             if self.config.is_probing:
@@ -295,23 +295,23 @@ class Client:
         self.lease, self._candidate = self._candidate, None
         self.is_rebooting = False
         self._offers = []
-        self._move(Event.BIND)
+        self._move(ClientEvent.BIND)
         self._out.append(Acquired(self.lease))
 
     def _nak(self, server: int, now: float) -> None:
         if (
-            self.state not in (State.REQUESTING, State.RENEWING, State.REBINDING)
+            self.state not in (ClientState.REQUESTING, ClientState.RENEWING, ClientState.REBINDING)
             or self._candidate is not None
         ):
             return
-        if not server or (self.state is State.REQUESTING and self._asked[1] not in (0, server)):
+        if not server or (self.state is ClientState.REQUESTING and self._asked[1] not in (0, server)):
             return
         self._close("refused")
-        if self.state is State.REQUESTING and self._fall_back(now):
+        if self.state is ClientState.REQUESTING and self._fall_back(now):
             return
-        if self.state is not State.REQUESTING:
+        if self.state is not ClientState.REQUESTING:
             self._lose("refused by the server")
-        self._move(Event.NAK)
+        self._move(ClientEvent.NAK)
         self._refusals += 1
         self._rest(now + min(2.0 ** (self._refusals - 1) - 1.0, RETRANSMIT_MAX))
 
@@ -320,7 +320,7 @@ class Client:
         if not self._offers:
             return False
         offer = self._offers.pop(0)
-        self._move(Event.FALL_BACK)
+        self._move(ClientEvent.FALL_BACK)
         self._xid = offer.message.xid
         self._request(offer.message.yiaddr, offer.server, now)
         return True
@@ -351,7 +351,7 @@ class Client:
             MessageType.DECLINE, now, requested=int(lease.address.ip), server=int(lease.server), to_all=True
         )
         self._lose("another host has the address")
-        self._move(Event.CONFLICT)
+        self._move(ClientEvent.CONFLICT)
         times = self.config.times
         self._rest(
             now + (times.rate_limit_interval if self.conflicts >= times.max_conflicts else DECLINE_WAIT)
@@ -367,14 +367,14 @@ class Client:
         transaction.attempts += 1
         self._sent_at = now
         lease = self.lease
-        if self.state is State.SELECTING:
+        if self.state is ClientState.SELECTING:
             self._transmit(MessageType.DISCOVER, now, to_all=True)
-        elif self.state is State.REQUESTING:
+        elif self.state is ClientState.REQUESTING:
             self._transmit(
                 MessageType.REQUEST, now, requested=self._asked[0], server=self._asked[1], to_all=True
             )
         elif lease is not None:
-            to_all = self.state is State.REBINDING
+            to_all = self.state is ClientState.REBINDING
             self._transmit(MessageType.REQUEST, now, ciaddr=int(lease.address.ip), to_all=to_all)
             until = lease.expires if to_all else lease.rebind_at
             self._send_due = now + max((until - now) / 2, self.config.renew_minimum)
@@ -384,20 +384,20 @@ class Client:
         self._send_due = now + wait + self._uniform(-spread, spread)
 
     def _attempts_max(self) -> int:
-        if self.state is State.SELECTING:
+        if self.state is ClientState.SELECTING:
             return self.config.attempts
-        if self.state is State.REQUESTING:
+        if self.state is ClientState.REQUESTING:
             return REBOOT_ATTEMPTS if self.is_rebooting else REQUEST_ATTEMPTS
         return 1 << 30
 
     def _unanswered(self, now: float) -> None:
         self._close("unanswered")
-        if self.state is State.REQUESTING:
+        if self.state is ClientState.REQUESTING:
             if not self._fall_back(now):
-                self._move(Event.GIVE_UP)
+                self._move(ClientEvent.GIVE_UP)
                 self._rest(now)
             return
-        self._move(Event.GIVE_UP)
+        self._move(ClientEvent.GIVE_UP)
         self._rest(now + self.config.error_pause)
         fallback = self.config.fallback
         if fallback is not None and self.lease is None:
@@ -456,7 +456,7 @@ class Client:
 
     # Housekeeping.
 
-    def _move(self, event: Event) -> None:
+    def _move(self, event: ClientEvent) -> None:
         self.state = TRANSITIONS[self.state, event]
 
     def _begin(self, kind: MessageType, now: float, *, xid: int | None = None) -> Transaction:
@@ -487,11 +487,11 @@ class Client:
         self._detector.stop()
 
     def _take(self, now: float) -> list[Output]:
-        if self._resume_due is not None and now >= self._resume_due and self.state is State.INIT:
+        if self._resume_due is not None and now >= self._resume_due and self.state is ClientState.INIT:
             self._resume_due = None
             self._discover(now)
-        if self.state is State.BOUND and self.lease is not None and now >= self.lease.renew_at:
-            self._move(Event.T1)
+        if self.state is ClientState.BOUND and self.lease is not None and now >= self.lease.renew_at:
+            self._move(ClientEvent.T1)
             self._extend(now)
         out, self._out = self._out, []
         return out

@@ -16,7 +16,7 @@ import trio
 from rayos_net.dhcp import frame, packet_socket
 from rayos_net.dhcp.client import Client
 from rayos_net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost, Output, SendArp, Transmit
-from rayos_net.dhcp.client_state import State
+from rayos_net.dhcp.client_state import ClientState
 from rayos_net.dhcp.clock import Clock
 from rayos_net.dhcp.lease import Lease
 
@@ -48,7 +48,7 @@ class DhcpClient:
         self._watch()
 
     @property
-    def state(self) -> State:
+    def state(self) -> ClientState:
         """Where the client is."""
         return self._client.state
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Final
 
 
-class State(Enum):
+class ClientState(Enum):
     """Where the client is."""
 
     INIT = "init"
@@ -23,7 +23,7 @@ class State(Enum):
     ERROR = "error"
 
 
-class Event(Enum):
+class ClientEvent(Enum):
     """An event that moves the client."""
 
     START = "start"  # begin, or begin again after a pause
@@ -40,35 +40,38 @@ class Event(Enum):
     RELEASE = "release"
 
 
-TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
-    (State.INIT, Event.START): State.SELECTING,
-    (State.INIT, Event.REBOOT): State.REQUESTING,
-    (State.SELECTING, Event.CHOOSE): State.REQUESTING,
-    (State.SELECTING, Event.GIVE_UP): State.ERROR,
-    (State.REQUESTING, Event.BIND): State.BOUND,
-    (State.REQUESTING, Event.FALL_BACK): State.REQUESTING,
-    (State.REQUESTING, Event.NAK): State.INIT,
-    (State.REQUESTING, Event.GIVE_UP): State.INIT,
-    (State.REQUESTING, Event.CONFLICT): State.DECLINED,
-    (State.BOUND, Event.T1): State.RENEWING,
-    (State.BOUND, Event.T2): State.REBINDING,  # after a suspend, later ones may be due at once
-    (State.BOUND, Event.EXPIRE): State.INIT,
-    (State.BOUND, Event.CONFLICT): State.DECLINED,
-    (State.BOUND, Event.RELEASE): State.RELEASED,
-    (State.RENEWING, Event.BIND): State.BOUND,
-    (State.RENEWING, Event.NAK): State.INIT,
-    (State.RENEWING, Event.T2): State.REBINDING,
-    (State.RENEWING, Event.EXPIRE): State.INIT,
-    (State.RENEWING, Event.CONFLICT): State.DECLINED,
-    (State.RENEWING, Event.RELEASE): State.RELEASED,
-    (State.REBINDING, Event.BIND): State.BOUND,
-    (State.REBINDING, Event.NAK): State.INIT,
-    (State.REBINDING, Event.EXPIRE): State.INIT,
-    (State.REBINDING, Event.CONFLICT): State.DECLINED,
-    (State.REBINDING, Event.RELEASE): State.RELEASED,
-    (State.DECLINED, Event.START): State.INIT,
-    (State.ERROR, Event.START): State.INIT,
-    (State.RELEASED, Event.START): State.INIT,
+TRANSITIONS: Final[Mapping[tuple[ClientState, ClientEvent], ClientState]] = {
+    (ClientState.INIT, ClientEvent.START): ClientState.SELECTING,
+    (ClientState.INIT, ClientEvent.REBOOT): ClientState.REQUESTING,
+    (ClientState.SELECTING, ClientEvent.CHOOSE): ClientState.REQUESTING,
+    (ClientState.SELECTING, ClientEvent.GIVE_UP): ClientState.ERROR,
+    (ClientState.REQUESTING, ClientEvent.BIND): ClientState.BOUND,
+    (ClientState.REQUESTING, ClientEvent.FALL_BACK): ClientState.REQUESTING,
+    (ClientState.REQUESTING, ClientEvent.NAK): ClientState.INIT,
+    (ClientState.REQUESTING, ClientEvent.GIVE_UP): ClientState.INIT,
+    (ClientState.REQUESTING, ClientEvent.CONFLICT): ClientState.DECLINED,
+    (ClientState.BOUND, ClientEvent.T1): ClientState.RENEWING,
+    (
+        ClientState.BOUND,
+        ClientEvent.T2,
+    ): ClientState.REBINDING,  # after a suspend, later ones may be due at once
+    (ClientState.BOUND, ClientEvent.EXPIRE): ClientState.INIT,
+    (ClientState.BOUND, ClientEvent.CONFLICT): ClientState.DECLINED,
+    (ClientState.BOUND, ClientEvent.RELEASE): ClientState.RELEASED,
+    (ClientState.RENEWING, ClientEvent.BIND): ClientState.BOUND,
+    (ClientState.RENEWING, ClientEvent.NAK): ClientState.INIT,
+    (ClientState.RENEWING, ClientEvent.T2): ClientState.REBINDING,
+    (ClientState.RENEWING, ClientEvent.EXPIRE): ClientState.INIT,
+    (ClientState.RENEWING, ClientEvent.CONFLICT): ClientState.DECLINED,
+    (ClientState.RENEWING, ClientEvent.RELEASE): ClientState.RELEASED,
+    (ClientState.REBINDING, ClientEvent.BIND): ClientState.BOUND,
+    (ClientState.REBINDING, ClientEvent.NAK): ClientState.INIT,
+    (ClientState.REBINDING, ClientEvent.EXPIRE): ClientState.INIT,
+    (ClientState.REBINDING, ClientEvent.CONFLICT): ClientState.DECLINED,
+    (ClientState.REBINDING, ClientEvent.RELEASE): ClientState.RELEASED,
+    (ClientState.DECLINED, ClientEvent.START): ClientState.INIT,
+    (ClientState.ERROR, ClientEvent.START): ClientState.INIT,
+    (ClientState.RELEASED, ClientEvent.START): ClientState.INIT,
 }
 
-HAVE_ADDRESS: Final = frozenset((State.BOUND, State.RENEWING, State.REBINDING))
+HAVE_ADDRESS: Final = frozenset((ClientState.BOUND, ClientState.RENEWING, ClientState.REBINDING))

@@ -30,7 +30,7 @@ _OWN: Final = frozenset(
 )
 
 
-class Wish(Enum):
+class ClientOrder(Enum):
     """The order that the client carries out for the guest."""
 
     START = "start"
@@ -46,7 +46,7 @@ class Give:
     kind: MessageType
 
 
-Step = Give | Wish
+Step = Give | ClientOrder
 
 
 class Handover:
@@ -96,11 +96,11 @@ class Handover:
                 return self._request(request, now)
             case MessageType.DECLINE if self._is_ours(option.u32(request.options.get(50))):
                 self.lose()
-                return self._wish(Wish.DECLINE)
+                return self._order(ClientOrder.DECLINE)
             case MessageType.RELEASE if self._is_ours(request.ciaddr):
                 self.lose()
                 self._lost = None  # it knows
-                return self._wish(Wish.RELEASE)
+                return self._order(ClientOrder.RELEASE)
             case MessageType.INFORM if self.lease is not None:
                 return self._give(
                     self._answers.lease(request, MessageType.ACK, request.ciaddr, None), MessageType.ACK
@@ -112,7 +112,7 @@ class Handover:
             return self._offer(request, now)
         self._waiting = request
         self._count("discover_waits")
-        return [Wish.START]
+        return [ClientOrder.START]
 
     def _offer(self, request: Message, now: float) -> list[Step]:
         return self._lease(request, MessageType.OFFER, now)
@@ -124,7 +124,7 @@ class Handover:
             if address is not None and address == self._lost:
                 return self._nak(request, "the lease was lost upstream")
             self._count("request_waits")
-            return [Wish.START]
+            return [ClientOrder.START]
         if chosen is not None and chosen != self.server:
             return self._drop("chose_another_server")
         if not self._is_ours(address):
@@ -155,9 +155,9 @@ class Handover:
         self._count(kind.name.lower())
         return [Give(reply, kind)]
 
-    def _wish(self, wish: Wish) -> list[Step]:
-        self._count(wish.value)
-        return [wish]
+    def _order(self, order: ClientOrder) -> list[Step]:
+        self._count(order.value)
+        return [order]
 
     def _count(self, what: str) -> None:
         self.counters[what] = self.counters.get(what, 0) + 1

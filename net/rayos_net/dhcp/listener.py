@@ -29,7 +29,7 @@ PORT_BUFFER_SIZE: Final = 128 << 10  # some 100 datagrams, more than a port's bu
 _DISCARD_MAX: Final = 1024
 
 Take = Callable[[bytes, str], float]  # a frame and its port; returns the seconds that the port has to rest
-Settle = Callable[[], float]  # after a batch; returns the seconds until the next one
+AfterBatch = Callable[[], float]  # after a batch; returns the seconds until the next one
 
 
 class Listener:
@@ -45,7 +45,7 @@ class Listener:
         is_limited: bool,
         is_port: bool = False,
         take: Take,
-        settle: Settle,
+        after_batch: AfterBatch,
         discarded: Callable[[int], None],
     ) -> None:
         self.link = link
@@ -53,7 +53,7 @@ class Listener:
         self._is_limited = is_limited
         self._is_port = is_port
         self._take = take
-        self._settle = settle
+        self._after_batch = after_batch
         self._discarded = discarded
         self._watch: PortWatch
         self._plain: socket.socket | None = None
@@ -134,7 +134,7 @@ class Listener:
                 if rest:
                     self._discarded(_discard(sock))
                     break
-            pause = max(rest, self._settle())
+            pause = max(rest, self._after_batch())
             if pause:
                 await trio.sleep(pause)
 

@@ -9,7 +9,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from rayos_net.dhcp.binding import ACTIVE, FOREVER, FREE, Binding, State
+from rayos_net.dhcp.binding import ACTIVE, FOREVER, FREE, Binding, BindingState
 from rayos_net.dhcp.config import SubnetConfig
 
 
@@ -80,7 +80,7 @@ class Pool:
         binding = self.by_ip.get(ip)
         if binding is None or binding.expires <= now or binding.state in FREE:
             return True
-        return binding.state is not State.DECLINED and binding.client == client
+        return binding.state is not BindingState.DECLINED and binding.client == client
 
     def choose(self, client: bytes, hardware: bytes, requested: int | None, now: float) -> int | None:
         """The address for a client: reserved, its present or former one, the requested one, a new one; None:
@@ -112,9 +112,9 @@ class Pool:
             self._forget(before)
         other = self.by_client.get(binding.client)
         if other is not None and other.ip != ip and other.state in ACTIVE and binding.state in ACTIVE:
-            self.put(other.changed(State.EXPIRED, binding.since))
+            self.put(other.changed(BindingState.EXPIRED, binding.since))
         self.by_ip[ip] = binding
-        if binding.state is State.DECLINED:
+        if binding.state is BindingState.DECLINED:
             self._quarantine.setdefault(binding.port, set()).add(ip)
         elif other is None or other.ip == ip or other.state not in ACTIVE or binding.state in ACTIVE:
             self.by_client[binding.client] = binding  # an old address never hides the present one
@@ -153,7 +153,7 @@ class Pool:
             _, ip = heapq.heappop(self._expiry)
             binding = self.by_ip[ip]
             gone.append(binding)
-            self.put(binding.changed(State.EXPIRED, binding.expires))
+            self.put(binding.changed(BindingState.EXPIRED, binding.expires))
 
     def _expect(self, binding: Binding) -> None:
         if binding.expires != FOREVER:
@@ -166,7 +166,7 @@ class Pool:
         holder = self.by_ip.get(ip)
         if holder is None or holder.expires <= now or holder.state in FREE:
             return True
-        return holder.state is not State.DECLINED and holder.hardware == hardware
+        return holder.state is not BindingState.DECLINED and holder.hardware == hardware
 
     def _forget(self, binding: Binding) -> None:
         ip = binding.ip

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from rayos_net.dhcp import message as wire
 from rayos_net.dhcp import option
 from rayos_net.dhcp.answer import Answers, relay_value, subnet_values
-from rayos_net.dhcp.binding import ACTIVE, FOREVER, Binding, EventKind, LeaseEvent, State, client_key
+from rayos_net.dhcp.binding import ACTIVE, FOREVER, Binding, BindingState, EventKind, LeaseEvent, client_key
 from rayos_net.dhcp.bucket import Buckets
 from rayos_net.dhcp.config import SubnetConfig
 from rayos_net.dhcp.exchange import Exchanges
@@ -139,7 +139,9 @@ class Server:
             return []
         del self._probing[ip]
         self.count("probe_conflicts")
-        binding = probing.pool.by_ip[ip].changed(State.DECLINED, now + probing.pool.config.quarantine_seconds)
+        binding = probing.pool.by_ip[ip].changed(
+            BindingState.DECLINED, now + probing.pool.config.quarantine_seconds
+        )
         probing.pool.put(binding)
         actions: list[Action] = [Commit(binding, None, LeaseEvent(EventKind.DECLINED, binding))]
         return actions + self._discover(probing.pool, probing.request, probing.source, now)
@@ -165,9 +167,9 @@ class Server:
             actions += offered
         for pool in self.pools:
             for binding in pool.expire(now):
-                if binding.state is State.BOUND:
+                if binding.state is BindingState.BOUND:
                     self.count("expired")
-                    gone = binding.changed(State.EXPIRED, binding.expires)
+                    gone = binding.changed(BindingState.EXPIRED, binding.expires)
                     actions.append(Tell(LeaseEvent(EventKind.EXPIRED, gone)))
         return actions
 
@@ -175,7 +177,7 @@ class Server:
         """Take a lease back by order of the administrator; its client notices when it renews."""
         for pool in self.pools:
             binding = pool.by_ip.get(ip)
-            if binding is not None and binding.state not in (State.RELEASED, State.EXPIRED):
+            if binding is not None and binding.state not in (BindingState.RELEASED, BindingState.EXPIRED):
                 return self._freed(pool, binding, now)
         return []
 
@@ -223,15 +225,17 @@ class Server:
         held = pool.by_ip.get(ip)
         if held is None or held.client != client or held.state not in ACTIVE or held.expires <= now:
             known = held is not None and held.client == client
-            held = self._binding(request, client, ip, State.OFFERED, now + config.offer_seconds, now, source)
+            held = self._binding(
+                request, client, ip, BindingState.OFFERED, now + config.offer_seconds, now, source
+            )
             pool.put(held)
             if not known and self._start_probe(pool, request, source, ip, now):
                 return [Probe(ip)]
         elif ip in self._probing:
             self._probing[ip].request = request
             return []
-        elif held.state is State.OFFERED:
-            pool.put(held.changed(State.OFFERED, now + config.offer_seconds))
+        elif held.state is BindingState.OFFERED:
+            pool.put(held.changed(BindingState.OFFERED, now + config.offer_seconds))
         if config.rapid_commit and 80 in request.options:
             return self._bind(pool, request, source, client, ip, now, rapid=True)
         answers = self._answers[id(pool)]
@@ -265,7 +269,7 @@ class Server:
             return self._nak(pool, request, "address is reserved or outside the pool")
         if not pool.is_free(ip, client, now):
             holder = pool.by_ip[ip]
-            if holder.state is State.DECLINED or pool.reserved.get(ip) != request.chaddr:
+            if holder.state is BindingState.DECLINED or pool.reserved.get(ip) != request.chaddr:
                 return self._nak(pool, request, "address is in use")
             if holder.hardware != request.chaddr:
                 return self._nak(pool, request, "address is still leased to another client")
@@ -288,9 +292,9 @@ class Server:
         seconds = self._seconds(pool, request)
         expires = FOREVER if seconds == option.INFINITE else now + seconds
         before = pool.by_ip.get(ip)
-        renewed = before is not None and before.client == client and before.state is State.BOUND
+        renewed = before is not None and before.client == client and before.state is BindingState.BOUND
         since = before.since if renewed and before is not None else now
-        binding = self._binding(request, client, ip, State.BOUND, expires, since, source)
+        binding = self._binding(request, client, ip, BindingState.BOUND, expires, since, source)
         pool.put(binding)
         reply = self._answers[id(pool)].lease(request, MessageType.ACK, ip, seconds, rapid=rapid)
         self.count("ack")
@@ -300,9 +304,9 @@ class Server:
     def _not_chosen(self, pool: Pool, client: bytes) -> list[Action]:
         # The client took another server's offer: ours lapses, silently (RFC 2131, 4.3.2).
         held = pool.by_client.get(client)
-        if held is not None and held.state is State.OFFERED:
+        if held is not None and held.state is BindingState.OFFERED:
             self._probing.pop(held.ip, None)
-            pool.put(held.changed(State.EXPIRED, held.since))
+            pool.put(held.changed(BindingState.EXPIRED, held.since))
         return self._drop("chose_another_server")
 
     def _decline(self, pool: Pool, request: Message, source: Source, now: float) -> list[Action]:
@@ -314,7 +318,7 @@ class Server:
             return self._drop("decline_of_foreign_address")
         if pool.quarantined_by(source.port) >= pool.config.limits.quarantined_per_port:
             return self._drop("decline_over_limit")
-        binding = held.changed(State.DECLINED, now + pool.config.quarantine_seconds)
+        binding = held.changed(BindingState.DECLINED, now + pool.config.quarantine_seconds)
         pool.put(binding)
         return [Commit(binding, None, LeaseEvent(EventKind.DECLINED, binding))]
 
@@ -326,7 +330,7 @@ class Server:
         return self._freed(pool, held, now)
 
     def _freed(self, pool: Pool, held: Binding, now: float) -> list[Action]:
-        binding = held.changed(State.RELEASED, now)
+        binding = held.changed(BindingState.RELEASED, now)
         pool.put(binding)
         return [Commit(binding, None, LeaseEvent(EventKind.RELEASED, binding))]
 
@@ -349,12 +353,12 @@ class Server:
         own = pool.by_client.get(client)
         if own is not None and own.ip in held:
             return True
-        offers = [pool.by_ip[ip] for ip in held if pool.by_ip[ip].state is State.OFFERED]
+        offers = [pool.by_ip[ip] for ip in held if pool.by_ip[ip].state is BindingState.OFFERED]
         if not offers:
             return False
         oldest = min(offers, key=lambda one: one.since)
         self._probing.pop(oldest.ip, None)
-        pool.put(oldest.changed(State.EXPIRED, now))
+        pool.put(oldest.changed(BindingState.EXPIRED, now))
         return True
 
     def _start_probe(self, pool: Pool, request: Message, source: Source, ip: int, now: float) -> bool:
@@ -385,7 +389,7 @@ class Server:
         request: Message,
         client: bytes,
         ip: int,
-        state: State,
+        state: BindingState,
         expires: float,
         since: float,
         source: Source,

@@ -54,13 +54,13 @@ class DhcpService:
         server: Server,
         store: LeaseStore,
         events: Callable[[LeaseEvent], None] | None,
-        settled: Callable[[], Awaitable[None]] | None = None,
+        committed: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.link = link
         self._server = server
         self._store = store
         self._events = events
-        self._settled = settled
+        self._committed = committed
         self._clock = Clock()
         self._pending: list[Commit] = []
         self._has_pending = trio.Event()
@@ -81,7 +81,7 @@ class DhcpService:
             frame.SERVER_PORT,
             is_limited=config.limits.requests_per_second is not None,
             take=self._take,
-            settle=self._settle,
+            after_batch=self._after_batch,
             discarded=partial(server.count, "drop_rate_limited"),
         )
 
@@ -175,7 +175,7 @@ class DhcpService:
             self._perform(server.receive(seen.payload, source, now))
         return 0.0
 
-    def _settle(self) -> float:
+    def _after_batch(self) -> float:
         self._arm()
         # Only for replies: what is dropped must not hold up the others.
         sent, self._sent = self._sent, 0
@@ -228,8 +228,8 @@ class DhcpService:
                 for one in batch:
                     if one.event is not None:
                         self._events(one.event)
-            if self._settled is not None:
-                await self._settled()
+            if self._committed is not None:
+                await self._committed()
             for at in range(0, len(batch), BURST):
                 replies = [one.reply for one in batch[at : at + BURST] if one.reply is not None]
                 for reply in replies:
@@ -311,14 +311,14 @@ async def serve_dhcp(
     *,
     store: Path,
     events: Callable[[LeaseEvent], None] | None = None,
-    settled: Callable[[], Awaitable[None]] | None = None,
+    committed: Callable[[], Awaitable[None]] | None = None,
     remote: tuple[SubnetConfig, ...] = (),
     task_status: trio.TaskStatus[DhcpService] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve DHCP for `subnet` on `link` until cancelled; with nursery.start() the DhcpService is the result.
 
     `store` is the lease file, made when absent. `events` is called in the trio thread after each stored
-    change; `settled` is awaited after those of a group and before its ACKs leave. `remote` are subnets behind
+    change; `committed` is awaited after those of a group and before its ACKs leave. `remote` are subnets behind
     relay agents. Closes everything it opened; after cancellation no unsent ACK stays behind. Raises DhcpError
     when the link is missing or removed, not permitted, or the lease file is in use.
     """
@@ -331,7 +331,7 @@ async def serve_dhcp(
         if leases.set_aside is not None:
             log.warning("The lease file was damaged and is set aside", extra={"path": str(leases.set_aside)})
         server.restore(leases.read())
-        service = DhcpService(link, server, leases, events, settled)
+        service = DhcpService(link, server, leases, events, committed)
         service.open(stack)
         task_status.started(service)
         await service.run()

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from rayos_net.dhcp.binding import FOREVER, Binding, State
+from rayos_net.dhcp.binding import FOREVER, Binding, BindingState
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS binding (
@@ -150,7 +150,7 @@ def _binding(
         bytes(hardware),
         client_id,
         host_name,
-        State(state),
+        BindingState(state),
         FOREVER if expires is None else expires,
         since,
         port,

@@ -27,7 +27,7 @@ from rayos_net.dhcp.client_service import DhcpClient, Told, run_client
 from rayos_net.dhcp.clock import Clock
 from rayos_net.dhcp.config import Limits
 from rayos_net.dhcp.conflict import QUICK
-from rayos_net.dhcp.handover import PARAMETERS, Give, Handover, Step, Wish
+from rayos_net.dhcp.handover import PARAMETERS, ClientOrder, Give, Handover, Step
 from rayos_net.dhcp.lease import Lease
 from rayos_net.dhcp.listener import Listener
 from rayos_net.dhcp.message import MessageType
@@ -71,7 +71,7 @@ class Upstream:
             is_limited=True,
             is_port=True,
             take=self._take,
-            settle=lambda: 0.0,
+            after_batch=lambda: 0.0,
             discarded=partial(self._count, "drop_rate_limited"),
         )
 
@@ -143,11 +143,11 @@ class Upstream:
                         self._raw.send(data)
                     except OSError:
                         self._count("send_failures")  # as on a lossy wire: the guest asks again
-                case Wish.START:
+                case ClientOrder.START:
                     self._client.start()
-                case Wish.DECLINE:
+                case ClientOrder.DECLINE:
                     self._client.decline()
-                case Wish.RELEASE:
+                case ClientOrder.RELEASE:
                     self._client.release()
 
     def _count(self, what: str, by: int = 1) -> None:

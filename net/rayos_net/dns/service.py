@@ -66,7 +66,7 @@ class DnsService:
             PORT,
             is_limited=True,
             take=self._take,
-            settle=lambda: 0.0,
+            after_batch=lambda: 0.0,
             discarded=partial(self._count, "rate_limited"),
         )
         self._streams = Streams(server, zone.network, PORT, self._admit, self._handle_stream, self._count)

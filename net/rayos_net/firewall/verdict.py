@@ -61,7 +61,7 @@ class Explanation:
         return f"{self.action.name.lower()}: {self.reason.lower()}{rule}{origin}"
 
 
-class Port:
+class GuestPort:
     """One port of a guest: its guard, its flows, its counters."""
 
     def __init__(self, guard: Guard, flows: FlowTable) -> None:
@@ -225,7 +225,7 @@ class Port:
 
 
 def reason_name(reason: int) -> str:
-    """The word for a key of Port.counters."""
+    """The word for a key of GuestPort.counters."""
     for kind in (Fault, Spoof, Reason):
         if reason in kind._value2member_map_:
             return str(kind(reason).name).lower()

@@ -13,7 +13,7 @@ import trio
 from rayos_net.dhcp.binding import EventKind
 from rayos_net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost
 from rayos_net.dhcp.client_service import DhcpClient, Told, run_client
-from rayos_net.dhcp.client_state import State
+from rayos_net.dhcp.client_state import ClientState
 from rayos_net.dhcp.config import Limits
 from rayos_net.dhcp.conflict import QUICK
 from rayos_net.dhcp.lease import Lease
@@ -80,7 +80,7 @@ async def test_an_address_that_another_host_has_is_declined(lab: Lab) -> None:
     async with serving(lab, config) as server, client(lab) as running:
         declined = await server.until(EventKind.DECLINED)
         assert declined.binding.address == IPv4Address("10.77.0.10")
-        assert running.client.state is State.DECLINED
+        assert running.client.state is ClientState.DECLINED
         lease = (await running.until(Acquired)).lease  # after the ten seconds of RFC 2131, 3.1
     assert lease.address.ip == IPv4Address("10.77.0.11")
 

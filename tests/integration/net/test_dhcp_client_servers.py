@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from rayos_net.dhcp.client_action import Acquired, Lost
-from rayos_net.dhcp.client_state import State
+from rayos_net.dhcp.client_state import ClientState
 from rayos_net.dhcp.lease import Lease
 from tests.integration.net.lab import Lab
 from tests.integration.net.peers import SERVERS, Subnet, dhcp_server
@@ -35,7 +35,7 @@ async def test_a_lease_is_given_renewed_and_taken_back(lab: Lab, name: str) -> N
         assert renewed.expires > lease.expires
         running.client.release()
         await running.until(Lost)
-        assert running.client.state is State.RELEASED
+        assert running.client.state is ClientState.RELEASED
         await server.said(RELEASED[name].format(lease.address.ip))
         history = [(one["kind"], one["attempts"], one["outcome"]) for one in running.client.history()]
         assert history == [
@@ -63,7 +63,7 @@ async def test_a_stored_lease_is_confirmed_refused_or_declined(lab: Lab, name: s
         lab.add_address(f"{lease.address.ip}/32")
         async with client(lab, stored=lease) as running:
             await server.said(DECLINED[name].format(lease.address.ip))
-            assert running.client.state is State.DECLINED
+            assert running.client.state is ClientState.DECLINED
             assert not running.told  # it never was in use
 
 

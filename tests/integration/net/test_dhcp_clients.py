@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from rayos_net.dhcp.binding import EventKind, State
+from rayos_net.dhcp.binding import BindingState, EventKind
 from tests.integration.net import peers
 from tests.integration.net.lab import Lab
 from tests.integration.net.serving import run, serving, subnet, told
@@ -57,7 +57,7 @@ async def test_udhcpc_gets_an_address_and_every_option(lab: Lab, hook: Path) -> 
     assert seen["ip"] == str(lease.address)
     assert (seen["router"], seen["dns"], seen["ntpsrv"]) == ("10.77.0.1",) * 3
     assert (seen["domain"], seen["mtu"], seen["mask"], seen["lease"]) == ("guest.rayos", "1400", "16", "3600")
-    assert lease.state is State.BOUND
+    assert lease.state is BindingState.BOUND
     assert lease.host_name == "probe"
 
 
@@ -70,7 +70,7 @@ async def test_udhcpc_declines_an_address_that_another_host_has(lab: Lab, hook: 
         assert "declining" in text
         assert (await server.until(EventKind.DECLINED)).binding.address == IPv4Address("10.77.0.10")
         states = {str(one.address): one.state for one in server.service.leases()}
-    assert states["10.77.0.10"] is State.DECLINED
+    assert states["10.77.0.10"] is BindingState.DECLINED
     assert told(lab, "bound")["ip"] == "10.77.0.11"
 
 
@@ -181,7 +181,7 @@ async def test_a_reservation_made_live_wins(lab: Lab, hook: Path) -> None:
         await run(lab, udhcpc(hook, "-q", "-O", "hostname"))
         assert told(lab, "bound")["ip"] == "10.77.9.9"
         assert told(lab, "bound")["hostname"] == "fixed"
-        active = [str(one.address) for one in server.service.leases() if one.state is State.BOUND]
+        active = [str(one.address) for one in server.service.leases() if one.state is BindingState.BOUND]
     assert active == ["10.77.9.9"]
 
 

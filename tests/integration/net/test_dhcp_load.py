@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_net.dhcp.binding import State
+from rayos_net.dhcp.binding import BindingState
 from rayos_net.dhcp.store import LeaseStore
 from tests.integration.net.lab import Lab
 
@@ -68,7 +68,7 @@ def test_no_acknowledged_lease_is_lost_when_the_server_is_killed(lab: Lab) -> No
     assert not set(before) & set(after)
     assert len(set(acknowledged.values())) == CLIENTS
     with LeaseStore(lab.directory / "leases.db") as store:
-        stored = {one.mac: one.ip for one in store.read() if one.state is State.BOUND}
+        stored = {one.mac: one.ip for one in store.read() if one.state is BindingState.BOUND}
     assert stored == acknowledged
 
 
@@ -83,7 +83,7 @@ def test_perfdhcp_provisions_a_thousand_clients_behind_a_relay(lab: Lab) -> None
         done = subprocess.run(lab.in_client(load), capture_output=True, text=True, timeout=100)
     assert f"to provision {CLIENTS} clients" in done.stdout, done.stdout + done.stderr
     with LeaseStore(lab.directory / "leases.db") as store:
-        assert sum(one.state is State.BOUND for one in store.read()) == CLIENTS
+        assert sum(one.state is BindingState.BOUND for one in store.read()) == CLIENTS
 
 
 def test_a_storm_of_forged_addresses_leaves_other_ports_unharmed(lab: Lab, hook: Path) -> None:

@@ -16,7 +16,7 @@ from rayos_tpm import appraisal, authority, command, files, key, nv, pcr, signat
 from rayos_tpm.command import RH_ENDORSEMENT, RH_OWNER, RH_PLATFORM, Code
 from rayos_tpm.errors import Unavailable
 from rayos_tpm.policy import Policy
-from rayos_tpm.protocol import Sealed, State
+from rayos_tpm.protocol import Sealed, TpmState
 from rayos_tpm.verify import main
 from tests.integration.tpm.machine import APPEND, UUID, Bench, Machine
 
@@ -101,7 +101,7 @@ async def test_changed_artefacts_are_named(open_bench: OpenBench) -> None:
         expected = Policy.from_measurements(bench.measurements())
         tpm = await bench.start_tpm()
         async with bench.boot(tpm):
-            await tpm.client.wait_change(State.WAITING)
+            await tpm.client.wait_change(TpmState.WAITING)
             taken = await tpm.client.baseline()
         bundle, log = taken.bundle, taken.log
         signer = signature.public_key(bundle.ak_public)
@@ -131,7 +131,7 @@ async def test_endorsement(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         tpm = await bench.start_tpm()
         async with bench.boot(tpm) as machine:
-            await tpm.client.wait_change(State.WAITING)
+            await tpm.client.wait_change(TpmState.WAITING)
             identity = await tpm.client.identity()
             blob, secret = signature.make_credential(
                 identity.ek_public, key.name_of(identity.ak_public), NONCE
@@ -220,7 +220,7 @@ async def test_hostile_guest_cannot_take_attestation_away(open_bench: OpenBench,
                 await client.activate(*blob)
             await machine.execute("system_reset")
             await machine.ready()
-            assert (await client.status()).state is State.MEASURED
+            assert (await client.status()).state is TpmState.MEASURED
             assert await client.unseal([8, 11]) == SECRET
 
 
@@ -251,7 +251,7 @@ async def test_state_is_encrypted_at_rest(open_bench: OpenBench) -> None:
         canary = b"CANARY-7b1f"
         tpm = await bench.start_tpm(nv_policy=canary, sealed=Sealed(canary, [8]))
         async with bench.boot(tpm):
-            await tpm.client.wait_change(State.WAITING)
+            await tpm.client.wait_change(TpmState.WAITING)
             state_key = bench.authority.state_key(UUID)
             swtpm = (await tpm.client.status()).swtpm_pid
             for pid in (tpm.process.pid, swtpm):

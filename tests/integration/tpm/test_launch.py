@@ -15,7 +15,7 @@ from rayos_tpm import state
 from rayos_tpm.errors import StateError, TpmError, Unavailable
 from rayos_tpm.launch import Tpm
 from rayos_tpm.process import Process, start_time
-from rayos_tpm.protocol import State
+from rayos_tpm.protocol import TpmState
 from tests.integration.tpm.machine import UUID, Bench
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
@@ -38,14 +38,14 @@ async def test_outlives_its_service_and_is_found_again(open_bench: OpenBench) ->
         assert str(held) == str(tpm.run_dir / "tpm.log")
     found = Tpm(Process(tpm.process.pid, tpm.process.started), tpm.run_dir)
     assert found.is_ours()
-    assert (await found.client.status()).state is State.WAITING
+    assert (await found.client.status()).state is TpmState.WAITING
     assert not Tpm(Process(tpm.process.pid, tpm.process.started + 1), tpm.run_dir).is_ours()
     swtpm = (await found.client.status()).swtpm_pid
     await found.client.stop()
     assert await found.process.wait() == "gone"
     assert start_time(swtpm) is None
     assert not found.is_ours()
-    assert (await found.client.status()).state is State.ENDED
+    assert (await found.client.status()).state is TpmState.ENDED
     assert sorted(path.name for path in tpm.run_dir.iterdir()) == ["tpm-status.json", "tpm.log"]
 
 
@@ -167,7 +167,7 @@ async def test_nonsense_at_the_control_socket_is_answered(open_bench: OpenBench,
         async with await trio.open_unix_socket(tpm.run_dir / "tpm-control.sock") as stream:
             await stream.send_all(line)
             assert b'"error":{"kind":"TpmError"' in await stream.receive_some()
-        assert (await tpm.client.status()).state is State.WAITING
+        assert (await tpm.client.status()).state is TpmState.WAITING
         await tpm.stop()
 
 
@@ -178,6 +178,6 @@ async def test_a_spawner_that_died_is_replaced(open_bench: OpenBench) -> None:
         killed.send_signal(signal.SIGKILL)
         with trio.fail_after(30):
             tpm = await bench.start_tpm()
-        assert (await tpm.client.status()).state is State.WAITING
+        assert (await tpm.client.status()).state is TpmState.WAITING
         assert bench.spawner.process != killed and start_time(killed.pid) != killed.started
         await tpm.stop()

@@ -14,7 +14,7 @@ from rayos_tpm.artefact import ArtefactStore
 from rayos_tpm.command import Code
 from rayos_tpm.event_log import Source
 from rayos_tpm.phase import Phase
-from rayos_tpm.protocol import State
+from rayos_tpm.protocol import TpmState
 from tests.integration.tpm.machine import APPEND, Bench
 
 pytestmark = pytest.mark.guest
@@ -84,7 +84,7 @@ async def test_quotes_during_boot_do_not_disturb(open_bench: OpenBench) -> None:
 
             async def quote_on() -> None:
                 nonlocal taken
-                await tpm.client.wait_change(State.WAITING)
+                await tpm.client.wait_change(TpmState.WAITING)
                 while True:
                     await tpm.client.quote(b"n")
                     taken += 1
@@ -164,13 +164,13 @@ async def test_migration_to_a_file_and_back_keeps_registers(open_bench: OpenBenc
                 await machine.until("query-status", "paused")
             await machine.execute("cont")
             status = await tpm.client.status()
-            assert (status.state, status.reason) == (State.RESTORED, "")
+            assert (status.state, status.reason) == (TpmState.RESTORED, "")
             assert await machine.pcrs() == before
             assert event_log.replay((await tpm.client.log()).entries)[8] == before[8]
             await machine.execute("system_reset")
             await machine.ready()
             assert await machine.pcrs() == before
-            assert (await tpm.client.status()).state is State.MEASURED
+            assert (await tpm.client.status()).state is TpmState.MEASURED
 
 
 async def test_death_of_swtpm_is_noticed(open_bench: OpenBench) -> None:
@@ -181,8 +181,8 @@ async def test_death_of_swtpm_is_noticed(open_bench: OpenBench) -> None:
             await machine.ready()
             status = await tpm.client.status()
             await trio.run_process(["kill", "-9", str(status.swtpm_pid)])
-            status = await tpm.client.wait_change(State.MEASURED)
-            assert status.state is State.FAILED
+            status = await tpm.client.wait_change(TpmState.MEASURED)
+            assert status.state is TpmState.FAILED
             assert "ended with signal 9" in status.reason
             with pytest.raises(Exception, match="attestation unavailable: the TPM is failed"):
                 await tpm.client.quote(b"")
@@ -200,7 +200,7 @@ async def test_death_of_the_proxy_takes_swtpm_along(open_bench: OpenBench) -> No
         tpm = await bench.start_tpm()
         await trio.run_process(["kill", "-9", str(tpm.process.pid)])
         await tpm.process.wait()
-        assert (await tpm.client.wait_change(State.WAITING)).state is State.ENDED
+        assert (await tpm.client.wait_change(TpmState.WAITING)).state is TpmState.ENDED
         with trio.fail_after(5):
             again = await bench.start_tpm()
         await again.stop()

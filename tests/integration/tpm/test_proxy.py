@@ -14,10 +14,10 @@ import pytest
 import trio
 
 from rayos_tpm import command, control, key, pcr
-from rayos_tpm.control import Control, Request
+from rayos_tpm.control import Control, ControlRequest
 from rayos_tpm.emulator import Emulator
 from rayos_tpm.errors import Unavailable
-from rayos_tpm.protocol import State
+from rayos_tpm.protocol import TpmState
 from tests.integration.tpm.machine import Bench
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
@@ -30,7 +30,7 @@ class FakeQemu:
     control: trio.SocketStream
     data: trio.SocketStream
 
-    async def ask(self, request: Request | bytes) -> bytes:
+    async def ask(self, request: ControlRequest | bytes) -> bytes:
         """Send a control request, return the reply."""
         await self.control.send_all(request if isinstance(request, bytes) else request.pack())
         with trio.fail_after(10):
@@ -48,7 +48,7 @@ async def hand_over(stream: trio.SocketStream) -> tuple[bytes, trio.SocketStream
     ours, theirs = socket.socketpair()
     with theirs:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))
-        await stream.socket.sendmsg([Request(Control.SET_DATAFD).pack()], [rights])
+        await stream.socket.sendmsg([ControlRequest(Control.SET_DATAFD).pack()], [rights])
         reply = bytes(await stream.receive_some())
     return reply, trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
@@ -72,7 +72,7 @@ async def test_first_startup_alone_is_rewritten(open_bench: OpenBench) -> None:
     async with open_bench() as bench, attached(bench) as (qemu, _tpm):
         for _ in range(2):
             for _ in range(2):  # SeaBIOS reboots with two INITs
-                assert await qemu.ask(Request(Control.STOP)) == bytes(4)
+                assert await qemu.ask(ControlRequest(Control.STOP)) == bytes(4)
                 assert await qemu.ask(control.init()) == bytes(4)
             assert await qemu.send(command.startup()) == command.error_response(0)
             assert await qemu.send(command.startup()) == command.error_response(command.RC_INITIALIZE)
@@ -111,7 +111,11 @@ async def test_guest_cannot_reach_the_hosts_register(open_bench: OpenBench) -> N
                 control.result(await qemu.ask(control.set_locality(locality))) == control.RESULT_BAD_LOCALITY
             )
         assert await qemu.ask(control.set_locality(1)) == bytes(4)
-        for request in (Request(Control.HASH_START), control.hash_data(b"x"), Request(Control.HASH_END)):
+        for request in (
+            ControlRequest(Control.HASH_START),
+            control.hash_data(b"x"),
+            ControlRequest(Control.HASH_END),
+        ):
             assert control.result(await qemu.ask(request)) == control.RESULT_BAD_ORDINAL
         assert command.parse_response(await qemu.send(command.pcr_extend(17, bytes(32)))).code == 0x907
         reset = command.command(command.Code.PCR_Reset, handles=[17], auths=[command.password()])
@@ -127,7 +131,7 @@ async def test_second_data_descriptor_is_refused(open_bench: OpenBench) -> None:
         reply, data = await hand_over(qemu.control)
         assert control.result(reply) == control.RESULT_FAIL
         await data.aclose()
-        assert control.result(await qemu.ask(Request(Control.SET_DATAFD))) == control.RESULT_FAIL
+        assert control.result(await qemu.ask(ControlRequest(Control.SET_DATAFD))) == control.RESULT_FAIL
 
 
 @pytest.mark.parametrize("nonsense", [struct.pack(">I", 99), struct.pack(">IIII", 13, 0, 2, 0xFFFFFFFF)])
@@ -138,7 +142,7 @@ async def test_unknown_control_command_ends_the_conversation(open_bench: OpenBen
         assert await qemu.control.receive_some() == b""
         with trio.fail_after(10):
             await tpm.process.wait()
-        assert (await tpm.client.status()).state is State.ENDED
+        assert (await tpm.client.status()).state is TpmState.ENDED
 
 
 async def test_requests_in_pieces_and_in_one_go(open_bench: OpenBench) -> None:
@@ -147,7 +151,7 @@ async def test_requests_in_pieces_and_in_one_go(open_bench: OpenBench) -> None:
         for byte in control.init().pack():
             await qemu.control.send_all(bytes([byte]))
         assert await qemu.control.receive_some() == bytes(4)
-        await qemu.control.send_all(Request(Control.STOP).pack() + control.init().pack())
+        await qemu.control.send_all(ControlRequest(Control.STOP).pack() + control.init().pack())
         answers = b""
         with trio.fail_after(10):
             while len(answers) < 8:
@@ -158,12 +162,12 @@ async def test_requests_in_pieces_and_in_one_go(open_bench: OpenBench) -> None:
 async def test_garbage_as_restored_state_fails_closed(open_bench: OpenBench) -> None:
     """A volatile blob that swtpm cannot take is never followed by an unmeasured guest."""
     async with open_bench() as bench, attached(bench) as (qemu, tpm):
-        blob = Request(Control.SET_STATEBLOB, struct.pack(">III", 1, 2, 64) + bytes(64))
+        blob = ControlRequest(Control.SET_STATEBLOB, struct.pack(">III", 1, 2, 64) + bytes(64))
         set_result = control.result(await qemu.ask(blob))
         init_result = control.result(await qemu.ask(control.init(flags=control.INIT_DELETE_VOLATILE)))
         status = await tpm.client.status()
         assert (set_result, init_result) != (0, 0)
-        assert init_result == 0 or status.state is State.FAILED
+        assert init_result == 0 or status.state is TpmState.FAILED
 
 
 async def test_guest_that_holds_all_object_slots_gets_no_crash(open_bench: OpenBench) -> None:
@@ -185,7 +189,7 @@ async def test_guest_that_holds_all_object_slots_gets_no_crash(open_bench: OpenB
         for handle in handles:
             assert await qemu.send(key.flush_context(handle)) == command.error_response(0)
         assert (await tpm.client.quote(b"n")).nonce == b"n"
-        assert (await tpm.client.status()).state is State.MEASURED
+        assert (await tpm.client.status()).state is TpmState.MEASURED
 
 
 async def test_cancel_in_the_middle_of_a_long_command(open_bench: OpenBench) -> None:
@@ -200,7 +204,7 @@ async def test_cancel_in_the_middle_of_a_long_command(open_bench: OpenBench) -> 
         await qemu.data.send_all(key.create_primary(command.RH_OWNER, template))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tpm.client.quote, b"n")
-            assert await qemu.ask(Request(Control.CANCEL_TPM_CMD)) == bytes(4)
+            assert await qemu.ask(ControlRequest(Control.CANCEL_TPM_CMD)) == bytes(4)
             with trio.fail_after(60):
                 answer = command.parse_response(bytes(await qemu.data.receive_some()))
         assert answer.code in (0, command.RC_CANCELED)
@@ -212,7 +216,7 @@ async def test_stalled_swtpm_is_given_up() -> None:
     with theirs:
         emulator = Emulator(trio.socket.from_stdlib_socket(ours))
         with pytest.raises(Unavailable, match=r"within 0\.05 s"):
-            await emulator.ask(Request(Control.STOP), limit_s=0.05)
+            await emulator.ask(ControlRequest(Control.STOP), limit_s=0.05)
         theirs.send(bytes(4))
         with pytest.raises(Unavailable, match="is lost"):
             await emulator.ask(control.init())

@@ -18,8 +18,8 @@ from rayos_devices.vhost_user.message import (
     U64,
     VRING_NO_FD,
     VRING_STATE,
+    FrontendRequest,
     Message,
-    Request,
     pack_region,
 )
 from rayos_devices.vhost_user.session import Session
@@ -62,7 +62,9 @@ class Frontend(RuleBasedStateMachine):
         self.other_end.close()
         self.before.check()
 
-    def send(self, request: Request, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = 1) -> None:
+    def send(
+        self, request: FrontendRequest, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = 1
+    ) -> None:
         message = Message(request, flags, payload, [os.dup(fd) for fd in fds])
         try:
             self.session.handle(message)
@@ -76,41 +78,45 @@ class Frontend(RuleBasedStateMachine):
 
     @rule(features=st.sampled_from([0, 1 << 30, 1 << 29, (1 << 32) | (1 << 30), (1 << 64) - 1]))
     def features(self, features: int) -> None:
-        self.send(Request.SET_FEATURES, U64.pack(features))
+        self.send(FrontendRequest.SET_FEATURES, U64.pack(features))
 
     @rule(flags=st.sampled_from([1, 9]))
     def questions(self, flags: int) -> None:
         for request in (
-            Request.GET_FEATURES,
-            Request.GET_PROTOCOL_FEATURES,
-            Request.GET_QUEUE_NUM,
-            Request.SET_OWNER,
+            FrontendRequest.GET_FEATURES,
+            FrontendRequest.GET_PROTOCOL_FEATURES,
+            FrontendRequest.GET_QUEUE_NUM,
+            FrontendRequest.SET_OWNER,
         ):
             self.send(request, flags=flags)
 
     @rule()
     def reset_owner(self) -> None:
-        self.send(Request.RESET_OWNER)
+        self.send(FrontendRequest.RESET_OWNER)
 
     @rule(status=st.sampled_from([0, 1, 0xF, 0xFF, 0x100, (1 << 64) - 1]))
     def status(self, status: int) -> None:
-        self.send(Request.SET_STATUS, U64.pack(status))
-        self.send(Request.GET_STATUS)
+        self.send(FrontendRequest.SET_STATUS, U64.pack(status))
+        self.send(FrontendRequest.GET_STATUS)
 
     @rule()
     def reset_device(self) -> None:
-        self.send(Request.RESET_DEVICE)
+        self.send(FrontendRequest.RESET_DEVICE)
         assert not any(queue.attached for queue in self.backend.queues)
 
     @rule(is_socket=st.booleans())
     def backend_channel(self, is_socket: bool) -> None:
-        self.send(Request.SET_BACKEND_REQ_FD, b"", (self.channel.fileno() if is_socket else self.ram.fd,))
+        self.send(
+            FrontendRequest.SET_BACKEND_REQ_FD, b"", (self.channel.fileno() if is_socket else self.ram.fd,)
+        )
         self.backend.tell_config_change()
 
     @rule()
     def memory(self) -> None:
         self.send(
-            Request.SET_MEM_TABLE, MEMORY_HEADER.pack(1, 0) + pack_region(self.ram.spec), (self.ram.fd,)
+            FrontendRequest.SET_MEM_TABLE,
+            MEMORY_HEADER.pack(1, 0) + pack_region(self.ram.spec),
+            (self.ram.fd,),
         )
 
     @rule(
@@ -121,50 +127,52 @@ class Frontend(RuleBasedStateMachine):
     def odd_memory(self, size: int, address: int, count: int) -> None:
         spec = RegionSpec(address, size, address, 0)
         payload = MEMORY_HEADER.pack(count, 0) + pack_region(spec) * count
-        self.send(Request.SET_MEM_TABLE, payload, (self.ram.fd,) * count)
+        self.send(FrontendRequest.SET_MEM_TABLE, payload, (self.ram.fd,) * count)
 
     @rule()
     def add_memory(self) -> None:
-        self.send(Request.ADD_MEM_REG, bytes(8) + pack_region(self.more.spec), (self.more.fd,))
+        self.send(FrontendRequest.ADD_MEM_REG, bytes(8) + pack_region(self.more.spec), (self.more.fd,))
 
     @rule(main=st.booleans(), with_fd=st.booleans())
     def remove_memory(self, main: bool, with_fd: bool) -> None:
         ram = self.ram if main else self.more
-        self.send(Request.REM_MEM_REG, bytes(8) + pack_region(ram.spec), (ram.fd,) * with_fd)
+        self.send(FrontendRequest.REM_MEM_REG, bytes(8) + pack_region(ram.spec), (ram.fd,) * with_fd)
 
     @rule(index=INDEX, size=st.sampled_from([8, 8, 32, 0, 7, 1024, 2048]))
     def size(self, index: int, size: int) -> None:
-        self.send(Request.SET_VRING_NUM, VRING_STATE.pack(index, size))
+        self.send(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(index, size))
 
     @rule(index=INDEX, base=st.sampled_from([0, 1, 65535, 65536]))
     def base(self, index: int, base: int) -> None:
-        self.send(Request.SET_VRING_BASE, VRING_STATE.pack(index, base))
+        self.send(FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(index, base))
 
     @rule(index=INDEX, queue=QUEUE, shift=st.sampled_from([0, 0, 0, 1, 4096, 1 << 40, (1 << 63)]))
     def address(self, index: int, queue: int, shift: int) -> None:
         payload = bytearray(pack_address(0, self.queues[queue]))
         struct.pack_into("<I", payload, 0, index)
         struct.pack_into("<Q", payload, 8, struct.unpack_from("<Q", payload, 8)[0] + shift)
-        self.send(Request.SET_VRING_ADDR, bytes(payload))
+        self.send(FrontendRequest.SET_VRING_ADDR, bytes(payload))
 
     @rule(index=INDEX, enabled=st.sampled_from([0, 1, 1, 2]))
     def enable(self, index: int, enabled: int) -> None:
-        self.send(Request.SET_VRING_ENABLE, VRING_STATE.pack(index, enabled))
+        self.send(FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(index, enabled))
 
     @rule(
-        request=st.sampled_from([Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR]),
+        request=st.sampled_from(
+            [FrontendRequest.SET_VRING_KICK, FrontendRequest.SET_VRING_CALL, FrontendRequest.SET_VRING_ERR]
+        ),
         index=st.sampled_from([0, 0, 1, 2, 0x10000, 1 << 63]),
         queue=QUEUE,
         kind=st.sampled_from(["event", "event", "none", "both", "memory", "missing"]),
     )
-    def descriptor(self, request: Request, index: int, queue: int, kind: str) -> None:
+    def descriptor(self, request: FrontendRequest, index: int, queue: int, kind: str) -> None:
         value = index | (VRING_NO_FD if kind in ("none", "both") else 0)
         fd = self.ram.fd if kind == "memory" else self.queues[queue].kick_fd
         self.send(request, U64.pack(value), (fd,) * (kind in ("event", "both", "memory")))
 
     @rule(index=INDEX)
     def stop(self, index: int) -> None:
-        self.send(Request.GET_VRING_BASE, VRING_STATE.pack(index, 0))
+        self.send(FrontendRequest.GET_VRING_BASE, VRING_STATE.pack(index, 0))
 
     @rule(queue=QUEUE)
     def start_properly(self, queue: int) -> None:
@@ -177,8 +185,8 @@ class Frontend(RuleBasedStateMachine):
         self.size(queue, driver.size)
         self.base(queue, 0)
         self.address(queue, queue, 0)
-        self.descriptor(Request.SET_VRING_CALL, queue, queue, "event")
-        self.descriptor(Request.SET_VRING_KICK, queue, queue, "event")
+        self.descriptor(FrontendRequest.SET_VRING_CALL, queue, queue, "event")
+        self.descriptor(FrontendRequest.SET_VRING_KICK, queue, queue, "event")
         self.enable(queue, 1)
         assert self.backend.queues[queue].attached
 

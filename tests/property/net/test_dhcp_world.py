@@ -13,7 +13,7 @@ from rayos_net.dhcp.answer import Reply
 from rayos_net.dhcp.binding import Binding
 from rayos_net.dhcp.client import Client
 from rayos_net.dhcp.client_action import Acquired, ClientConfig, Lost, Output, SendArp, Transmit
-from rayos_net.dhcp.client_state import HAVE_ADDRESS, State
+from rayos_net.dhcp.client_state import HAVE_ADDRESS, ClientState
 from rayos_net.dhcp.conflict import QUICK
 from rayos_net.dhcp.frame import Arp
 from rayos_net.dhcp.lease import Lease
@@ -145,7 +145,7 @@ class World:
             self.crash_client(number)
         elif dice < 0.14:
             self.client_does(number, self.clients[number].release(self.now))
-        elif dice < 0.2 and self.clients[number].state in (State.RELEASED, State.INIT):
+        elif dice < 0.2 and self.clients[number].state in (ClientState.RELEASED, ClientState.INIT):
             self.client_does(number, self.clients[number].start(self.now))
         deadlines = [one.deadline() for one in (*self.clients, self.server)]
         self.now = max(self.now, min((one for one in deadlines if one is not None), default=self.now + 1.0))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rayos_net.firewall.flow import FlowTable
 from rayos_net.firewall.rule import WITH_PORTS, Action, Direction, Rule
 from rayos_net.firewall.table import NO_RULE, Table
-from rayos_net.firewall.verdict import Port
+from rayos_net.firewall.verdict import GuestPort
 from rayos_net.guard import Guard
 from rayos_net.packet import Fault, parse
 from tests.unit.net.frames import GATEWAY, GUEST, GUEST_MAC, arp, ether, ping, tcp, udp
@@ -187,13 +187,13 @@ def test_fast_path_slow_path_and_explanation_agree(
     changed = bytes(data[: len(data) - cut])
     mac = bytes.fromhex(GUEST_MAC.replace(":", ""))
 
-    def port() -> Port:
+    def port() -> GuestPort:
         guard = Guard(mac, addresses=[int(IPv4Address(GUEST))])
         some = [
             Rule("web", Action.DENY, None, 6, (), (), (), ((80, 80),)),
             Rule("dns", Action.REJECT, None, 17),
         ]
-        return Port(guard, FlowTable(Table(some)))
+        return GuestPort(guard, FlowTable(Table(some)))
 
     fast, slow = port(), port()
     assert fast.check(changed, outgoing, 0.0) == slow._check_any(changed, outgoing, 0.0)

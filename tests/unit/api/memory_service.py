@@ -15,14 +15,14 @@ from rayos_tpm.event_log import Entry, Log, Source
 from rayos_tpm.explain import explain
 from rayos_tpm.nv import pad_policy
 from rayos_tpm.policy import Policy
-from rayos_tpm.protocol import Attestation, DeviceInfo, QuoteBundle, State, Status
+from rayos_tpm.protocol import Attestation, DeviceInfo, QuoteBundle, Status, TpmState
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest.tpm import parse_pcrs
 from rayos_vmm.machine.history import History
 from rayos_vmm.machine.recording import Recordings, Step
-from rayos_vmm.machine.seats import Seats, Wish
+from rayos_vmm.machine.seats import Preference, Seats
 from rayos_vmm.machine.view import Damage, ExecResult, VmState, VmView
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.policy.gatekeeper import Peer
@@ -38,7 +38,7 @@ class MemoryTpm:
         self.nv = bytes(256)
 
     async def status(self) -> Status:
-        return Status("uuid", State.MEASURED, "", "seed", 1, "launch", 1, 0, 0, 1, 1.0, 0.0, "")
+        return Status("uuid", TpmState.MEASURED, "", "seed", 1, "launch", 1, 0, 0, 1, 1.0, 0.0, "")
 
     async def pcrs(self, chosen: str | None) -> dict[int, bytes]:
         return {index: bytes(32) for index in parse_pcrs(chosen) or range(2)}
@@ -230,9 +230,9 @@ class MemoryService:
         self._find(name)
         yield self.consoles[name, port].follow(since)
 
-    def console_seat(self, name: str, port: int, who: str, wish: Wish) -> Any:
+    def console_seat(self, name: str, port: int, who: str, preference: Preference) -> Any:
         self._find(name)
-        return self.seats.open(port, who, wish)
+        return self.seats.open(port, who, preference)
 
     async def console_ports(self, name: str) -> Any:
         return [

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from rayos_tpm.event_log import Log
-from rayos_tpm.protocol import Attestation, State, Status
+from rayos_tpm.protocol import Attestation, Status, TpmState
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
 from tests.unit.api.serving import open_api
@@ -19,7 +19,7 @@ async def test_a_tpm_is_asked_through_the_api(tmp_path: Path) -> None:
     async with open_api(tmp_path) as (client, _):
         await client.create(VmSpec(name="dev"))
         status = msgspec.json.decode(await client.request("GET", "/vms/dev/tpm"), type=Status)
-        assert status.state is State.MEASURED
+        assert status.state is TpmState.MEASURED
         pcrs = await client.request("GET", "/vms/dev/tpm/pcrs", query={"pcrs": "0,8-9"})
         assert list(msgspec.json.decode(pcrs)["pcrs"]) == ["0", "8", "9"]
         log = msgspec.json.decode(await client.request("GET", "/vms/dev/tpm/log"), type=Log)

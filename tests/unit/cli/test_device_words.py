@@ -11,7 +11,7 @@ from rayos_vmm.cli.device import wanted_limits
 from rayos_vmm.cli.optimize import effects
 from rayos_vmm.cli.top import rates
 from rayos_vmm.errors import Invalid
-from rayos_vmm.guest.accounting import spell
+from rayos_vmm.guest.accounts import spell
 
 
 def ask(**given: Any) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import pytest
 
 from rayos_devices.backend import Backend
 from rayos_devices.serve import build, parser
-from rayos_devices.vhost_user.message import U64, Request
+from rayos_devices.vhost_user.message import U64, FrontendRequest
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.target import Rig, Stepped
@@ -50,7 +50,7 @@ def test_a_live_queue_of_every_kind_calls_its_new_descriptor_once(
             rig.settle()
             for index in range(len(rig.queues)):
                 value(event)
-                rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(index), [event])
+                rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(index), [event])
                 assert value(event) == 1, f"queue {index}"
                 rig.settle()
                 assert value(event) == 0
@@ -59,10 +59,10 @@ def test_a_live_queue_of_every_kind_calls_its_new_descriptor_once(
 def test_a_queue_that_is_not_live_calls_nobody(event: int) -> None:
     """Its driver has not made it yet, or has given it up."""
     with Stepped(EchoBackend) as target, Rig(target, 1) as rig:
-        rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(1), [event])
+        rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(1), [event])
         assert value(event) == 0
         rig.frontend.stop(0)
-        rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(0), [event])
+        rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(0), [event])
         assert value(event) == 0
 
 
@@ -73,7 +73,7 @@ def test_what_was_used_before_the_descriptor_came_is_heard_of(event: int) -> Non
         queue.submit((), [(rig.ram.allocate(4), 4)])
         rig.settle()
         assert queue.was_called()
-        rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(0), [event])
+        rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(0), [event])
         assert value(event) == 1
         assert len(queue.collect()) == 1
 
@@ -81,7 +81,7 @@ def test_what_was_used_before_the_descriptor_came_is_heard_of(event: int) -> Non
 def test_a_broken_queue_tells_its_new_error_descriptor(event: int) -> None:
     """And a sound one does not."""
     with Stepped(EchoBackend) as target, Rig(target, 1) as rig:
-        rig.frontend.tell(Request.SET_VRING_ERR, U64.pack(0), [event])
+        rig.frontend.tell(FrontendRequest.SET_VRING_ERR, U64.pack(0), [event])
         assert value(event) == 0
         rig.queues[0].offer([5000])
         rig.queues[0].kick()
@@ -89,6 +89,6 @@ def test_a_broken_queue_tells_its_new_error_descriptor(event: int) -> None:
         assert target.backend.queues[0].broken
         assert value(event) == 1
         fresh = os.eventfd(0, os.EFD_NONBLOCK)
-        rig.frontend.tell(Request.SET_VRING_ERR, U64.pack(0), [fresh])
+        rig.frontend.tell(FrontendRequest.SET_VRING_ERR, U64.pack(0), [fresh])
         assert value(fresh) == 1
         os.close(fresh)

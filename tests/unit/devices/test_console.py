@@ -13,14 +13,14 @@ import pytest
 from rayos_devices.console.backend import MAX_PORTS, ConsoleBackend
 from rayos_devices.console.chardev import serve_chardevs
 from rayos_devices.console.history import BATCH_BYTES, HISTORY_BYTES, OUTPUT_RING_BYTES, ByteRing, read_back
-from rayos_devices.console.port import PENDING_BYTES, PORT_BYTES, Port, PortSpec, Todo
+from rayos_devices.console.port import PENDING_BYTES, PORT_BYTES, ConsolePort, PortSpec, Todo
 from rayos_devices.console.wire import (
     CONTROL,
     CONTROL_RX,
     CONTROL_TX,
     EMERG_WR_OFFSET,
     ConsoleFeature,
-    Event,
+    ControlEvent,
     queue_count,
     rx_queue,
     tx_queue,
@@ -58,21 +58,21 @@ class Driver:
         driver = self.rig.queues[queue]
         return [self.rig.ram.read(self.rooms[queue, head], size) for head, size in driver.collect()]
 
-    def say(self, port: int, event: Event, value: int = 1) -> None:
+    def say(self, port: int, event: ControlEvent, value: int = 1) -> None:
         self.rig.request(CONTROL.pack(port, event, value), index=CONTROL_TX)
 
-    def messages(self) -> list[tuple[int, Event, int, bytes]]:
+    def messages(self) -> list[tuple[int, ControlEvent, int, bytes]]:
         taken = []
         for data in self.take(CONTROL_RX):
             port, event, value = CONTROL.unpack_from(data)
-            taken.append((port, Event(event), value, data[CONTROL.size :]))
+            taken.append((port, ControlEvent(event), value, data[CONTROL.size :]))
         return taken
 
     def open(self, *ports: int) -> None:
-        self.say(0, Event.DEVICE_READY)
+        self.say(0, ControlEvent.DEVICE_READY)
         for port in ports:
-            self.say(port, Event.PORT_READY)
-            self.say(port, Event.PORT_OPEN)
+            self.say(port, ControlEvent.PORT_READY)
+            self.say(port, ControlEvent.PORT_OPEN)
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_what_is_too_old_jumps_forward() -> None:
 
 def test_a_batch_that_never_became_true_spoils_nothing() -> None:
     """The bytes copied in beyond the total lie outside of what can be read."""
-    port = Port(0, PortSpec(""), memoryview(bytearray(PORT_BYTES)))
+    port = ConsolePort(0, PortSpec(""), memoryview(bytearray(PORT_BYTES)))
     old = bytes(range(256)) * (OUTPUT_RING_BYTES // 256)
     port.take_output([memoryview(old[:BATCH_BYTES])], 0)
     port.take_output([memoryview(old[BATCH_BYTES:])], 0)
@@ -171,11 +171,11 @@ def test_a_batch_that_never_became_true_spoils_nothing() -> None:
 
 
 def test_a_port_unpacks_to_itself() -> None:
-    port = Port(0, PortSpec("p"), memoryview(bytearray(PORT_BYTES)))
+    port = ConsolePort(0, PortSpec("p"), memoryview(bytearray(PORT_BYTES)))
     port.take_output([memoryview(b"abc")], 0)
     port.give(b"xyz")
     port.columns, port.rows, port.guest_open, port.todo = 80, 25, True, Todo.NAME | Todo.RESIZE
-    other = Port(0, PortSpec("p"), memoryview(bytearray(PORT_BYTES)))
+    other = ConsolePort(0, PortSpec("p"), memoryview(bytearray(PORT_BYTES)))
     other.unpack(port.pack())
     assert other.pack() == port.pack()
     assert (other.total, other.waiting, other.guest_open, other.todo) == (3, 3, True, Todo.NAME | Todo.RESIZE)
@@ -183,7 +183,7 @@ def test_a_port_unpacks_to_itself() -> None:
 
 def test_the_log_is_limited_and_says_what_it_dropped() -> None:
     fd = os.memfd_create("log")
-    port = Port(0, PortSpec("", log_fd=fd, log_limit_bytes=10), memoryview(bytearray(PORT_BYTES)))
+    port = ConsolePort(0, PortSpec("", log_fd=fd, log_limit_bytes=10), memoryview(bytearray(PORT_BYTES)))
     for piece in (b"01234", b"56789abc", b"def"):
         port.take_output([memoryview(piece)], 0)
     assert os.pread(fd, 99, 0) == b"0123456789"
@@ -195,7 +195,7 @@ def test_the_log_is_limited_and_says_what_it_dropped() -> None:
 def test_a_log_that_cannot_be_written_is_counted() -> None:
     reader, writer = os.pipe()
     os.close(writer)
-    port = Port(0, PortSpec("", log_fd=reader), memoryview(bytearray(PORT_BYTES)))
+    port = ConsolePort(0, PortSpec("", log_fd=reader), memoryview(bytearray(PORT_BYTES)))
     port.take_output([memoryview(b"x")], 0)
     os.close(reader)
     assert port.log_errors == 1
@@ -206,29 +206,29 @@ def test_a_log_that_cannot_be_written_is_counted() -> None:
 
 
 def test_handshake(driver: Driver, target: Stepped[ConsoleBackend]) -> None:
-    driver.say(0, Event.DEVICE_READY)
-    assert driver.messages() == [(port, Event.PORT_ADD, 1, b"") for port in range(3)]
-    driver.say(0, Event.PORT_READY)
+    driver.say(0, ControlEvent.DEVICE_READY)
+    assert driver.messages() == [(port, ControlEvent.PORT_ADD, 1, b"") for port in range(3)]
+    driver.say(0, ControlEvent.PORT_READY)
     assert driver.messages() == [
-        (0, Event.CONSOLE_PORT, 1, b""),
-        (0, Event.PORT_NAME, 1, b"shell"),
-        (0, Event.PORT_OPEN, 1, b""),
+        (0, ControlEvent.CONSOLE_PORT, 1, b""),
+        (0, ControlEvent.PORT_NAME, 1, b"shell"),
+        (0, ControlEvent.PORT_OPEN, 1, b""),
     ]
-    driver.say(2, Event.PORT_READY)
-    assert driver.messages() == [(2, Event.PORT_OPEN, 1, b"")]
-    driver.say(2, Event.PORT_OPEN)
+    driver.say(2, ControlEvent.PORT_READY)
+    assert driver.messages() == [(2, ControlEvent.PORT_OPEN, 1, b"")]
+    driver.say(2, ControlEvent.PORT_OPEN)
     assert [port["guest_open"] for port in target.backend.ports()] == [False, False, True]
-    driver.say(2, Event.PORT_OPEN, 0)
+    driver.say(2, ControlEvent.PORT_OPEN, 0)
     described = {"port": 2, "name": "", "is_console": False, "guest_open": False, "columns": 0, "rows": 0}
     assert target.backend.ports()[2] == described
 
 
 def test_messages_wait_for_room(target: Stepped[ConsoleBackend], rig: Rig) -> None:
     driver = Driver(rig)
-    driver.say(0, Event.DEVICE_READY)
+    driver.say(0, ControlEvent.DEVICE_READY)
     rig.heap = rig.ram.allocate(0)
     driver.room(CONTROL_RX, 1, 16)
-    assert driver.messages() == [(0, Event.PORT_ADD, 1, b"")]
+    assert driver.messages() == [(0, ControlEvent.PORT_ADD, 1, b"")]
     driver.room(CONTROL_RX, 2, 16)
     assert [message[0] for message in driver.messages()] == [1, 2]
 
@@ -236,8 +236,10 @@ def test_messages_wait_for_room(target: Stepped[ConsoleBackend], rig: Rig) -> No
 def test_a_driver_that_begins_anew_hears_all_again(driver: Driver, target: Stepped[ConsoleBackend]) -> None:
     driver.open(0, 1)
     driver.messages()
-    driver.say(0, Event.DEVICE_READY)
-    assert [message[:2] for message in driver.messages()] == [(port, Event.PORT_ADD) for port in range(3)]
+    driver.say(0, ControlEvent.DEVICE_READY)
+    assert [message[:2] for message in driver.messages()] == [
+        (port, ControlEvent.PORT_ADD) for port in range(3)
+    ]
     assert not any(port["guest_open"] for port in target.backend.ports())
 
 
@@ -247,7 +249,7 @@ def test_resize_reaches_the_console_alone(driver: Driver, target: Stepped[Consol
     target.backend.resize(0, 100, 30)
     target.backend.resize(0, 132, 43)
     target.backend.resize(1, 80, 25)
-    assert driver.messages() == [(0, Event.RESIZE, 0, bytes((132, 0, 43, 0)))]
+    assert driver.messages() == [(0, ControlEvent.RESIZE, 0, bytes((132, 0, 43, 0)))]
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(-1, 25), (80, 65536)])

@@ -17,7 +17,7 @@ from rayos_devices.console.wire import (
     CONTROL_TX,
     EMERG_WR_OFFSET,
     ConsoleFeature,
-    Event,
+    ControlEvent,
     rx_queue,
     tx_queue,
 )
@@ -59,7 +59,7 @@ class Guest:
             self._rooms[queue, head] = address
             driver.offer([head])
 
-    def say(self, index: int, event: Event, value: int) -> None:
+    def say(self, index: int, event: ControlEvent, value: int) -> None:
         self.send(CONTROL_TX, CONTROL.pack(index, event, value))
 
     def send(self, queue: int, data: bytes) -> None:
@@ -82,11 +82,11 @@ class Guest:
     def open(self) -> None:
         """The whole handshake."""
         self.room(CONTROL_RX, 9)
-        self.say(0, Event.DEVICE_READY, 1)
+        self.say(0, ControlEvent.DEVICE_READY, 1)
         self.bench.run()
         for port in (0, 1):
-            self.say(port, Event.PORT_READY, 1)
-            self.say(port, Event.PORT_OPEN, 1)
+            self.say(port, ControlEvent.PORT_READY, 1)
+            self.say(port, ControlEvent.PORT_OPEN, 1)
         self.bench.run()
         self.collect()
 
@@ -150,16 +150,16 @@ def handshake(killer: Killer) -> None:
         g.bench.call(lambda backend: backend.resize(0, 132, 43))
         g.open()
         assert [message for message in g.messages if message[0] == 0] == [
-            (0, Event.PORT_ADD, 1, b""),
-            (0, Event.CONSOLE_PORT, 1, b""),
-            (0, Event.PORT_NAME, 1, b"shell"),
-            (0, Event.PORT_OPEN, 1, b""),
-            (0, Event.RESIZE, 0, b"\x84\0\x2b\0"),
+            (0, ControlEvent.PORT_ADD, 1, b""),
+            (0, ControlEvent.CONSOLE_PORT, 1, b""),
+            (0, ControlEvent.PORT_NAME, 1, b"shell"),
+            (0, ControlEvent.PORT_OPEN, 1, b""),
+            (0, ControlEvent.RESIZE, 0, b"\x84\0\x2b\0"),
         ]
         assert [message for message in g.messages if message[0] == 1] == [
-            (1, Event.PORT_ADD, 1, b""),
-            (1, Event.PORT_NAME, 1, b"agent"),
-            (1, Event.PORT_OPEN, 1, b""),
+            (1, ControlEvent.PORT_ADD, 1, b""),
+            (1, ControlEvent.PORT_NAME, 1, b"agent"),
+            (1, ControlEvent.PORT_OPEN, 1, b""),
         ]
         assert [port["guest_open"] for port in g.bench.backend.ports()] == [True, True]
         assert g.bench.backend.config_space()[:4] == b"\x84\0\x2b\0"
@@ -208,9 +208,9 @@ def test_the_harness_sees_a_planted_fault() -> None:
     """A device that publishes before it saves is caught: the harness is worth its time."""
 
     class Careless(ConsoleBackend):
-        def settle(self, queue: int) -> None:
+        def commit(self, queue: int) -> None:
             self.queues[queue].publish()
-            super().settle(queue)
+            super().commit(queue)
 
     def scenario(killer: Killer) -> None:
         state_fd, history_fd = os.memfd_create("state"), os.memfd_create("history")

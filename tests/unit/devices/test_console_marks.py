@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayos_devices.console.marks import MARKS, MARKS_BYTES, MERGE_NS, MarkRing
-from rayos_devices.console.port import PORT_BYTES, Port, PortSpec
+from rayos_devices.console.port import PORT_BYTES, ConsolePort, PortSpec
 
 
 @settings(deadline=None, max_examples=60)
@@ -49,10 +49,10 @@ def test_old_marks_are_forgotten() -> None:
 
 def test_a_successor_knows_the_times() -> None:
     memory = memoryview(bytearray(PORT_BYTES))
-    first = Port(0, PortSpec(""), memory)
+    first = ConsolePort(0, PortSpec(""), memory)
     first.take_output([memoryview(b"one")], 5 * MERGE_NS)
     first.take_output([memoryview(b"two")], 9 * MERGE_NS)
-    second = Port(0, PortSpec(""), memory)
+    second = ConsolePort(0, PortSpec(""), memory)
     second.unpack(first.pack())
     assert second.marks_of(1, 6, 9) == [(0, 5 * MERGE_NS), (3, 9 * MERGE_NS)]
     first.take_output([memoryview(b"lost")], 20 * MERGE_NS)  # and never saved

@@ -15,9 +15,9 @@ from rayos_devices.vhost_user.message import (
     MAX_PAYLOAD_BYTES,
     MEMORY_HEADER,
     ConfigAccess,
+    FrontendRequest,
     Header,
     Message,
-    Request,
     VringAddress,
     pack_region,
     pack_reply,
@@ -30,8 +30,8 @@ from rayos_devices.virtio.memory import MAX_REGIONS, RegionSpec
 REGION = RegionSpec(0x1000, 0x2000, 0x7F0000001000, 0x3000)
 
 
-@pytest.mark.parametrize("request_", Request, ids=lambda request: request.name)
-def test_a_size_that_a_request_cannot_have_is_refused(request_: Request) -> None:
+@pytest.mark.parametrize("request_", FrontendRequest, ids=lambda request: request.name)
+def test_a_size_that_a_request_cannot_have_is_refused(request_: FrontendRequest) -> None:
     """At the header, before a byte of payload is waited for."""
     allowed = []
     for size in [*range(MAX_PAYLOAD_BYTES + 2), 1 << 16, 0xFFFFFFFF]:
@@ -56,17 +56,17 @@ def test_an_unknown_request_is_refused(number: int) -> None:
 def test_a_wrong_version_is_refused(version: int) -> None:
     """The two low bits of the flags say 1."""
     with pytest.raises(ProtocolError, match="version"):
-        Header.unpack(HEADER.pack(Request.GET_FEATURES, version, 0))
+        Header.unpack(HEADER.pack(FrontendRequest.GET_FEATURES, version, 0))
 
 
 def test_a_reply_is_no_request() -> None:
     """A frontend has nothing to answer on this socket."""
     with pytest.raises(ProtocolError, match="reply"):
-        Header.unpack(HEADER.pack(Request.GET_FEATURES, 1 | FLAG_REPLY, 0))
+        Header.unpack(HEADER.pack(FrontendRequest.GET_FEATURES, 1 | FLAG_REPLY, 0))
 
 
-@pytest.mark.parametrize("request_", Request, ids=lambda request: request.name)
-def test_a_request_brings_the_descriptors_it_may(request_: Request) -> None:
+@pytest.mark.parametrize("request_", FrontendRequest, ids=lambda request: request.name)
+def test_a_request_brings_the_descriptors_it_may(request_: FrontendRequest) -> None:
     """Every other count is refused; only memory tables bring more than one."""
     header = Header(request_, 1, 0)
     allowed = []
@@ -77,7 +77,7 @@ def test_a_request_brings_the_descriptors_it_may(request_: Request) -> None:
             continue
         allowed.append(count)
     assert allowed == list(range(allowed[0], allowed[-1] + 1))
-    if request_ is Request.SET_MEM_TABLE:
+    if request_ is FrontendRequest.SET_MEM_TABLE:
         assert allowed[-1] == MAX_REGIONS
     else:
         assert allowed[-1] <= 1
@@ -85,12 +85,12 @@ def test_a_request_brings_the_descriptors_it_may(request_: Request) -> None:
 
 def test_messages_are_packed_as_the_specification_lays_them_out() -> None:
     """Header: request, flags with version 1, payload size; replies have bit 2, NEED_REPLY is bit 3."""
-    assert pack_request(Request.GET_FEATURES) == struct.pack("<III", 1, 1, 0)
-    assert pack_request(Request.SET_OWNER, need_reply=True) == struct.pack("<III", 3, 9, 0)
-    assert pack_reply(Request.GET_FEATURES, b"12345678") == struct.pack("<III", 1, 5, 8) + b"12345678"
-    message = Message(Request.SET_OWNER, 1 | FLAG_NEED_REPLY, b"")
+    assert pack_request(FrontendRequest.GET_FEATURES) == struct.pack("<III", 1, 1, 0)
+    assert pack_request(FrontendRequest.SET_OWNER, need_reply=True) == struct.pack("<III", 3, 9, 0)
+    assert pack_reply(FrontendRequest.GET_FEATURES, b"12345678") == struct.pack("<III", 1, 5, 8) + b"12345678"
+    message = Message(FrontendRequest.SET_OWNER, 1 | FLAG_NEED_REPLY, b"")
     assert message.needs_reply
-    assert message.pack() == pack_request(Request.SET_OWNER, need_reply=True)
+    assert message.pack() == pack_request(FrontendRequest.SET_OWNER, need_reply=True)
 
 
 def test_a_vring_address_keeps_its_fields() -> None:

@@ -17,7 +17,7 @@ from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.capture import Capture
 from rayos_devices.net.port import EchoPort, SinkPort
 from rayos_devices.net.wire import HEADER_BYTES, NetFeature
-from rayos_devices.vhost_user.message import Request
+from rayos_devices.vhost_user.message import FrontendRequest
 from tests.framework.frontend import Frontend
 from tests.framework.target import Rig, Served, Stepped
 
@@ -66,7 +66,7 @@ def test_every_pair_has_its_own_port() -> None:
     with Stepped(lambda loop: NetBackend("net", loop, *(EchoPort() for _ in range(3)))) as target:
         with Rig(target, 6) as rig:
             assert rig.offered & NetFeature.MQ
-            assert rig.frontend.ask_u64(Request.GET_QUEUE_NUM) == 3
+            assert rig.frontend.ask_u64(FrontendRequest.GET_QUEUE_NUM) == 3
             for pair in (2, 0, 1):
                 frame = FRAME + bytes([pair])
                 rig.request(HEADER + frame, index=2 * pair + 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rayos_devices.state import StateStore
-from rayos_devices.vhost_user.message import VRING_STATE, Request
+from rayos_devices.vhost_user.message import VRING_STATE, FrontendRequest
 from rayos_devices.virtio.features import Feature
 from rayos_devices.virtio.log import DirtyLog
 from rayos_devices.virtio.memory import F_SEAL_SHRINK
@@ -68,8 +68,8 @@ def test_a_base_outside_the_ring_ends_the_session(echo: Stepped[EchoBackend], ba
     """Class P, and never a look outside the ring."""
     with Rig(echo, 1, size=SIZE, packed=True) as rig:
         rig.frontend.stop(0)
-        rig.frontend.send(Request.SET_VRING_BASE, VRING_STATE.pack(0, base))
-        rig.frontend.send(Request.SET_VRING_KICK, struct.pack("<Q", 0), [rig.queues[0].kick_fd])
+        rig.frontend.send(FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(0, base))
+        rig.frontend.send(FrontendRequest.SET_VRING_KICK, struct.pack("<Q", 0), [rig.queues[0].kick_fd])
         assert rig.frontend.is_dropped()
 
 
@@ -82,7 +82,7 @@ def test_an_area_misaligned_or_outside_ends_the_session(
     with Rig(echo, 1, size=SIZE, packed=True) as rig:
         queue = rig.queues[0]
         setattr(queue, area, getattr(queue, area) + offset if isinstance(offset, int) else rig.ram.end)
-        rig.frontend.send(Request.SET_VRING_ADDR, pack_address(0, queue))
+        rig.frontend.send(FrontendRequest.SET_VRING_ADDR, pack_address(0, queue))
         assert rig.frontend.is_dropped()
 
 

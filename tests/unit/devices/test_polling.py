@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from rayos_devices.halt_polling import HaltPolling
 from rayos_devices.loop import Loop
 from rayos_devices.native import fence
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import EchoPort
 from rayos_devices.net.wire import HEADER_BYTES
-from rayos_devices.patience import Patience
 from tests.framework.target import Rig, Stepped, Threaded
 
 FRAME = bytes(HEADER_BYTES) + b"\x02\0\0\0\0\x01" + b"\x02\0\0\0\0\x02" + b"\x08\x00" + bytes(46)
@@ -23,24 +23,24 @@ BUFFER_BYTES = 256
 
 def test_patience_grows_while_it_pays_and_ends_when_it_does_not() -> None:
     """Short sleeps would have been worth looking through; long ones halve the window, down to nothing."""
-    patience = Patience(80e-6)
-    assert patience.window == 0.0
+    polling = HaltPolling(80e-6)
+    assert polling.window == 0.0
     windows = []
     for _ in range(5):
-        patience.slept(50e-6)
-        windows.append(round(patience.window * 1e6))
+        polling.slept(50e-6)
+        windows.append(round(polling.window * 1e6))
     assert windows == [10, 20, 40, 80, 80]
     for _ in range(4):
-        patience.slept(1.0)
-    assert patience.window == 0.0
+        polling.slept(1.0)
+    assert polling.window == 0.0
 
 
 def test_without_a_budget_nobody_looks() -> None:
-    patience = Patience()
-    patience.slept(1e-6)
-    assert patience.window == 0.0
+    polling = HaltPolling()
+    polling.slept(1e-6)
+    assert polling.window == 0.0
     with pytest.raises(ValueError, match=r"0 \(never\) or more"):
-        Patience(-1.0)
+        HaltPolling(-1.0)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class Counter:
         self.work = work
         self.states: list[bool] = []
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         self.looks += 1
         self.work -= 1
         return self.work >= 0

@@ -21,8 +21,8 @@ from rayos_devices.vhost_user.message import (
     U64,
     VRING_NO_FD,
     VRING_STATE,
+    FrontendRequest,
     ProtocolFeature,
-    Request,
     pack_region,
 )
 from rayos_devices.virtio.features import TRANSPORT_FEATURES, Feature
@@ -59,9 +59,9 @@ def test_features_are_offered_and_masked(echo: Stepped[EchoBackend]) -> None:
     """Bits that were never offered may be negotiated (QEMU does it); the backend does not see them."""
     with echo.connect() as frontend:
         assert frontend.negotiate() == TRANSPORT_FEATURES
-        frontend.tell(Request.SET_FEATURES, U64.pack((1 << 64) - 1))
+        frontend.tell(FrontendRequest.SET_FEATURES, U64.pack((1 << 64) - 1))
         assert echo.backend.acked_features == TRANSPORT_FEATURES
-        frontend.tell(Request.SET_FEATURES, U64.pack(Feature.VERSION_1))
+        frontend.tell(FrontendRequest.SET_FEATURES, U64.pack(Feature.VERSION_1))
         assert echo.backend.acked_features == Feature.VERSION_1
 
 
@@ -77,9 +77,9 @@ def test_what_was_negotiated_ends_with_the_session(echo: Stepped[EchoBackend]) -
 def test_the_device_says_what_it_has(echo: Stepped[EchoBackend]) -> None:
     """Queues, memory slots, protocol features."""
     with echo.connect() as frontend:
-        assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 2
-        assert frontend.ask_u64(Request.GET_MAX_MEM_SLOTS) == MAX_REGIONS
-        offered = ProtocolFeature(frontend.ask_u64(Request.GET_PROTOCOL_FEATURES))
+        assert frontend.ask_u64(FrontendRequest.GET_QUEUE_NUM) == 2
+        assert frontend.ask_u64(FrontendRequest.GET_MAX_MEM_SLOTS) == MAX_REGIONS
+        offered = ProtocolFeature(frontend.ask_u64(FrontendRequest.GET_PROTOCOL_FEATURES))
         assert ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG in offered
 
 
@@ -98,11 +98,11 @@ def test_config_space_is_read_and_written_at_offsets(echo: Stepped[EchoBackend])
 def test_an_acknowledgement_comes_only_where_it_was_asked_for(echo: Stepped[EchoBackend]) -> None:
     """And never beside an answer of its own."""
     with echo.connect() as frontend:
-        frontend.send(Request.SET_OWNER)
-        frontend.send(Request.GET_FEATURES, need_reply=True)
-        assert frontend.receive()[0] == Request.GET_FEATURES
-        frontend.send(Request.SET_OWNER, need_reply=True)
-        assert frontend.receive() == (Request.SET_OWNER, 5, U64.pack(0))
+        frontend.send(FrontendRequest.SET_OWNER)
+        frontend.send(FrontendRequest.GET_FEATURES, need_reply=True)
+        assert frontend.receive()[0] == FrontendRequest.GET_FEATURES
+        frontend.send(FrontendRequest.SET_OWNER, need_reply=True)
+        assert frontend.receive() == (FrontendRequest.SET_OWNER, 5, U64.pack(0))
 
 
 # -- queues ----------------------------------------------------------------------------------------------------------
@@ -121,11 +121,11 @@ def test_a_queue_goes_live_when_everything_is_known_in_any_order(
             assert not echo.backend.queues[0].attached
             match step:
                 case "size":
-                    frontend.tell(Request.SET_VRING_NUM, state(0, queue.size))
+                    frontend.tell(FrontendRequest.SET_VRING_NUM, state(0, queue.size))
                 case "address":
-                    frontend.tell(Request.SET_VRING_ADDR, pack_address(0, queue))
+                    frontend.tell(FrontendRequest.SET_VRING_ADDR, pack_address(0, queue))
                 case "kick":
-                    frontend.tell(Request.SET_VRING_KICK, U64.pack(0), [queue.kick_fd])
+                    frontend.tell(FrontendRequest.SET_VRING_KICK, U64.pack(0), [queue.kick_fd])
                 case "enable":
                     frontend.enable(0)
         assert echo.backend.queues[0].attached
@@ -212,7 +212,7 @@ def test_new_memory_under_a_live_queue_keeps_its_position(rig: Rig) -> None:
     assert rig.request(b"same table", 10) == b"same table"
     with GuestRam(4096, guest_address=0x4000_0000) as more:
         payload = bytes(8) + pack_region(more.spec)
-        rig.frontend.tell(Request.ADD_MEM_REG, payload, [more.fd])
+        rig.frontend.tell(FrontendRequest.ADD_MEM_REG, payload, [more.fd])
         queue = rig.queues[0]
         source = more.put(b"hotplugged")
         target = rig.ram.allocate(16)
@@ -220,9 +220,9 @@ def test_new_memory_under_a_live_queue_keeps_its_position(rig: Rig) -> None:
         rig.settle()
         assert queue.collect()[0][1] == 10
         assert rig.ram.read(target, 10) == b"hotplugged"
-        rig.frontend.tell(Request.REM_MEM_REG, payload)
-        rig.frontend.tell(Request.ADD_MEM_REG, payload, [more.fd])
-        rig.frontend.tell(Request.REM_MEM_REG, payload, [more.fd])
+        rig.frontend.tell(FrontendRequest.REM_MEM_REG, payload)
+        rig.frontend.tell(FrontendRequest.ADD_MEM_REG, payload, [more.fd])
+        rig.frontend.tell(FrontendRequest.REM_MEM_REG, payload, [more.fd])
         head = queue.submit([(source, 10)], [(target, 16)])
         rig.settle()
         assert queue.collect() == [(head, 0)], "the region is gone: a chain fault"
@@ -252,7 +252,7 @@ def test_a_resumed_session_takes_its_position_from_the_used_ring() -> None:
 
 def test_reset_owner_stops_every_queue(rig: Rig) -> None:
     """As a reset of the device."""
-    rig.frontend.tell(Request.RESET_OWNER)
+    rig.frontend.tell(FrontendRequest.RESET_OWNER)
     assert isinstance(rig.target, Stepped)
     assert not any(queue.attached for queue in rig.target.backend.queues)
     assert sorted(rig.target.backend.stopped) == [0, 1]
@@ -277,7 +277,7 @@ def test_chains_in_flight_come_again_after_a_stop() -> None:
 # -- class P: refused, everything closed, the next frontend is served ------------------------------------------------
 
 
-def misuse(name: str, rig: Rig) -> tuple[Request, bytes, list[int]]:
+def misuse(name: str, rig: Rig) -> tuple[FrontendRequest, bytes, list[int]]:
     """A well-formed message that breaks the protocol in a running session of two queues."""
     event = rig.queues[0].kick_fd
     queue = rig.queues[0]
@@ -289,31 +289,39 @@ def misuse(name: str, rig: Rig) -> tuple[Request, bytes, list[int]]:
 
     end = rig.ram.user(rig.ram.end)
     overlap = MEMORY_HEADER.pack(2, 0) + pack_region(rig.ram.spec) * 2
-    cases: dict[str, tuple[Request, bytes, list[int]]] = {
-        "size 0": (Request.SET_VRING_NUM, state(2, 0), []),
-        "size while running": (Request.SET_VRING_NUM, state(0, 256), []),
-        "base while running": (Request.SET_VRING_BASE, state(0, 0), []),
-        "queue beyond the last": (Request.SET_VRING_ENABLE, state(2, 1), []),
-        "queue 0x10001": (Request.SET_VRING_ENABLE, state(0x10001, 1), []),
-        "queue 2^32-1": (Request.GET_VRING_BASE, state(0xFFFFFFFF), []),
-        "kick of a missing queue": (Request.SET_VRING_KICK, U64.pack(2), [event]),
-        "call of queue 0x10000": (Request.SET_VRING_CALL, U64.pack(0x10000), [event]),
-        "kick without descriptor": (Request.SET_VRING_KICK, U64.pack(0), []),
-        "call without descriptor": (Request.SET_VRING_CALL, U64.pack(0), []),
-        "a descriptor and none": (Request.SET_VRING_ERR, U64.pack(VRING_NO_FD), [event]),
-        "table misaligned": (Request.SET_VRING_ADDR, at(table=table + 8), []),
-        "avail misaligned": (Request.SET_VRING_ADDR, at(avail=avail + 1), []),
-        "used misaligned": (Request.SET_VRING_ADDR, at(used=used + 2), []),
-        "table outside": (Request.SET_VRING_ADDR, at(table=end), []),
-        "avail across the end": (Request.SET_VRING_ADDR, at(avail=end - 2), []),
-        "used outside": (Request.SET_VRING_ADDR, at(used=(1 << 64) - 4), []),
-        "address of a missing queue": (Request.SET_VRING_ADDR, at(index=7), []),
-        "memory without descriptors": (Request.SET_MEM_TABLE, pack_memory_table([rig.ram]), []),
-        "memory that overlaps": (Request.SET_MEM_TABLE, overlap, [rig.ram.fd, rig.ram.fd]),
-        "no memory for the rings": (Request.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), []),
-        "memory added twice": (Request.ADD_MEM_REG, bytes(8) + pack_region(rig.ram.spec), [rig.ram.fd]),
-        "memory of the rings removed": (Request.REM_MEM_REG, bytes(8) + pack_region(rig.ram.spec), []),
-        "a GPU's socket": (Request.GPU_SET_SOCKET, b"", [event]),
+    cases: dict[str, tuple[FrontendRequest, bytes, list[int]]] = {
+        "size 0": (FrontendRequest.SET_VRING_NUM, state(2, 0), []),
+        "size while running": (FrontendRequest.SET_VRING_NUM, state(0, 256), []),
+        "base while running": (FrontendRequest.SET_VRING_BASE, state(0, 0), []),
+        "queue beyond the last": (FrontendRequest.SET_VRING_ENABLE, state(2, 1), []),
+        "queue 0x10001": (FrontendRequest.SET_VRING_ENABLE, state(0x10001, 1), []),
+        "queue 2^32-1": (FrontendRequest.GET_VRING_BASE, state(0xFFFFFFFF), []),
+        "kick of a missing queue": (FrontendRequest.SET_VRING_KICK, U64.pack(2), [event]),
+        "call of queue 0x10000": (FrontendRequest.SET_VRING_CALL, U64.pack(0x10000), [event]),
+        "kick without descriptor": (FrontendRequest.SET_VRING_KICK, U64.pack(0), []),
+        "call without descriptor": (FrontendRequest.SET_VRING_CALL, U64.pack(0), []),
+        "a descriptor and none": (FrontendRequest.SET_VRING_ERR, U64.pack(VRING_NO_FD), [event]),
+        "table misaligned": (FrontendRequest.SET_VRING_ADDR, at(table=table + 8), []),
+        "avail misaligned": (FrontendRequest.SET_VRING_ADDR, at(avail=avail + 1), []),
+        "used misaligned": (FrontendRequest.SET_VRING_ADDR, at(used=used + 2), []),
+        "table outside": (FrontendRequest.SET_VRING_ADDR, at(table=end), []),
+        "avail across the end": (FrontendRequest.SET_VRING_ADDR, at(avail=end - 2), []),
+        "used outside": (FrontendRequest.SET_VRING_ADDR, at(used=(1 << 64) - 4), []),
+        "address of a missing queue": (FrontendRequest.SET_VRING_ADDR, at(index=7), []),
+        "memory without descriptors": (FrontendRequest.SET_MEM_TABLE, pack_memory_table([rig.ram]), []),
+        "memory that overlaps": (FrontendRequest.SET_MEM_TABLE, overlap, [rig.ram.fd, rig.ram.fd]),
+        "no memory for the rings": (FrontendRequest.SET_MEM_TABLE, MEMORY_HEADER.pack(0, 0), []),
+        "memory added twice": (
+            FrontendRequest.ADD_MEM_REG,
+            bytes(8) + pack_region(rig.ram.spec),
+            [rig.ram.fd],
+        ),
+        "memory of the rings removed": (
+            FrontendRequest.REM_MEM_REG,
+            bytes(8) + pack_region(rig.ram.spec),
+            [],
+        ),
+        "a GPU's socket": (FrontendRequest.GPU_SET_SOCKET, b"", [event]),
     }
     return cases[name]
 
@@ -372,7 +380,7 @@ def test_a_misuse_that_asks_for_an_answer_gets_one(echo: Stepped[EchoBackend], c
         request, payload, fds = misuse(case, rig)
         assert rig.frontend.is_refused(request, payload, fds)
         assert len(refusals) == 1
-        if request is not Request.SET_VRING_ADDR:
+        if request is not FrontendRequest.SET_VRING_ADDR:
             assert rig.request(b"works", 8, index=1) == b"works"
             assert rig.request(b"works", 8, index=0) == b"works"
         else:
@@ -392,7 +400,7 @@ def test_a_configuration_that_cannot_be_read_is_an_empty_answer(
     with echo.connect() as frontend:
         frontend.negotiate()
         payload = struct.pack("<III", offset, size, 0) + bytes(room)
-        assert frontend.ask(Request.GET_CONFIG, payload) == b""
+        assert frontend.ask(FrontendRequest.GET_CONFIG, payload) == b""
         assert frontend.get_config(0, 4) == b"echo"
 
 
@@ -401,7 +409,7 @@ def test_a_queue_has_a_power_of_two_of_entries(echo: Stepped[EchoBackend], size:
     """Up to 1024."""
     with echo.connect() as frontend:
         frontend.negotiate()
-        assert frontend.is_refused(Request.SET_VRING_NUM, state(0, size))
+        assert frontend.is_refused(FrontendRequest.SET_VRING_NUM, state(0, size))
 
 
 def make_fd(kind: str) -> int:
@@ -457,11 +465,17 @@ def signal_fd() -> int:
             "pidfd",
             "signalfd",
         )
-        for request in (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR)
-        if kind != "pipe" or request is Request.SET_VRING_KICK
+        for request in (
+            FrontendRequest.SET_VRING_KICK,
+            FrontendRequest.SET_VRING_CALL,
+            FrontendRequest.SET_VRING_ERR,
+        )
+        if kind != "pipe" or request is FrontendRequest.SET_VRING_KICK
     ],
 )
-def test_only_an_eventfd_kicks_and_calls(echo: Stepped[EchoBackend], kind: str, request_: Request) -> None:
+def test_only_an_eventfd_kicks_and_calls(
+    echo: Stepped[EchoBackend], kind: str, request_: FrontendRequest
+) -> None:
     """Anything else could block or break the loop: the frontend's fault, not ours."""
     fd = make_fd(kind)
     with echo.connect() as frontend:
@@ -477,8 +491,8 @@ def test_a_pipe_is_called_and_told_of_errors(echo: Stepped[EchoBackend]) -> None
     with Rig(echo, 2) as rig:
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
-        rig.frontend.tell(Request.SET_VRING_ERR, U64.pack(0), [theirs])
-        rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(0), [theirs])
+        rig.frontend.tell(FrontendRequest.SET_VRING_ERR, U64.pack(0), [theirs])
+        rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(0), [theirs])
         assert os.read(ours, 100) == (1).to_bytes(8, "little"), "the queue is live: called once"
         rig.request(b"works", 8)
         assert len(os.read(ours, 100)) == 8
@@ -499,7 +513,7 @@ def test_a_call_that_would_block_does_not(echo: Stepped[EchoBackend]) -> None:
     with Rig(echo, 2) as rig:
         full = os.eventfd(0, 0)
         os.eventfd_write(full, (1 << 64) - 2)
-        rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(0), [full])
+        rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(0), [full])
         queue = rig.queues[0]
         head = queue.submit((), [(rig.ram.allocate(4), 4)])
         rig.settle()
@@ -512,11 +526,15 @@ def test_descriptors_may_be_taken_away_and_replaced(rig: Rig) -> None:
     gc.collect()
     before = open_fds()
     for _ in range(20):
-        for request in (Request.SET_VRING_CALL, Request.SET_VRING_ERR, Request.SET_VRING_KICK):
+        for request in (
+            FrontendRequest.SET_VRING_CALL,
+            FrontendRequest.SET_VRING_ERR,
+            FrontendRequest.SET_VRING_KICK,
+        ):
             rig.frontend.tell(request, U64.pack(0), [rig.queues[0].kick_fd])
     assert open_fds() == before
-    rig.frontend.tell(Request.SET_VRING_CALL, U64.pack(0 | VRING_NO_FD))
-    rig.frontend.tell(Request.SET_VRING_ERR, U64.pack(0 | VRING_NO_FD))
+    rig.frontend.tell(FrontendRequest.SET_VRING_CALL, U64.pack(0 | VRING_NO_FD))
+    rig.frontend.tell(FrontendRequest.SET_VRING_ERR, U64.pack(0 | VRING_NO_FD))
     assert open_fds() == before - 2
     rig.queues[0].submit((), [(rig.ram.allocate(4), 4)])
     rig.settle()
@@ -529,15 +547,15 @@ def test_descriptors_may_be_taken_away_and_replaced(rig: Rig) -> None:
 
 def test_messages_may_come_in_any_pieces(echo: Stepped[EchoBackend]) -> None:
     """A byte at a time, and many at once."""
-    message = HEADER.pack(Request.SET_FEATURES, 1 | 8, 8) + U64.pack(Feature.VERSION_1)
+    message = HEADER.pack(FrontendRequest.SET_FEATURES, 1 | 8, 8) + U64.pack(Feature.VERSION_1)
     with echo.connect() as frontend:
         for byte in message:
             frontend.send_raw(bytes([byte]))
             echo.settle()
-        assert frontend.receive() == (Request.SET_FEATURES, 5, U64.pack(0))
+        assert frontend.receive() == (FrontendRequest.SET_FEATURES, 5, U64.pack(0))
         frontend.send_raw(message * 50)
         for _ in range(50):
-            assert frontend.receive()[0] == Request.SET_FEATURES
+            assert frontend.receive()[0] == FrontendRequest.SET_FEATURES
 
 
 def test_half_a_message_is_waited_for_a_while(echo: Stepped[EchoBackend]) -> None:
@@ -545,11 +563,11 @@ def test_half_a_message_is_waited_for_a_while(echo: Stepped[EchoBackend]) -> Non
     clock = [1000.0]
     echo.loop.now = lambda: clock[0]  # type: ignore[method-assign]
     with echo.connect() as frontend:
-        frontend.send_raw(HEADER.pack(Request.SET_FEATURES, 1, 8)[:5])
+        frontend.send_raw(HEADER.pack(FrontendRequest.SET_FEATURES, 1, 8)[:5])
         echo.settle()
         clock[0] += MESSAGE_TIMEOUT - 0.1
         echo.settle()
-        frontend.send_raw(HEADER.pack(Request.SET_FEATURES, 1, 8)[5:] + bytes(8))
+        frontend.send_raw(HEADER.pack(FrontendRequest.SET_FEATURES, 1, 8)[5:] + bytes(8))
         echo.settle()
         clock[0] += 2 * MESSAGE_TIMEOUT
         echo.settle()
@@ -567,7 +585,7 @@ def test_a_frontend_that_drips_is_dropped_as_well(echo: Stepped[EchoBackend]) ->
     echo.loop.now = lambda: clock[0]  # type: ignore[method-assign]
     with echo.connect() as frontend:
         try:
-            for byte in HEADER.pack(Request.SET_FEATURES, 1, 8):
+            for byte in HEADER.pack(FrontendRequest.SET_FEATURES, 1, 8):
                 frontend.send_raw(bytes([byte]))
                 echo.settle()
                 clock[0] += MESSAGE_TIMEOUT / 3
@@ -582,7 +600,7 @@ def test_a_frontend_that_reads_no_answers_is_dropped(echo: Stepped[EchoBackend])
     """Answers that it does not take are not kept for it."""
     with echo.connect() as frontend, pytest.raises(Dropped):
         for _ in range(100_000):
-            frontend.send(Request.GET_FEATURES)
+            frontend.send(FrontendRequest.GET_FEATURES)
 
 
 def test_a_session_serves_many_frontends_in_turn(echo: Stepped[EchoBackend]) -> None:
@@ -603,7 +621,7 @@ def test_the_frontend_may_leave_in_the_middle_of_work() -> None:
             assert len(target.backend.held) == 1
         assert len(target.backend.held) == 0
         frontend: Frontend = target.connect()
-        assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 2
+        assert frontend.ask_u64(FrontendRequest.GET_QUEUE_NUM) == 2
         frontend.close()
 
 
@@ -615,14 +633,14 @@ def test_a_reset_device_starts_anew_on_the_same_memory_and_signals(
 ) -> None:
     """RESET_DEVICE: QEMU sends features and rings again, but neither memory nor error descriptors."""
     assert rig.request(b"before", 6) == b"before"
-    rig.frontend.tell(Request.RESET_DEVICE)
+    rig.frontend.tell(FrontendRequest.RESET_DEVICE)
     assert not any(queue.attached for queue in echo.backend.queues)
     assert echo.backend.acked_features == 0
-    rig.frontend.tell(Request.SET_FEATURES, U64.pack(rig.frontend.features))
+    rig.frontend.tell(FrontendRequest.SET_FEATURES, U64.pack(rig.frontend.features))
     for index, queue in enumerate(rig.queues):
         queue.reset()
         rig.frontend.set_ring(index, queue)
-        rig.frontend.tell(Request.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
+        rig.frontend.tell(FrontendRequest.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
         rig.frontend.enable(index)
     assert rig.request(b"after", 5) == b"after"
     rig.queues[0].was_called()
@@ -638,15 +656,15 @@ def test_a_ring_that_was_stopped_keeps_its_call(echo: Stepped[EchoBackend], rig:
     rig.frontend.stop(0)
     rig.queues[0].reset()
     rig.frontend.set_ring(0, rig.queues[0])
-    rig.frontend.tell(Request.SET_VRING_KICK, U64.pack(0), [rig.queues[0].kick_fd])
+    rig.frontend.tell(FrontendRequest.SET_VRING_KICK, U64.pack(0), [rig.queues[0].kick_fd])
     assert rig.request(b"once more", 9) == b"once more"
     assert rig.queues[0].was_called()
 
 
 def test_the_status_is_kept_and_shown(echo: Stepped[EchoBackend], rig: Rig) -> None:
     """SET_STATUS, GET_STATUS; it ends with the session."""
-    rig.frontend.tell(Request.SET_STATUS, U64.pack(0xF))
-    assert rig.frontend.ask_u64(Request.GET_STATUS) == 0xF
+    rig.frontend.tell(FrontendRequest.SET_STATUS, U64.pack(0xF))
+    assert rig.frontend.ask_u64(FrontendRequest.GET_STATUS) == 0xF
     assert echo.backend.snapshot()["status"] == ["acknowledge", "driver", "driver_ok", "features_ok"]
     rig.frontend.close()
     echo.settle()
@@ -663,7 +681,7 @@ def test_a_changed_configuration_is_told_on_the_backends_channel(
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            rig.frontend.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+            rig.frontend.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
         assert ours.recv(100) == HEADER.pack(2, 1, 0)
         echo.backend.tell_config_change()
         assert ours.recv(100) == HEADER.pack(2, 1, 0)

@@ -17,8 +17,8 @@ from rayos_devices.vhost_user.message import (
     MEMORY_HEADER,
     U64,
     VRING_STATE,
+    FrontendRequest,
     Message,
-    Request,
     pack_region,
 )
 from rayos_devices.vhost_user.session import Session
@@ -46,7 +46,7 @@ class Both:
         backend = EchoBackend(self.loop)
         return backend, Session(backend, self.loop)
 
-    def say(self, request: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes | None:
+    def say(self, request: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes | None:
         def message() -> Message:
             return Message(request, 1, payload, [os.dup(fd) for fd in fds])
 
@@ -56,18 +56,22 @@ class Both:
 
     def start(self, index: int) -> None:
         queue = self.queues[index]
-        self.say(Request.SET_VRING_NUM, VRING_STATE.pack(index, queue.size))
-        self.say(Request.SET_VRING_BASE, VRING_STATE.pack(index, 0))
-        self.say(Request.SET_VRING_ADDR, pack_address(index, queue))
-        self.say(Request.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
-        self.say(Request.SET_VRING_ENABLE, VRING_STATE.pack(index, 1))
+        self.say(FrontendRequest.SET_VRING_NUM, VRING_STATE.pack(index, queue.size))
+        self.say(FrontendRequest.SET_VRING_BASE, VRING_STATE.pack(index, 0))
+        self.say(FrontendRequest.SET_VRING_ADDR, pack_address(index, queue))
+        self.say(FrontendRequest.SET_VRING_KICK, U64.pack(index), [queue.kick_fd])
+        self.say(FrontendRequest.SET_VRING_ENABLE, VRING_STATE.pack(index, 1))
 
     def open(self) -> None:
-        self.say(Request.SET_FEATURES, U64.pack(TRANSPORT_FEATURES))
-        self.say(Request.SET_MEM_TABLE, MEMORY_HEADER.pack(1, 0) + pack_region(self.ram.spec), [self.ram.fd])
+        self.say(FrontendRequest.SET_FEATURES, U64.pack(TRANSPORT_FEATURES))
+        self.say(
+            FrontendRequest.SET_MEM_TABLE,
+            MEMORY_HEADER.pack(1, 0) + pack_region(self.ram.spec),
+            [self.ram.fd],
+        )
         for index, queue in enumerate(self.queues):
-            self.say(Request.SET_VRING_CALL, U64.pack(index), [queue.call_fd])
-            self.say(Request.SET_VRING_ERR, U64.pack(index), [queue.error_fd])
+            self.say(FrontendRequest.SET_VRING_CALL, U64.pack(index), [queue.call_fd])
+            self.say(FrontendRequest.SET_VRING_ERR, U64.pack(index), [queue.error_fd])
             self.start(index)
 
     def succeed(self) -> EchoBackend:
@@ -107,10 +111,10 @@ def test_a_running_device(both: Both) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            both.say(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+            both.say(FrontendRequest.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
         both.open()
-        both.say(Request.SET_STATUS, U64.pack(0xF))
-        both.say(Request.SET_CONFIG, CONFIG_HEADER.pack(0, 4, 0) + b"ECHO")
+        both.say(FrontendRequest.SET_STATUS, U64.pack(0xF))
+        both.say(FrontendRequest.SET_CONFIG, CONFIG_HEADER.pack(0, 4, 0) + b"ECHO")
         before = seen(both.backend)
         successor = both.succeed()
         assert seen(successor) == before == [(True, 16, True, True)] * 2
@@ -123,11 +127,11 @@ def test_a_running_device(both: Both) -> None:
 def test_a_device_that_was_reset(both: Both) -> None:
     """RESET_DEVICE: no queue runs and nothing is acknowledged; signals and memory are there for the next driver."""
     both.open()
-    both.say(Request.RESET_DEVICE)
+    both.say(FrontendRequest.RESET_DEVICE)
     successor = both.succeed()
     assert seen(successor) == [(False, 0, True, True)] * 2
     assert successor.acked_features == 0
-    both.say(Request.SET_FEATURES, U64.pack(TRANSPORT_FEATURES))
+    both.say(FrontendRequest.SET_FEATURES, U64.pack(TRANSPORT_FEATURES))
     both.start(1)
     assert seen(both.succeed()) == [(False, 0, True, True), (True, 16, True, True)]
 
@@ -135,11 +139,11 @@ def test_a_device_that_was_reset(both: Both) -> None:
 def test_a_queue_that_was_stopped(both: Both) -> None:
     """GET_VRING_BASE: the queue stays stopped, keeps its call, and goes on where it was."""
     both.open()
-    answer = both.say(Request.GET_VRING_BASE, VRING_STATE.pack(0, 0))
+    answer = both.say(FrontendRequest.GET_VRING_BASE, VRING_STATE.pack(0, 0))
     assert answer is not None
     assert seen(both.succeed()) == [(False, 0, True, True), (True, 16, True, True)]
     queue = both.queues[0]
-    both.say(Request.SET_VRING_KICK, U64.pack(0), [queue.kick_fd])
+    both.say(FrontendRequest.SET_VRING_KICK, U64.pack(0), [queue.kick_fd])
     assert seen(both.succeed())[0] == (True, 16, True, True)
 
 
@@ -150,8 +154,8 @@ def test_a_device_whose_writes_are_logged(both: Both) -> None:
         os.ftruncate(log, 4096)
         fcntl.fcntl(log, F_ADD_SEALS, F_SEAL_SHRINK)
         both.open()
-        both.say(Request.SET_LOG_BASE, LOG_BASE.pack(4096, 0), [log])
-        both.say(Request.SET_FEATURES, U64.pack(TRANSPORT_FEATURES | Feature.LOG_ALL))
+        both.say(FrontendRequest.SET_LOG_BASE, LOG_BASE.pack(4096, 0), [log])
+        both.say(FrontendRequest.SET_FEATURES, U64.pack(TRANSPORT_FEATURES | Feature.LOG_ALL))
         both.succeed()
         os.pwrite(log, bytes(4096), 0)
         queue, target = both.queues[0], both.ram.allocate(4, 4096)

@@ -13,9 +13,10 @@ from rayos_images.guest.protocol import (
     PIECE_SIZE,
     TRANSITIONS,
     AgentBusyError,
+    AgentEvent,
     AgentProtocol,
+    AgentState,
     Done,
-    Event,
     Exited,
     Failed,
     FileData,
@@ -23,7 +24,6 @@ from rayos_images.guest.protocol import (
     ProtocolError,
     Ready,
     Reply,
-    State,
     quote,
 )
 
@@ -71,7 +71,7 @@ def test_a_result_survives_any_cutting(out: bytes, err: bytes, status: int, cut:
     for start in range(0, len(stream), cut):
         replies += protocol.receive(stream[start : start + cut])
     assert replies == [Exited(number, status, out, err, len(out), len(err))]
-    assert protocol.state is State.IDLE
+    assert protocol.state is AgentState.IDLE
 
 
 @given(st.binary(max_size=2000), st.sampled_from(["lost", "hello", "idle", "exec", "get", "put"]))
@@ -90,7 +90,7 @@ def test_a_hostile_guest_gets_an_error_or_silence_and_no_memory(data: bytes, sta
         for start in range(0, len(data), 7):
             protocol.receive(data[start : start + 7])
     except ProtocolError:
-        assert protocol.state is State.LOST
+        assert protocol.state is AgentState.LOST
     assert len(protocol._buffer) <= 2 * MAX_HEADER + 20
     protocol.hello(NONCE)
 
@@ -126,7 +126,7 @@ def test_a_wrong_answer_is_a_violation(answer: bytes, message: str) -> None:
     protocol.exec(["id"], limit_bytes=10)
     with pytest.raises(ProtocolError, match=message):
         protocol.receive(answer)
-    assert protocol.state is State.LOST
+    assert protocol.state is AgentState.LOST
 
 
 def test_an_answer_without_a_request_is_a_violation() -> None:
@@ -149,7 +149,7 @@ def test_an_agent_that_starts_is_noticed_in_every_state(stage: str) -> None:
     elif stage == "exec":
         protocol.exec(["id"])
     assert protocol.receive(b"\n@ready 1\n") == [Ready()]
-    assert protocol.state is State.LOST
+    assert protocol.state is AgentState.LOST
 
 
 def test_the_kinds_of_answers() -> None:
@@ -182,7 +182,7 @@ def test_requests_need_an_idle_agent_and_sane_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    assert protocol.state is State.IDLE
+    assert protocol.state is AgentState.IDLE
     with pytest.raises(AgentBusyError, match="no command is running"):
         protocol.kill()
     protocol.exec(["id"])
@@ -195,17 +195,17 @@ def test_resync_fills_the_largest_piece_first() -> None:
     assert AgentProtocol().resync(NONCE) == b" " * PIECE_SIZE + b"\nhello 0123456789abcdef\n"
 
 
-@pytest.mark.parametrize("pair", list(itertools.product(State, Event)))
-def test_every_pair_of_state_and_event(pair: tuple[State, Event]) -> None:
+@pytest.mark.parametrize("pair", list(itertools.product(AgentState, AgentEvent)))
+def test_every_pair_of_state_and_event(pair: tuple[AgentState, AgentEvent]) -> None:
     """Hello, a violation and a restart are possible always; the rest only in their order."""
     state, event = pair
     expected = {
-        Event.SAID_HELLO: State.SYNCING,
-        Event.VIOLATED: State.LOST,
-        Event.RESTARTED: State.LOST,
-        Event.HEARD_HELLO: State.IDLE if state is State.SYNCING else None,
-        Event.REQUESTED: State.WAITING if state is State.IDLE else None,
-        Event.ANSWERED: State.IDLE if state is State.WAITING else None,
+        AgentEvent.SAID_HELLO: AgentState.SYNCING,
+        AgentEvent.VIOLATED: AgentState.LOST,
+        AgentEvent.RESTARTED: AgentState.LOST,
+        AgentEvent.HEARD_HELLO: AgentState.IDLE if state is AgentState.SYNCING else None,
+        AgentEvent.REQUESTED: AgentState.WAITING if state is AgentState.IDLE else None,
+        AgentEvent.ANSWERED: AgentState.IDLE if state is AgentState.WAITING else None,
     }[event]
     assert TRANSITIONS.get(pair) is expected
 

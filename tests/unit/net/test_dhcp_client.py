@@ -12,7 +12,7 @@ import pytest
 from rayos_net.dhcp import message as wire
 from rayos_net.dhcp.client import HISTORY_MAX, Client
 from rayos_net.dhcp.client_action import Acquired, ClientConfig, Informed, Lost, Output, SendArp, Transmit
-from rayos_net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, Event, State
+from rayos_net.dhcp.client_state import HAVE_ADDRESS, TRANSITIONS, ClientEvent, ClientState
 from rayos_net.dhcp.config import Limits, SubnetConfig
 from rayos_net.dhcp.conflict import QUICK
 from rayos_net.dhcp.frame import Arp
@@ -87,7 +87,7 @@ class World:
     def bind(self) -> Lease:
         """Run until there is a lease."""
         self.start()
-        self.run(30, until=lambda: self.client.state is State.BOUND)
+        self.run(30, until=lambda: self.client.state is ClientState.BOUND)
         assert self.client.lease is not None
         return self.client.lease
 
@@ -98,16 +98,16 @@ class World:
 
 def test_every_pair_of_state_and_event_is_decided() -> None:
     """Each state can be left and reached, and every move of figure 5 is there."""
-    assert len(State) == 9
-    assert {state for state, _ in TRANSITIONS} == set(State)
-    assert set(TRANSITIONS.values()) == set(State)
+    assert len(ClientState) == 9
+    assert {state for state, _ in TRANSITIONS} == set(ClientState)
+    assert set(TRANSITIONS.values()) == set(ClientState)
     for state in HAVE_ADDRESS:
-        assert TRANSITIONS[state, Event.EXPIRE] is State.INIT
-        assert TRANSITIONS[state, Event.CONFLICT] is State.DECLINED
-        assert TRANSITIONS[state, Event.RELEASE] is State.RELEASED
-    for state in State:
-        for event in Event:
-            assert TRANSITIONS.get((state, event)) in (None, *State)
+        assert TRANSITIONS[state, ClientEvent.EXPIRE] is ClientState.INIT
+        assert TRANSITIONS[state, ClientEvent.CONFLICT] is ClientState.DECLINED
+        assert TRANSITIONS[state, ClientEvent.RELEASE] is ClientState.RELEASED
+    for state in ClientState:
+        for event in ClientEvent:
+            assert TRANSITIONS.get((state, event)) in (None, *ClientState)
 
 
 def test_a_lease_is_used_only_after_three_probes_and_then_announced() -> None:
@@ -138,7 +138,7 @@ def test_it_renews_at_half_time_by_unicast() -> None:
     _, message, transmit = world.sent[-1]
     assert (message.ciaddr, transmit.destination) == (int(first.address.ip), int(SERVER))
     assert not {50, 54} & set(message.options)
-    assert world.client.state is State.BOUND
+    assert world.client.state is ClientState.BOUND
     assert world.client.lease is not None
     assert world.client.lease.expires > first.expires
 
@@ -150,12 +150,12 @@ def test_a_dead_server_leads_to_rebinding_with_another() -> None:
     lease = world.bind()
     world.servers = []
     world.run(3151 + 1)
-    assert world.client.state is State.REBINDING
+    assert world.client.state is ClientState.REBINDING
     assert world.sent[-1][2].destination == 0xFFFFFFFF
     living.server.restore(dead.server.leases())
     world.servers = [living]
     world.run(400)
-    assert world.client.state is State.BOUND
+    assert world.client.state is ClientState.BOUND
     assert [type(one) for one in world.told] == [Acquired, Acquired]
     assert world.client.lease is not None
     assert world.client.lease.address == lease.address
@@ -168,7 +168,7 @@ def test_an_expired_lease_is_given_up_at_once() -> None:
     world.servers = []
     world.run(3601)
     assert world.told[1:] == [Lost(lease, "expired")]
-    assert world.client.state is State.SELECTING
+    assert world.client.state is ClientState.SELECTING
     renewals = [at for at, message, _ in world.sent if message.ciaddr]
     gaps = [later - earlier for earlier, later in pairwise(renewals)]
     assert sum(gap < 59.9 for gap in gaps) <= 1  # from the last renewal to T2
@@ -181,12 +181,12 @@ def test_a_conflict_is_declined_and_another_address_follows() -> None:
     world.taken.add(number("10.5.0.10"))
     world.start()
     world.run(5)
-    assert world.client.state is State.DECLINED
+    assert world.client.state is ClientState.DECLINED
     _, message, transmit = world.sent[-1]
     assert (message.type, message.ciaddr, transmit.destination) == (MessageType.DECLINE, 0, 0xFFFFFFFF)
     assert (message.options[50], message.options[54]) == (packed("10.5.0.10"), SERVER.packed)
     assert world.told == []
-    world.run(30, until=lambda: world.client.state is State.BOUND)
+    world.run(30, until=lambda: world.client.state is ClientState.BOUND)
     assert world.client.lease is not None
     assert world.client.lease.address.ip == IPv4Address("10.5.0.11")
 
@@ -211,10 +211,10 @@ def test_an_address_is_defended_once_and_then_given_up() -> None:
     intruder = Arp(1, OTHER, int(lease.address.ip), bytes(6), int(lease.address.ip))
     world.do(world.client.heard(intruder, world.now))
     assert [one.is_probe for one in world.arps] == [False]
-    assert world.client.state is State.BOUND
+    assert world.client.state is ClientState.BOUND
     world.run(5)
     world.do(world.client.heard(intruder, world.now))
-    assert world.client.state is State.DECLINED
+    assert world.client.state is ClientState.DECLINED
     assert world.told[-1] == Lost(lease, "another host has the address")
 
 
@@ -223,7 +223,7 @@ def test_our_own_arp_is_no_conflict() -> None:
     world = World(Driver())
     lease = world.bind()
     world.do(world.client.heard(Arp(1, ME, int(lease.address.ip), bytes(6), 1), world.now))
-    assert world.client.state is State.BOUND
+    assert world.client.state is ClientState.BOUND
 
 
 def test_arp_for_its_address_is_answered_only_where_nobody_else_does() -> None:
@@ -246,7 +246,7 @@ def test_discover_is_repeated_with_doubling_waits() -> None:
     world = World(attempts=6)
     world.start()
     world.run(200)
-    assert world.client.state is State.ERROR
+    assert world.client.state is ClientState.ERROR
     times = [at for at, _, _ in world.sent]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert [round(gap / wait) for gap, wait in zip(gaps, (4, 8, 16, 32, 64), strict=True)] == [1] * 5
@@ -258,12 +258,12 @@ def test_without_a_server_the_static_address_is_used_until_one_comes() -> None:
     world = World(attempts=2, fallback=IPv4Interface("10.5.0.250/24"), error_pause=30.0)
     world.start()
     world.run(20)
-    assert world.client.state is State.ERROR
+    assert world.client.state is ClientState.ERROR
     (acquired,) = world.told
     assert isinstance(acquired, Acquired)
     assert acquired.lease.is_static
     world.servers = [Driver()]
-    world.run(60, until=lambda: world.client.state is State.BOUND)
+    world.run(60, until=lambda: world.client.state is ClientState.BOUND)
     assert world.client.lease is not None
     assert not world.client.lease.is_static
 
@@ -294,10 +294,10 @@ def test_the_longest_offer_is_chosen_and_the_next_one_follows_a_nak() -> None:
     )
     world = World(short, long)
     world.start()
-    assert world.client.state is State.SELECTING
+    assert world.client.state is ClientState.SELECTING
     for lease in long.server.leases():  # it changes its mind: the address is another's now
         long.server.pools[0].put(lease._replace(client=b"other", hardware=OTHER))
-    world.run(10, until=lambda: world.client.state is State.BOUND)
+    world.run(10, until=lambda: world.client.state is ClientState.BOUND)
     assert world.kinds().count("DISCOVER") == 1
     servers = [message.options[54] for _, message, _ in world.sent if message.type == MessageType.REQUEST]
     assert servers == [packed("10.5.0.2"), SERVER.packed]
@@ -312,7 +312,7 @@ def test_a_stored_lease_is_asked_for_without_discover() -> None:
     world = World(driver)
     world.start(stored)
     assert world.client.is_rebooting
-    world.run(5, until=lambda: world.client.state is State.BOUND)
+    world.run(5, until=lambda: world.client.state is ClientState.BOUND)
     assert world.kinds() == ["REQUEST"]
     assert world.sent[0][1].options[50] == packed("10.5.0.10")
     assert 54 not in world.sent[0][1].options
@@ -325,7 +325,7 @@ def test_a_stored_lease_of_another_network_is_refused_and_replaced() -> None:
     moved = replace(stored, address=IPv4Interface("192.168.9.9/24"))
     world = World(Driver())
     world.start(moved)
-    world.run(5, until=lambda: world.client.state is State.BOUND)
+    world.run(5, until=lambda: world.client.state is ClientState.BOUND)
     assert world.kinds() == ["REQUEST", "DISCOVER", "REQUEST"]
 
 
@@ -388,7 +388,7 @@ def test_an_ack_of_a_server_that_was_not_chosen_does_not_count() -> None:
     assert world.arps == []
     world.deliver(ack)
     world.run(1)
-    assert world.client.state is State.BOUND
+    assert world.client.state is ClientState.BOUND
 
 
 def test_release_gives_the_address_back_and_rests() -> None:
@@ -410,7 +410,7 @@ def test_release_gives_the_address_back_and_rests() -> None:
     assert len(world.sent) == sent
     world.start()
     world.run(5)
-    assert world.client.state is State.BOUND
+    assert world.client.state is ClientState.BOUND
 
 
 def test_inform_gets_parameters_and_touches_no_lease() -> None:
@@ -420,7 +420,7 @@ def test_inform_gets_parameters_and_touches_no_lease() -> None:
     (told,) = world.told
     assert isinstance(told, Informed)
     assert told.options[6] == SERVER.packed
-    assert world.client.state is State.INIT
+    assert world.client.state is ClientState.INIT
 
 
 def test_the_history_keeps_sixteen_transactions() -> None:

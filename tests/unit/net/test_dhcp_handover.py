@@ -8,7 +8,7 @@ import pytest
 from rayos_net.dhcp import message as wire
 from rayos_net.dhcp.answer import Route
 from rayos_net.dhcp.exchange import ENTRIES_MAX, PORTS_MAX
-from rayos_net.dhcp.handover import Give, Handover, Step, Wish
+from rayos_net.dhcp.handover import ClientOrder, Give, Handover, Step
 from rayos_net.dhcp.lease import FOREVER, Lease
 from rayos_net.dhcp.message import Message, MessageType
 from rayos_net.dhcp.server_action import Source
@@ -54,7 +54,7 @@ def wants(**more: bytes) -> dict[int, bytes]:
 
 def test_a_discover_waits_for_the_lease_and_time_runs_with_ours(core: Handover) -> None:
     """The reply is the upstream lease: server, options, and what is left of the time, rounded down."""
-    assert ask(core, request(DISCOVER, options=wants())) == [Wish.START]
+    assert ask(core, request(DISCOVER, options=wants())) == [ClientOrder.START]
     offer = answer(core.hold(LEASE, NOW + 0.4))
     assert (offer.yiaddr, offer.options[54], offer.options[42]) == (
         int(IPv4Address(ADDRESS)),
@@ -75,8 +75,8 @@ def test_nothing_is_promised_beyond_our_own_lease(core: Handover) -> None:
     """A lease about to end is none; a REQUEST for it is left to time out, a DISCOVER waits."""
     core.hold(LEASE, NOW)
     late = NOW + 3599
-    assert ask(core, request(REQUEST, options={50: packed(ADDRESS)}), late) == [Wish.START]
-    assert ask(core, request(DISCOVER), late) == [Wish.START]
+    assert ask(core, request(REQUEST, options={50: packed(ADDRESS)}), late) == [ClientOrder.START]
+    assert ask(core, request(DISCOVER), late) == [ClientOrder.START]
 
 
 def test_a_lease_that_was_lost_is_refused(core: Handover) -> None:
@@ -97,7 +97,7 @@ def test_a_lease_that_was_lost_is_refused(core: Handover) -> None:
 
 def test_before_the_first_lease_nobody_is_refused(core: Handover) -> None:
     """A guest that restarts with a lease of its own (INIT-REBOOT) waits until ours is known."""
-    assert ask(core, request(REQUEST, options={50: packed(ADDRESS)})) == [Wish.START]
+    assert ask(core, request(REQUEST, options={50: packed(ADDRESS)})) == [ClientOrder.START]
     core.hold(LEASE, NOW)
     assert answer(ask(core, request(REQUEST, options={50: packed(ADDRESS)}))).type == MessageType.ACK
     assert ask(core, request(REQUEST, options={50: packed(ADDRESS), 54: packed("192.0.2.3")})) == []
@@ -108,11 +108,11 @@ def test_decline_and_release_go_on_to_the_client(core: Handover) -> None:
     """Only of the address that it has; afterwards there is nothing to give, and a new DISCOVER starts again."""
     core.hold(LEASE, NOW)
     assert ask(core, request(MessageType.DECLINE, options={50: packed("192.0.2.9")})) == []
-    assert ask(core, request(MessageType.DECLINE, options={50: packed(ADDRESS)})) == [Wish.DECLINE]
+    assert ask(core, request(MessageType.DECLINE, options={50: packed(ADDRESS)})) == [ClientOrder.DECLINE]
     core.hold(LEASE, NOW)
-    assert ask(core, request(MessageType.RELEASE, ciaddr=int(IPv4Address(ADDRESS)))) == [Wish.RELEASE]
+    assert ask(core, request(MessageType.RELEASE, ciaddr=int(IPv4Address(ADDRESS)))) == [ClientOrder.RELEASE]
     assert ask(core, request(MessageType.RELEASE, ciaddr=int(IPv4Address(ADDRESS)))) == []
-    assert ask(core, request(DISCOVER)) == [Wish.START]
+    assert ask(core, request(DISCOVER)) == [ClientOrder.START]
 
 
 def test_another_guests_messages_and_rubbish_are_dropped(core: Handover) -> None:

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from rayos_net.dhcp.answer import Route
-from rayos_net.dhcp.binding import State
+from rayos_net.dhcp.binding import BindingState
 from rayos_net.dhcp.config import BootFile, Limits
 from rayos_net.dhcp.message import MessageType
 from rayos_net.dhcp.server_action import Commit, Source
@@ -24,7 +24,7 @@ def test_an_ack_waits_for_the_disk_and_an_offer_does_not() -> None:
     actions = driver.server.receive(chosen.encode(), Source(""), NOW)
     assert [type(action) for action in actions] == [Commit]
     assert isinstance(actions[0], Commit)
-    assert actions[0].binding.state is State.BOUND
+    assert actions[0].binding.state is BindingState.BOUND
     assert actions[0].reply is not None
 
 
@@ -130,7 +130,7 @@ def test_a_choice_for_another_server_is_answered_by_silence() -> None:
     offer = driver.send(request(DISCOVER))
     assert offer is not None
     assert driver.send(request(REQUEST, options={50: packed("10.5.0.10"), 54: packed("10.5.0.2")})) is None
-    assert driver.server.leases()[0].state is State.EXPIRED
+    assert driver.server.leases()[0].state is BindingState.EXPIRED
 
 
 def test_init_reboot_on_the_wrong_network_is_refused() -> None:
@@ -195,7 +195,7 @@ def test_nobody_gives_up_someone_elses_lease(kind: MessageType) -> None:
     driver = Driver()
     ack = driver.bind(1)
     driver.send(request(kind, 2, ciaddr=ack.yiaddr, options={50: ack.yiaddr.to_bytes(4)}))
-    assert driver.server.leases()[0].state is State.BOUND
+    assert driver.server.leases()[0].state is BindingState.BOUND
 
 
 def test_a_port_speaks_for_itself_alone() -> None:
@@ -209,7 +209,7 @@ def test_a_port_speaks_for_itself_alone() -> None:
         (MessageType.DECLINE, {50: lease.yiaddr.to_bytes(4, "big")}),
     ):
         driver.send(request(kind, 1, ciaddr=lease.yiaddr, options=more), port="evil")
-    assert driver.server.leases()[0].state is State.BOUND
+    assert driver.server.leases()[0].state is BindingState.BOUND
     forged = request(MessageType.DISCOVER, 1).encode()
     assert driver.server.receive(forged, Source("evil", hardware=mac(2)), NOW) == []
     assert driver.server.receive(forged, Source("good", hardware=mac(1)), NOW) != []
@@ -327,7 +327,7 @@ def test_a_reservation_wins_over_a_stale_lease() -> None:
     assert refused is not None
     assert refused.type == NAK
     assert driver.bind().yiaddr == number("10.5.0.200")
-    assert [one.state for one in driver.server.leases()] == [State.EXPIRED, State.BOUND]
+    assert [one.state for one in driver.server.leases()] == [BindingState.EXPIRED, BindingState.BOUND]
 
 
 def test_where_only_reservations_count_strangers_are_not_served() -> None:
@@ -404,7 +404,7 @@ def test_offers_of_a_port_make_room_for_its_newest() -> None:
     driver = Driver(subnet(limits=Limits(leases_per_port=4, requests_per_second=None)))
     for client in range(100, 600):
         driver.send(request(DISCOVER, client), port="evil")
-    assert sum(one.state is State.OFFERED for one in driver.server.leases()) == 4
+    assert sum(one.state is BindingState.OFFERED for one in driver.server.leases()) == 4
     driver.bind(1, port="good")
 
 
@@ -414,7 +414,7 @@ def test_declining_everything_blocks_only_a_few_addresses() -> None:
     for _ in range(20):
         ack = driver.bind(1, port="evil")
         driver.send(request(DECLINE, 1, options={50: ack.yiaddr.to_bytes(4)}), port="evil")
-    assert sum(one.state is State.DECLINED for one in driver.server.leases()) == 3
+    assert sum(one.state is BindingState.DECLINED for one in driver.server.leases()) == 3
 
 
 def test_a_storm_from_one_port_leaves_the_others_alone() -> None:

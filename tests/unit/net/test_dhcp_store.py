@@ -5,18 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from rayos_net.dhcp.binding import FOREVER, Binding, State
+from rayos_net.dhcp.binding import FOREVER, Binding, BindingState
 from rayos_net.dhcp.store import LeaseStore, StoreError
 
 
 def lease(ip: int = 0x0A050010, expires: float = 2e9) -> Binding:
     """A lease."""
-    return Binding(ip, b"\1abcdef", b"abcdef", b"\1abcdef", "web", State.BOUND, expires, 1e9, "ray-web-0")
+    return Binding(
+        ip, b"\1abcdef", b"abcdef", b"\1abcdef", "web", BindingState.BOUND, expires, 1e9, "ray-web-0"
+    )
 
 
 def test_bindings_come_back_as_they_were(tmp_path: Path) -> None:
     """Every field, also a lease without end and one without identifier or name."""
-    written = [lease(), lease(2, FOREVER), Binding(3, b"k", b"abcdef", None, None, State.DECLINED, 5.0, 4.0)]
+    written = [
+        lease(),
+        lease(2, FOREVER),
+        Binding(3, b"k", b"abcdef", None, None, BindingState.DECLINED, 5.0, 4.0),
+    ]
     with LeaseStore(tmp_path / "l.db") as store:
         store.write(written)
     with LeaseStore(tmp_path / "l.db") as store:

@@ -19,7 +19,7 @@ from rayos_net.firewall import reject
 from rayos_net.firewall.flow import FlowTable
 from rayos_net.firewall.rule import Action, Rule, RuleError, parse
 from rayos_net.firewall.table import Table
-from rayos_net.firewall.verdict import ALLOW, DENY, REJECT, Port, reason_name
+from rayos_net.firewall.verdict import ALLOW, DENY, REJECT, GuestPort, reason_name
 from rayos_net.guard import Guard
 from rayos_net.packet import Packet
 from rayos_net.packet import parse as parse_frame
@@ -41,10 +41,10 @@ MAC = bytes.fromhex(GUEST_MAC.replace(":", ""))
 OUTSIDE = "93.184.216.34"
 
 
-def port(*rules: Rule, **defaults: Any) -> Port:
+def port(*rules: Rule, **defaults: Any) -> GuestPort:
     """A port whose guest has GUEST, with these rules."""
     guard = Guard(MAC, addresses=[int(ip_address(GUEST))], server=int(ip_address(GATEWAY)))
-    return Port(guard, FlowTable(Table(rules, **defaults)))
+    return GuestPort(guard, FlowTable(Table(rules, **defaults)))
 
 
 def rule(name: str, **table: Any) -> Rule:
@@ -57,7 +57,7 @@ def inbound(payload: Any) -> bytes:
     return ether(payload, source=OTHER_MAC, destination=GUEST_MAC)
 
 
-def why(one: Port) -> dict[str, int]:
+def why(one: GuestPort) -> dict[str, int]:
     """The port's counters by name."""
     return {reason_name(reason): count for reason, count in one.counters.items()}
 
@@ -266,7 +266,7 @@ def test_a_frame_for_another_or_from_a_rogue_server_does_not_reach_the_guest() -
 
 def test_memory_is_bounded_under_a_flood_and_live_flows_stay() -> None:
     """A million ports tried by a guest cost a bounded table, and a flow in use is not lost."""
-    one = Port(port().guard, FlowTable(Table(), flows_max=100))
+    one = GuestPort(port().guard, FlowTable(Table(), flows_max=100))
     live = ether(tcp(GUEST, 1, OUTSIDE, 80))
     for sport in range(2000):
         one.check(ether(tcp(GUEST, 2000, OUTSIDE, 80))[:34] + sport.to_bytes(2, "big") + live[36:], True, 0.0)

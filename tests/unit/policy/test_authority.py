@@ -249,8 +249,8 @@ async def test_what_is_typed_is_recorded_in_sums_without_its_text(tmp_path: Path
     """Also what was typed in the last second of a service."""
     async with open_authority(Memory(), tmp_path / "audit.log") as authority:
         for _ in range(100):
-            authority.witness.note_input("a", 0, 3)
-        authority.witness.note_input("b", 1, 1)
+            authority.audit_trail.note_input("a", 0, 3)
+        authority.audit_trail.note_input("b", 1, 1)
     async with open_authority(Memory(), tmp_path / "audit.log") as authority:
         typed = [(entry.vm, entry.data) for entry in authority.records(10)]
         assert typed == [("a", {"console": 0, "bytes": 300}), ("b", {"console": 1, "bytes": 1})]

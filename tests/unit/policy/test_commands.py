@@ -66,7 +66,7 @@ async def test_scalability_shows_tree_zones_and_who_lags(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that cannot be reached lags, by name, in its zone."""
-    monkeypatch.setattr("rayos_vmm.policy.revisions.SETTLE_S", 0.1)
+    monkeypatch.setattr("rayos_vmm.policy.revisions.APPLY_TIMEOUT_S", 0.1)
     async with open_shell(tmp_path, capfd, monkeypatch) as shell:
         policy, revisions = shell.service.policy, shell.service.revisions
         await revisions.create_zone("lab")

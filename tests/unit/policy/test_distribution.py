@@ -201,8 +201,8 @@ async def test_who_has_to_be_prepared_is_told_afterwards_and_again_when_it_fails
         await until(broadcaster, lambda: broadcaster.distribution.targets["a"].applied == 1)
         broadcaster.announce(2, ["a", "stranger"])
         assert broadcaster.distribution.lagging() == ["a"]
-        await broadcaster.settle(30)
+        await broadcaster.wait_all_applied(30)
         assert prepared == ["a"] * 3 and told == [1, 2] and broadcaster.distribution.lagging() == []
         broadcaster.announce(3)
-        await broadcaster.settle(30)
+        await broadcaster.wait_all_applied(30)
         assert prepared == ["a"] * 3 and told == [1, 2, 3]

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from rayos_tpm import control
-from rayos_tpm.control import Control, Request
+from rayos_tpm.control import Control, ControlRequest
 from rayos_tpm.errors import MalformedMessage
 
 
@@ -19,10 +19,10 @@ from rayos_tpm.errors import MalformedMessage
         (control.set_locality(4), "0000000504000000"),
         (control.hash_data(b"ab"), "00000007000000026162"),
         (control.set_buffer_size(0xF80), "0000001100000f80"),
-        (Request(Control.STOP), "0000000e"),
+        (ControlRequest(Control.STOP), "0000000e"),
     ],
 )
-def test_requests_have_swtpms_layout(request_: Request, wire: str) -> None:
+def test_requests_have_swtpms_layout(request_: ControlRequest, wire: str) -> None:
     """The bytes that swtpm's tpm_ioctl.h prescribes, and back."""
     assert request_.pack().hex() == wire
     assert control.parse_request(bytes.fromhex(wire)) == request_
@@ -39,7 +39,7 @@ def test_a_request_is_complete_at_its_last_byte(command: Control) -> None:
     rest = blobs.get(command.name) or bytes(
         body.get(command.name, {"GET_STATEBLOB": 12, "GET_INFO": 16}.get(command.name, 0))
     )
-    whole = Request(command, rest).pack()
+    whole = ControlRequest(command, rest).pack()
     for size in range(len(whole)):
         length = control.request_length(whole[:size])
         assert length is None or length > size

@@ -30,7 +30,7 @@ CASES = [
     (Evidence(shutdown_cause="guest-panic"), R.PANIC, "gave no reason"),
     (Evidence(has_triple_faulted=True), R.TRIPLE_FAULT, "triple-faulted"),
     (Evidence(is_reset_loop=True), R.RESET_LOOP, "reset itself"),
-    (Evidence(barked=(R.HANG, "it hangs"), shutdown_cause="host-qmp-quit"), R.HANG, "it hangs"),
+    (Evidence(expired=(R.HANG, "it hangs"), shutdown_cause="host-qmp-quit"), R.HANG, "it hangs"),
 ]
 
 

@@ -24,7 +24,7 @@ def test_scapy_reads_what_we_write() -> None:
     """Every frame with its bytes, its full length, its nanosecond, its direction and what was lost before it."""
     chance = random.Random(3)
     frames = [
-        pcapng.Frame(NOW_NS + turn * 1001, size + 7 * (turn % 2), 1 + turn % 2, os.urandom(size))
+        pcapng.CapturedFrame(NOW_NS + turn * 1001, size + 7 * (turn % 2), 1 + turn % 2, os.urandom(size))
         for turn, size in enumerate(
             [1, 2, 3, 4, 60, 1514, 65_488, *(chance.randrange(1, 2000) for _ in range(50))]
         )
@@ -51,9 +51,9 @@ def test_scapy_reads_what_we_write() -> None:
 def test_records_become_frames() -> None:
     data = record(5, b"12345", 1500, 2) + record(6, b"", 60, 1) + record(7, b"12345678", 8, 1)
     assert list(pcapng.unpack_records(data, 100)) == [
-        pcapng.Frame(105, 1500, 2, b"12345"),
-        pcapng.Frame(106, 60, 1, b""),
-        pcapng.Frame(107, 8, 1, b"12345678"),
+        pcapng.CapturedFrame(105, 1500, 2, b"12345"),
+        pcapng.CapturedFrame(106, 60, 1, b""),
+        pcapng.CapturedFrame(107, 8, 1, b"12345678"),
     ]
 
 

@@ -30,16 +30,16 @@ async def test_changes_are_one_transaction_and_only_what_changed(scripts: list[s
     guards = TapGuards()
     guards.set("a", MAC, [])
     guards.set("b", MAC, [1])
-    await guards.settle()
+    await guards.commit()
     assert len(scripts) == 1 and all(f'device "{tap}"' in scripts[0] for tap in "ab")
     guards.set("a", MAC, [2])
     guards.set("b", MAC, [1])
-    await guards.settle()
+    await guards.commit()
     assert scripts[1:] == ["flush set netdev rayos a.ip4\nadd element netdev rayos a.ip4 { 0.0.0.2 }\n"]
     guards.remove("a")
-    await guards.settle()
+    await guards.commit()
     assert "delete chain netdev rayos a" in scripts[2]
-    await guards.settle()
+    await guards.commit()
     assert len(scripts) == 3 and not guards.trouble
 
 
@@ -48,9 +48,9 @@ async def test_a_tap_that_is_gone_does_not_hold_up_the_others(scripts: list[str]
     guards = TapGuards()
     guards.set("gone", MAC, [1])
     guards.set("here", MAC, [1])
-    await guards.settle()
+    await guards.commit()
     assert [script.count('device "here"') for script in scripts] == [1]
     assert guards.trouble == "nft: no such device"
     guards.set("here", MAC, [2])
-    await guards.settle()
+    await guards.commit()
     assert not guards.trouble

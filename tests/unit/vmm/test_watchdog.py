@@ -10,14 +10,14 @@ def test_a_guest_that_gets_on_is_left_alone() -> None:
     """Progress once in every silence is enough, for ever."""
     dog = Watchdog(silence_s=8, run_s=0, now=0)
     for step in range(100):
-        assert dog.look(step // 3, dog.deadline()) is None
+        assert dog.check(step // 3, dog.deadline()) is None
 
 
 def test_silence_is_a_hang_within_a_quarter_of_its_length() -> None:
     dog = Watchdog(silence_s=8, run_s=0, now=100)
     looks = []
     while not looks or looks[-1][1] is None:
-        looks.append((dog.deadline(), dog.look("same", dog.deadline())))
+        looks.append((dog.deadline(), dog.check("same", dog.deadline())))
     when, verdict = looks[-1]
     assert verdict is not None and verdict[0] is ExitReason.HANG
     assert "8.0 s without console output" in verdict[1]
@@ -27,8 +27,8 @@ def test_silence_is_a_hang_within_a_quarter_of_its_length() -> None:
 def test_the_end_of_its_time_comes_whatever_it_does() -> None:
     dog = Watchdog(silence_s=0, run_s=5, now=0)
     assert dog.deadline() == 5
-    assert dog.look(1, 4.9) is None
-    assert dog.look(2, 5.0) == (ExitReason.TIMED_OUT, "it ran for the 5 s that it was given")
+    assert dog.check(1, 4.9) is None
+    assert dog.check(2, 5.0) == (ExitReason.TIMED_OUT, "it ran for the 5 s that it was given")
 
 
 def test_no_limit_is_no_deadline() -> None:

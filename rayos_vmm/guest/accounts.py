@@ -72,7 +72,7 @@ def _kind(spec: VmSpec, device: str) -> str:
     return "disk" if device.startswith("disk") else device
 
 
-class Accounting:
+class MachineAccounts:
     """All machines' figures and limits. `find` gives a machine or raises NotFound, `cap` is the policy's."""
 
     def __init__(

@@ -19,7 +19,7 @@ from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import TapPort
 from rayos_vmm.shared.gate import AUDITED, DISK_RATE, DISK_SIZE, GPU_MEMORY, INPUT_QUEUE, NET_RATE
-from rayos_vmm.worker.ceilings import Obedience
+from rayos_vmm.worker.ceilings import Ceilings
 
 
 @pytest.fixture
@@ -38,27 +38,27 @@ def test_rates_and_use(disk: RawStore) -> None:
     drive = BlkBackend("disk0", loop, disk, gate=gate)
     told: list[dict[str, Any]] = []
     words[DISK_RATE] = 5000
-    obedience = Obedience(loop, [card, drive], gate, told.append)
+    ceilings = Ceilings(loop, [card, drive], gate, told.append)
     assert drive.snapshot()["quota"]["bytes_per_second"] == 5000
     words[NET_RATE], words[1] = 20_000, 8
-    assert obedience.apply() == 8 and card.snapshot()["quota"]["rate_bytes_per_second"] == 20_000
+    assert ceilings.apply() == 8 and card.snapshot()["quota"]["rate_bytes_per_second"] == 20_000
     words[NET_RATE] = 10**9  # never above the quota
-    obedience.apply()
+    ceilings.apply()
     assert card.snapshot()["quota"]["rate_bytes_per_second"] == 1e6
     words[NET_RATE] = words[DISK_RATE] = 0
-    obedience.apply()
+    ceilings.apply()
     assert drive.snapshot()["quota"]["bytes_per_second"] == 0
 
     drive.stats.allow(Op.DISK_READ, 10)
     words[AUDITED] = 1 << Op.DISK_READ.index | 1 << Op.NET_TX.index
-    obedience.apply()
+    ceilings.apply()
     drive.stats.allow(Op.DISK_READ, 10)
     drive.stats.allow(Op.DISK_WRITE, 10)
-    obedience.look()
+    ceilings.report()
     assert told == [{"event": "used", "device": "disk0", "operations": {"disk.read": 1}}]
-    obedience.look()
+    ceilings.report()
     assert len(told) == 1
-    assert Obedience(loop, [drive], Gate(), told.append).apply() == 0
+    assert Ceilings(loop, [drive], Gate(), told.append).apply() == 0
     for backend in (card, drive):
         backend.close()
     os.close(right)
@@ -73,7 +73,7 @@ def test_ceilings_come_and_go(disk: RawStore) -> None:
     gpu = GpuBackend("gpu", loop, quota_bytes=1 << 20, gate=gate)
     keyboard = InputBackend("keyboard", loop, "keyboard", queue_limit=64, gate=gate)
     words[DISK_SIZE], words[GPU_MEMORY], words[INPUT_QUEUE] = 4096, 1 << 16, 16
-    obedience = Obedience(loop, [drive, gpu, keyboard], gate, lambda _: None)
+    ceilings = Ceilings(loop, [drive, gpu, keyboard], gate, lambda _: None)
 
     def found() -> tuple[int, int, int]:
         return drive.limit(Limit.STORAGE), gpu.limit(Limit.MEMORY), keyboard.limit(Limit.QUEUE)
@@ -83,10 +83,10 @@ def test_ceilings_come_and_go(disk: RawStore) -> None:
     gpu.change_limit(Limit.MEMORY, 1 << 13)
     assert found() == (4096, 1 << 13, 16)
     words[DISK_SIZE], words[GPU_MEMORY], words[INPUT_QUEUE] = 1, 1, 1  # as little as each device can have
-    obedience.apply()
+    ceilings.apply()
     assert found() == (1, 4096, 8)
     words[DISK_SIZE], words[GPU_MEMORY], words[INPUT_QUEUE] = 0, 0, 0
-    obedience.apply()
+    ceilings.apply()
     assert found() == (0, 1 << 13, 100)
     for backend in (drive, gpu, keyboard):
         backend.close()

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Self
 
 
-class Numbered(Enum):
+class IndexedEnum(Enum):
     """A member's `index` is its place among the others, from 0."""
 
     index: int

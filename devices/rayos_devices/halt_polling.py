@@ -12,7 +12,7 @@ from typing import Final
 _START: Final = 8
 
 
-class Patience:
+class HaltPolling:
     """`window` is how long to look now, in seconds, never above `budget`."""
 
     def __init__(self, budget: float = 0.0) -> None:

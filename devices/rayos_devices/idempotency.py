@@ -14,7 +14,7 @@ REMEMBERED: Final = 16
 _ENTRY: Final = struct.Struct("<QI")
 
 
-class Repeats:
+class IdempotentResults:
     """Results by token, the last REMEMBERED ones. Token 0 is never remembered: a request that is not repeated."""
 
     STATE_BYTES: Final = REMEMBERED * _ENTRY.size
