@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,7 @@ from rayos_vmm.host.confine import Reach, build_root, program_directories
 
 if TYPE_CHECKING:
     from rayos_vmm.hardware.protocols import DiskImage
+    from rayos_vmm.host.process import Process
 
 PROGRAM: Final = "qemu-storage-daemon"
 #: Debian's name for where it is.
@@ -41,6 +43,9 @@ PACKAGE: Final = "qemu-system-common"
 FUSE: Final = Path("/dev/fuse")
 #: Seconds until the image must be shown, on a machine where many start.
 START_TIMEOUT: Final = 30.0
+#: Seconds that the daemon has to write what it holds of the image, and the process around it.
+END_TIMEOUT: Final = 5.0
+READER_GRACE_S: Final = END_TIMEOUT + 1.0
 _LOOK_SECONDS: Final = 0.01
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -52,10 +57,19 @@ class ViewFailed(Exception):
 # -- the service's side ----------------------------------------------------------------------------------------------
 
 
-async def open_raw_view(disk: DiskImage, show: Path, log: Path) -> tuple[int, int]:
-    """Show an image at `show` (a file of that name is made); the raw file's descriptor, and one that keeps it shown.
+@dataclass(frozen=True, slots=True)
+class RawView:
+    """An image that is shown: the raw file's descriptor, one that keeps it shown, and the process that shows it."""
 
-    Both are the caller's. Errors: ViewFailed with what the daemon said. Cancellation ends it.
+    fd: int
+    life_fd: int
+    process: Process
+
+
+async def open_raw_view(disk: DiskImage, show: Path, log: Path) -> RawView:
+    """Show an image at `show` (a file of that name is made). All of what it returns is the caller's.
+
+    Errors: ViewFailed with what the daemon said. Cancellation ends it.
     """
     import trio
 
@@ -66,6 +80,7 @@ async def open_raw_view(disk: DiskImage, show: Path, log: Path) -> tuple[int, in
     options += ["--read-only"] if disk.is_read_only else []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     life = trio.socket.from_stdlib_socket(ours)
+    process = None
     try:
         with theirs, log.open("ab") as file:
             start = file.tell()
@@ -74,16 +89,17 @@ async def open_raw_view(disk: DiskImage, show: Path, log: Path) -> tuple[int, in
                 input_fd=theirs.fileno(),
                 output_fd=file.fileno(),
             )
-        try:
-            await process.wait()  # it leaves a child behind, which serves
-        finally:
-            process.close()
         with trio.move_on_after(START_TIMEOUT + 1.0):
             _, ancillary, _, _ = await life.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
             for _, _, content in ancillary:
-                return int(array.array("i", content[:4])[0]), os.dup(life.fileno())
+                shown = RawView(int(array.array("i", content[:4])[0]), os.dup(life.fileno()), process)
+                process = None
+                return shown
     finally:
         life.close()
+        if process is not None:
+            await process.end(grace_s=READER_GRACE_S)
+            process.close()
     words = _said(log, start)
     raise ViewFailed(
         f"{disk.path} cannot be read as {disk.format}: {words[-1] if words else 'no reason given'}"
@@ -151,42 +167,50 @@ def _open_shown(options: argparse.Namespace, pidfd: int) -> int:
     return os.open(options.show, os.O_RDONLY if options.read_only else os.O_RDWR)
 
 
-def _serve(life: socket.socket, argv: Sequence[str], options: argparse.Namespace) -> None:
-    """Until the other end of `life` is closed by all, or the daemon has ended."""
+def _serve(life: socket.socket, argv: Sequence[str], options: argparse.Namespace) -> int:
+    """Until the other end of `life` is closed by all, or a SIGTERM; the daemon's status if it ended before that."""
+    ended, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(told, b"\0"))
     pid = _start(argv)
     pidfd = os.pidfd_open(pid)
-    try:
-        fd = _open_shown(options, pidfd)
-        if fd < 0:
-            return
+    fd = _open_shown(options, pidfd)
+    if fd >= 0:
         life.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
         os.close(fd)
-        select.select([life.fileno(), pidfd], [], [])
-    finally:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([life.fileno(), pidfd, ended], [], [])
+    if not select.select([pidfd], [], [], 0)[0]:
+        # It writes what it knows of the image's format, and ends.
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], END_TIMEOUT)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.waitpid(pid, 0)
+        return 0
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns at once; the child serves."""
+    """Ends as its daemon did: also by the same signal, so that whoever waits for this process learns of it."""
     parser = argparse.ArgumentParser(prog="raw_view")
     for name in ("--format", "--image", "--show"):
         parser.add_argument(name, required=True)
     parser.add_argument("--read-only", action="store_true")
     options = parser.parse_args(arguments)
-    if os.fork():
-        os._exit(0)
     try:
         with socket.socket(fileno=os.dup(0)) as life:
             program = shutil.which(PROGRAM)
             if program is None:
                 raise OSError(f"{PROGRAM} is not installed (apt-get install {PACKAGE})")
             _confine(program, options)
-            _serve(life, _arguments(program, options), options)
+            status = _serve(life, _arguments(program, options), options)
     except OSError as error:
         print(f"raw_view: {error}", file=sys.stderr, flush=True)
         return 1
-    return 0
+    if status < 0:
+        print(f"raw_view: {PROGRAM} died of signal {-status}", file=sys.stderr, flush=True)
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
 
 
 if __name__ == "__main__":

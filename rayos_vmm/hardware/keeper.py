@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import trio
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Busy, GuestGone, Invalid
 from rayos_vmm.hardware.client import KeeperClient, WorkerClient
-from rayos_vmm.hardware.disk_reader import ViewFailed, open_raw_view
+from rayos_vmm.hardware.disk_reader import READER_GRACE_S, ViewFailed, open_raw_view
 from rayos_vmm.hardware.launch import Keeper, KeeperFailed, Spawner, stop_keeper
 from rayos_vmm.hardware.protocols import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.host.identity import claim
-from rayos_vmm.host.process import ProcessId, start_time
+from rayos_vmm.host.process import Process, ProcessId, start_time
 from rayos_vmm.shared import accounts
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.spec import Device
@@ -126,8 +127,10 @@ class WorkerHardware:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """See `Hardware.running`."""
-        async with self._spawner:
+        async with self._spawner, trio.open_nursery() as nursery:
+            nursery.start_soon(self._spawner.listen)
             yield
+            nursery.cancel_scope.cancel()
 
     async def plug(
         self,
@@ -151,14 +154,17 @@ class WorkerHardware:
         fds = list(tap_fds)
         disk_fds: list[int] = []
         held: list[int] = []
+        readers: list[Process] = []
+        keeper: Keeper | None = None
         try:
             for index, disk in enumerate(disks):
                 if disk.format == "raw":
                     disk_fds.append(_open_disk(disk))
                     continue
-                view, life = await open_raw_view(disk, runtime / f"disk{index}.raw", logs / WORKER_LOG)
-                disk_fds.append(view)
-                held.append(life)
+                shown = await open_raw_view(disk, runtime / f"disk{index}.raw", logs / WORKER_LOG)
+                readers.append(shown.process)
+                disk_fds.append(shown.fd)
+                held.append(shown.life_fd)
             devices = _devices(spec, disks, disk_fds, tap_fds, has_console=has_console)
             if tap_fds and self._firewall is not None:
                 firewall = await self._firewall.plug(spec.name, runtime)
@@ -191,12 +197,17 @@ class WorkerHardware:
             for fd in fds + disk_fds + held:
                 with suppress(OSError):  # a file of FUSE whose daemon has died says so once more
                     os.close(fd)
+            for reader in readers:
+                if keeper is None:
+                    await reader.end(grace_s=READER_GRACE_S)
+                reader.close()
         has_display = spec.gpu.enabled
         inputs = spec.input.devices if has_display else ()
         ports = len(spec.console_ports)
         return Plugged(
             slot=identity.slot,
             keeper=ProcessId(keeper.pid, start_time(keeper.pid) or 0),
+            readers=tuple(reader.identity for reader in readers),
             disks=tuple(keeper.socket(f"disk{index}") for index in range(len(disks))),
             net=keeper.socket("net") if tap_fds else None,
             gpu=keeper.socket("gpu") if has_display else None,
@@ -241,6 +252,10 @@ class WorkerHardware:
             return
         finally:
             client.close()
+
+    async def watch(self, keeper: ProcessId) -> int | None:
+        """See `Hardware.watch`."""
+        return await self._spawner.watch(keeper)
 
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
         """See `Hardware.unplug`."""

@@ -17,7 +17,8 @@ import trio
 
 from rayos_vmm.hardware.client import KeeperClient, WorkerClient
 from rayos_vmm.host.identity import NOBODY, Identity, user
-from rayos_vmm.host.process import Process, spawn
+from rayos_vmm.host.process import Process, ProcessId, adopt, spawn
+from rayos_vmm.shared import packet
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.spec import Device, WorkerSpec, device_socket
 from rayos_vmm.worker.sandbox import mode_wanted
@@ -25,6 +26,10 @@ from rayos_vmm.worker.spawner import open_request
 
 #: Seconds a keeper has to bind its sockets, on a machine with 64 guests that all start.
 START_TIMEOUT: Final = 30.0
+#: Seconds in which the parent of a keeper tells how that ended.
+REPORT_TIMEOUT: Final = 0.3
+#: Ends that nobody asked about are kept up to so many.
+MAX_ENDS: Final = 4096
 #: The parent of all keepers; the number of its socket follows.
 SPAWNER: Final = (sys.executable, "-P", "-m", "rayos_vmm.worker")
 
@@ -60,6 +65,9 @@ class Spawner:
     def __init__(self) -> None:
         self._sock: trio.socket.SocketType | None = None
         self.parent: Process | None = None
+        self._started = trio.Event()
+        self._ends: dict[int, int] = {}  # how keepers ended, by pid
+        self._news = trio.Event()
 
     async def __aenter__(self) -> Self:
         self.start_parent()
@@ -80,6 +88,43 @@ class Spawner:
                 pass_fds=[theirs.fileno()],
             )
         self._sock = trio.socket.from_stdlib_socket(ours)
+        self._started.set()
+
+    async def listen(self) -> None:
+        """Notes how keepers end, as their parent saw it. Never returns."""
+        while True:
+            sock = self._sock
+            if sock is None:
+                await self._started.wait()
+                continue
+            try:
+                word = await sock.recv(packet.MAX_PACKET_BYTES)
+            except (OSError, trio.ClosedResourceError):
+                word = b""
+            if word:
+                self._note_end(**msgspec.json.decode(word))
+            elif sock is self._sock:
+                await self.close()  # the next keeper starts another
+
+    def _note_end(self, pid: int, status: int) -> None:
+        self._ends[pid] = status
+        if len(self._ends) > MAX_ENDS:
+            del self._ends[next(iter(self._ends))]
+        news, self._news = self._news, trio.Event()
+        news.set()
+
+    async def watch(self, keeper: ProcessId) -> int | None:
+        """Returns when a keeper has ended: its status, minus the signal's number; None when nobody saw it."""
+        process = adopt(keeper)
+        if process is not None:
+            try:
+                await process.wait()
+            finally:
+                process.close()
+        with trio.move_on_after(REPORT_TIMEOUT):
+            while keeper.pid not in self._ends and self._sock is not None:
+                await self._news.wait()
+        return self._ends.pop(keeper.pid, None)
 
     async def start_keeper(
         self,
@@ -155,10 +200,12 @@ class Spawner:
     async def close(self) -> None:
         """End the parent; what it started lives on."""
         if self._sock is not None and self.parent is not None:
+            parent = self.parent
             self._sock.close()
             self._sock = None
-            await self.parent.end()
-            self.parent.close()
+            self._started = trio.Event()
+            await parent.end()
+            parent.close()
 
 
 async def _line(stream: trio.SocketStream) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Plugged:
     """The backends' sockets, for QEMU, and the process that keeps them."""
 
     keeper: ProcessId | None = None
+    readers: tuple[ProcessId, ...] = ()  # of disks that are not raw
     slot: int = -1  # whose users its processes take (`identity`)
     disks: tuple[Path, ...] = ()
     net: Path | None = None
@@ -125,6 +126,10 @@ class Hardware(Protocol):
         """Calls back with what happens to the backends ({"event": …}) until they end."""
         ...
 
+    async def watch(self, keeper: ProcessId) -> int | None:
+        """Returns when the backends' process has ended: its status, minus the signal's number, or None."""
+        ...
+
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:
         """Ends the backends. Safe to call again."""
         ...
@@ -156,6 +161,9 @@ class NoHardware:
         yield None
 
     async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+        return None
+
+    async def watch(self, keeper: ProcessId) -> int | None:
         return None
 
     async def unplug(self, keeper: ProcessId, runtime: Path) -> None:

@@ -72,7 +72,10 @@ class Process:
         if self._status is None:
             await trio.lowlevel.wait_readable(self._pidfd)
             if self._is_child and self._status is None:
-                result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 (it has ended)
+                try:
+                    result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 (it has ended)
+                except ChildProcessError:  # whoever else waited for it has its status
+                    result = None
                 if result is not None:
                     is_exit = result.si_code == os.CLD_EXITED
                     self._status = result.si_status if is_exit else -result.si_status
@@ -166,7 +169,7 @@ def spawn(
 
 
 def adopt(identity: ProcessId) -> Process | None:
-    """The process of a former daemon, None if it is gone."""
+    """The process of that identity, of ours or of a former daemon; None if it is gone."""
     try:
         pidfd = os.pidfd_open(identity.pid)
     except OSError:
@@ -174,7 +177,30 @@ def adopt(identity: ProcessId) -> Process | None:
     if start_time(identity.pid) != identity.start_time:
         os.close(pidfd)
         return None
-    return Process(identity, pidfd, is_child=False)
+    return Process(identity, pidfd, is_child=_is_child(pidfd))
+
+
+def _is_child(pidfd: int) -> bool:
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def ending(status: int | None) -> str:
+    """How a process ended, as the end of a sentence; `status` as `Process.wait` gives it."""
+    if status is None:
+        return "ended, and nobody saw how"
+    return f"died of {signal_name(-status)}" if status < 0 else f"ended with status {status}"
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL, or "signal 99" for one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def find_by_output(paths: Sequence[Path]) -> list[ProcessId]:

@@ -38,6 +38,7 @@ QMP_SOCKET: Final = "qmp.sock"
 LOG_FIFO: Final = "qemu.fifo"
 SWTPM_LOG: Final = "swtpm.log"
 _DISMANTLE_TIMEOUT_S: Final = 15.0
+_READER_GRACE_S: Final = 6.0  # more than the reader of a disk gives its daemon
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ async def _plug(
         needs_vga=launch.boot.needs_vga,
     )
     record.live.keeper, record.live.ports = plugged.keeper, plugged.ports
+    record.live.readers = list(plugged.readers)
     await dependencies.save(machine)
     return plugged
 
@@ -294,6 +296,10 @@ async def dismantle(machine: Machine, dependencies: Dependencies) -> None:
             process.close()
         if live.keeper is not None:
             await dependencies.hardware.unplug(live.keeper, machine.runtime)
+        for reader in map(adopt, live.readers):
+            if reader is not None:
+                await reader.end(grace_s=_READER_GRACE_S)
+                reader.close()
         if live.swtpm is not None:
             await dependencies.tpms.stop(live.swtpm, machine.runtime)
         await trio.to_thread.run_sync(cgroup.remove, machine.record.group)

@@ -86,6 +86,7 @@ MEANT: Final[Mapping[ExitReason, bool]] = {
     ExitReason.DEBUG_EXIT: True,
     ExitReason.RESET: True,
     ExitReason.QEMU_CRASHED: False,
+    ExitReason.DEVICES_LOST: False,
     ExitReason.START_FAILED: False,
     ExitReason.LOST: False,
 }

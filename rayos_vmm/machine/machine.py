@@ -141,10 +141,11 @@ class Machine:
             state = advance(self.record.state, event)
         except WrongState as error:
             raise Conflict(f"{self.name}: {error}") from None
-        is_news = state is not self.record.state
+        was = self.record.state
+        is_news = state is not was
         self.record.state = state
         self.has_run = self.has_run or event is LifeEvent.RUN
-        if event in (LifeEvent.RUN, LifeEvent.PAUSE):
+        if is_news and event in (LifeEvent.RUN, LifeEvent.PAUSE) and was is VmState.ADOPTING:
             self.record.reason = ""  # why it was not reached
         if event in (LifeEvent.EXIT, LifeEvent.FAIL):
             self.record.reason, self.record.exit_reason = reason, exit_reason

@@ -7,11 +7,11 @@ the serial log, QEMU's own log, its exit status, and what we had asked for.
 from __future__ import annotations
 
 import re
-import signal
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from rayos_vmm.host.process import signal_name
 from rayos_vmm.machine.view import ExitReason
 
 # So many resets by the guest, each within the interval of the one before and never ready: a loop.
@@ -37,6 +37,7 @@ class Evidence:
     triple_faults: int = 0
     has_reset_enough: int = 0  # how many resets, when on_reset says that this is the end
     expired: tuple[ExitReason, str] | None = None  # what the watchdog said
+    lost: str = ""  # which process died that its devices need
     exit_status: int | None = None  # QEMU's; None when it was not our child
     last_log_line: str = ""
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
@@ -85,18 +86,13 @@ def count_of(reaction: str) -> int | None:
     return int(reaction.removeprefix("count=")) if reaction.startswith("count=") else None
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def judge(evidence: Evidence) -> tuple[ExitReason, str]:
     """The reason as a word and as a sentence."""
     if evidence.is_reset_loop:
         count = len(evidence.resets)
         return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"
+    if evidence.lost:
+        return ExitReason.DEVICES_LOST, evidence.lost
     if evidence.expired is not None:
         return evidence.expired
     if evidence.has_triple_faulted:
@@ -131,6 +127,6 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
         return ExitReason.LOST, "QEMU ended, and nobody saw how"
     log = f": {evidence.last_log_line}" if evidence.last_log_line else ""
     if evidence.exit_status < 0:
-        name = _signal_name(-evidence.exit_status)
+        name = signal_name(-evidence.exit_status)
         return ExitReason.QEMU_CRASHED, f"QEMU died of {name}, which did not come from the service{log}"
     return ExitReason.QEMU_CRASHED, f"QEMU exited with status {evidence.exit_status}{log}"

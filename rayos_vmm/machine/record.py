@@ -18,6 +18,7 @@ class Live(msgspec.Struct, kw_only=True):
     qemu: ProcessId | None = None
     keeper: ProcessId | None = None
     swtpm: ProcessId | None = None
+    readers: list[ProcessId] = []  # of disks that are not raw, in their order
     tap: str | None = None
     ports: int = 0  # console ports that the worker serves
     link_is_up: bool = True  # of the network card

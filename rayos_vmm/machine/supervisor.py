@@ -10,14 +10,16 @@ import os
 import re
 import signal
 import time
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from rayos_vmm.errors import GuestGone, RayosError, one_error
 from rayos_vmm.hardware.protocols import Worker
+from rayos_vmm.host.process import adopt, ending
 from rayos_vmm.machine import limits
 from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.build import QMP_SOCKET, Dependencies
@@ -40,7 +42,7 @@ from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 if TYPE_CHECKING:
-    from rayos_vmm.host.process import Process
+    from rayos_vmm.host.process import Process, ProcessId
 
 AGENT_PORT: Final = 1
 LOG_PORT: Final = 2
@@ -50,6 +52,9 @@ _QUIT_TIMEOUT_S: Final = 2.0
 _PANIC_SILENCE_S: Final = 2.0
 _PANIC_END: Final = re.compile(r"---\[ end Kernel panic")
 _DRAIN_TIMEOUT_S: Final = 2.0
+_COMMON_END_S: Final = 0.3
+#: The TPM's state (`rayos_tpm.protocol.State`) that is for good.
+FAILED_TPM: Final = "failed"
 # QEMU's `info registers` for x86: one EIP or RIP a processor, and whether it halts.
 _REGISTERS: Final = re.compile(r"[ER]IP=([0-9a-f]+).*?HLT=(\d)", re.DOTALL)
 
@@ -129,6 +134,7 @@ class Supervisor:
             nursery.start_soon(self._watch, qmp, worker)
             nursery.start_soon(self._plan_faults_again)
             nursery.start_soon(self._dependencies.hardware.follow, machine.runtime, self._on_device_event)
+            self._follow_deaths(nursery, process)
             if machine.record.live.swtpm is not None:
                 nursery.start_soon(self._dependencies.tpms.follow, machine.runtime, self._on_tpm)
             if worker is not None and machine.record.live.ports > AGENT_PORT:
@@ -155,6 +161,36 @@ class Supervisor:
                 await self._events_read.wait()
                 await self._log_read.wait()
             nursery.cancel_scope.cancel()
+
+    def _follow_deaths(self, nursery: trio.Nursery, process: Process) -> None:
+        """Every process that the machine has beside QEMU is followed by its pidfd."""
+        live, hardware = self._machine.record.live, self._dependencies.hardware
+        if live.keeper is not None:
+            name = f"its devices' keeper (process {live.keeper.pid})"
+            nursery.start_soon(self._end_without, name, partial(hardware.watch, live.keeper), process)
+        for reader in live.readers:
+            name = f"the reader of a disk of its (process {reader.pid})"
+            nursery.start_soon(self._end_without, name, partial(_ended, reader), process)
+        if live.swtpm is not None:
+            nursery.start_soon(self._fail_tpm, live.swtpm, process)
+
+    async def _end_without(
+        self, name: str, watch: Callable[[], Awaitable[int | None]], process: Process
+    ) -> None:
+        """The guest's devices are gone for good with that process: QEMU goes too, and the machine has failed."""
+        self._evidence.lost = self._evidence.lost or f"{name} {ending(await watch())}"
+        process.signal(signal.SIGKILL)
+
+    async def _fail_tpm(self, identity: ProcessId, process: Process) -> None:
+        tpms, machine = self._dependencies.tpms, self._machine
+        how = await tpms.watch(identity)
+        with trio.move_on_after(_COMMON_END_S):  # it ends with QEMU, and may be the first to be seen
+            await process.wait()
+            return
+        reason = f"the TPM process (process {identity.pid}) {how}"
+        tpms.note_death(machine.runtime, reason)
+        self._on_tpm(FAILED_TPM, reason)
+        await self._dependencies.save(machine)
 
     async def _follow_events(self, qmp: Qmp) -> None:
         try:
@@ -194,6 +230,9 @@ class Supervisor:
                 await limits.plan_faults_again(self._machine)
 
     def _on_tpm(self, state: str, reason: str) -> None:
+        if state == FAILED_TPM:
+            self._machine.record.reason = f"its TPM failed: {reason}"
+            self._machine.wake()
         self._machine.events.publish("vm.tpm", self._machine.name, state=state, reason=reason)
 
     def _on_reset(self, *, is_guest: bool) -> None:
@@ -343,6 +382,16 @@ class Supervisor:
             await qmp.execute("quit", timeout_s=_QUIT_TIMEOUT_S)
         except RayosError:
             process.signal(signal.SIGKILL)
+
+
+async def _ended(identity: ProcessId) -> int | None:
+    process = adopt(identity)
+    if process is None:
+        return None
+    try:
+        return await process.wait()
+    finally:
+        process.close()
 
 
 async def _where(qmp: Qmp) -> str:

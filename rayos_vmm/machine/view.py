@@ -36,6 +36,7 @@ class ExitReason(enum.StrEnum):
     DEBUG_EXIT = "debug_exit"  # the guest wrote to its debug exit port
     RESET = "reset"  # it reset itself, and on_reset says that this is the end
     QEMU_CRASHED = "qemu_crashed"  # QEMU died of a signal or an error of its own
+    DEVICES_LOST = "devices_lost"  # a process died that its devices cannot do without
     START_FAILED = "start_failed"  # it never ran
     LOST = "lost"  # it ended while no daemon was there to see how
 

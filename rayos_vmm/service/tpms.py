@@ -140,6 +140,14 @@ class MeasuringTpms:
         except TpmError as error:
             on_change(TpmState.FAILED.value, str(error))
 
+    async def watch(self, process: ProcessId) -> str:
+        """Returns when a machine's TPM process has ended, and how it did, as the end of a sentence."""
+        return await self._spawner.watch(Process(process.pid, process.start_time))
+
+    def note_death(self, runtime: Path, reason: str) -> None:
+        """Leaves in place of the last word of a TPM process how that died."""
+        TpmClient(runtime).note_death(reason)
+
     def refusal(self, runtime: Path) -> str:
         """Why a machine's TPM refused the launch, or nothing."""
         try:

@@ -8,6 +8,8 @@ One packet starts one keeper: it brings the descriptors that the spec names, beh
 standard error, and the keeper's end of a socket on which it says one line: that it is ready, or why not. It then waits
 for a byte: when the service has closed its end by then, nobody wants the keeper any more and it ends.
 
+When a keeper ends, the parent says how: one packet with its pid and its status (minus the signal's number).
+
 All keepers of a service, and their workers, have the same layout of addresses: see docs/threat-model.md.
 """
 
@@ -18,12 +20,13 @@ import gc
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -67,26 +70,60 @@ def open_request(
 
 
 def _serve(sock: socket.socket) -> None:
-    """Fork a keeper for each packet, until the other end closes."""
-    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+    """Fork a keeper for each packet and tell how each ends, until the other end closes."""
+    children: dict[int, int] = {}  # pid by pidfd
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
     while True:
-        data, ancillary, _, _ = sock.recvmsg(packet.MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            return
-        fds = array.array("i")
-        for _, _, content in ancillary:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        try:
-            pid = os.fork()
-        except OSError as error:
-            os.write(fds[2], msgspec.json.encode({"error": f"fork: {error.strerror}"}) + b"\n")
-        else:
-            if pid == 0:
-                sock.close()
-                _run_keeper(data, list(fds))
-        finally:
-            for fd in fds:
+        for fd, _ in poll.poll():
+            if fd in children:
+                poll.unregister(fd)
+                _bury(sock, children.pop(fd))
                 os.close(fd)
+                continue
+            pid = _fork_keeper(sock, list(children))
+            if pid is None:
+                return
+            if pid:
+                pidfd = os.pidfd_open(pid)
+                children[pidfd] = pid
+                poll.register(pidfd, select.POLLIN)
+
+
+def _bury(sock: socket.socket, pid: int) -> None:
+    _, status = os.waitpid(pid, 0)
+    word = {"pid": pid, "status": os.waitstatus_to_exitcode(status)}
+    with suppress(OSError):  # a service that does not listen learns less
+        sock.send(msgspec.json.encode(word), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _fork_keeper(sock: socket.socket, others: list[int]) -> int | None:
+    """The pid of the keeper that a packet asked for, 0 if there could be none, None at the end.
+
+    `others` are descriptors that it must not have.
+    """
+    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, _, _ = sock.recvmsg(packet.MAX_PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    fds = array.array("i")
+    for _, _, content in ancillary:
+        fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.write(fds[2], msgspec.json.encode({"error": f"fork: {error.strerror}"}) + b"\n")
+        return 0
+    else:
+        if pid == 0:
+            sock.close()
+            for fd in others:
+                os.close(fd)
+            _run_keeper(data, list(fds))
+        return pid
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _run_keeper(data: bytes, fds: list[int]) -> None:
@@ -94,7 +131,7 @@ def _run_keeper(data: bytes, fds: list[int]) -> None:
     code = 1
     try:
         os.setsid()
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         spec_fd, log_fd, word_fd, *rest = fds
         os.dup2(log_fd, 2)
@@ -134,7 +171,6 @@ def main() -> int:
     sandbox.prepare()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s", stream=sys.stderr)
     logging.Formatter.converter = time.gmtime
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the service's to answer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     null = os.open(os.devnull, os.O_RDWR)

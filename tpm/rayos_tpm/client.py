@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +78,15 @@ class TpmClient:
             return msgspec.json.decode((self._run_dir / STATUS).read_bytes(), type=Status)
         except (OSError, msgspec.DecodeError):
             raise Unavailable(f"there is no TPM process and no trace of one in {self._run_dir}") from None
+
+    def note_death(self, reason: str) -> None:
+        """Make FAILED, and why, the last word of a process that died without one. Nothing happens when it left none."""
+        with contextlib.suppress(Unavailable, OSError):
+            last = msgspec.structs.replace(self.last_status(), state=TpmState.FAILED, reason=reason)
+            path = self._run_dir / STATUS
+            temporary = path.with_suffix(".new")
+            temporary.write_bytes(msgspec.json.encode(last))
+            temporary.rename(path)
 
     async def wait_change(self, seen: TpmState) -> Status:
         """The status once the state differs from the one seen; ended when the process is gone."""

@@ -105,9 +105,7 @@ class Process:
             return None
         if pid == 0:
             return None
-        if os.WIFSIGNALED(status):
-            return f"signal {os.WTERMSIG(status)}"
-        return f"exit status {os.WEXITSTATUS(status)}"
+        return _as_noun(status)
 
     async def stop(self, *, grace_s: float = 2.0) -> None:
         """SIGTERM, and SIGKILL after grace_s; returns when it is gone and reaped. Safe to call again."""
@@ -126,6 +124,22 @@ def _inheritable() -> list[int]:
             if os.get_inheritable(fd):
                 found.append(fd)
     return found
+
+
+def _as_noun(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def describe(status: int) -> str:
+    """How a process ended, as the end of a sentence; status as waitpid gives it."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended with status {code}"
+    try:
+        return f"died of {signal.Signals(-code).name}"
+    except ValueError:
+        return f"died of signal {-code}"
 
 
 def spawn(argv: Sequence[str], *, descriptors: Mapping[int, int], environ: Mapping[str, str]) -> Process:

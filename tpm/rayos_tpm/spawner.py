@@ -12,11 +12,11 @@ import array
 import gc
 import os
 import resource
-import signal
+import select
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 Confine = Callable[[Config], None]
 
 _SOCKET: Final = 3
+_REPORTS: Final = 4
 _DESCRIPTORS: Final = 5
 _ANSWER_LIMIT_S: Final = 30.0
+_REPORT_LIMIT_S: Final = 0.3
+_ENDS_LIMIT: Final = 4096
 _CONFIG_LIMIT: Final = 1 << 20
 
 
@@ -46,24 +49,69 @@ class Spawner:
     def __init__(self, program: Sequence[str]) -> None:
         self._program = program
         self._lock = trio.Lock()
-        self.process, self._socket = self._start()
+        self._ends: dict[int, str] = {}  # how TPM processes ended, by pid
+        self._news = trio.Event()
+        self._start()
 
-    def _start(self) -> tuple[process.Process, trio.socket.SocketType]:
+    def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        heard, reports = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            with theirs:
-                parent = process.spawn(
+            with theirs, reports:
+                self.process = process.spawn(
                     self._program,
-                    descriptors={0: null, 1: null, 2: 2, _SOCKET: theirs.fileno()},
+                    descriptors={
+                        0: null,
+                        1: null,
+                        2: 2,
+                        _SOCKET: theirs.fileno(),
+                        _REPORTS: reports.fileno(),
+                    },
                     environ=os.environ,
                 )
         except BaseException:
             ours.close()
+            heard.close()
             raise
         finally:
             os.close(null)
-        return parent, trio.socket.from_stdlib_socket(ours)
+        self._socket, self._reports = map(trio.socket.from_stdlib_socket, (ours, heard))
+
+    async def listen(self) -> None:
+        """Note how TPM processes end, as their parent saw it. Never returns."""
+        while True:
+            reports = self._reports
+            try:
+                report = await reports.recv(64)
+            except (OSError, trio.ClosedResourceError):
+                report = b""
+            if not report:
+                if reports is self._reports:
+                    await self._restart()
+                continue
+            pid, _, how = report.decode().partition(" ")
+            self._ends[int(pid)] = how
+            if len(self._ends) > _ENDS_LIMIT:
+                del self._ends[next(iter(self._ends))]
+            news, self._news = self._news, trio.Event()
+            news.set()
+
+    async def watch(self, tpm: process.Process) -> str:
+        """Return when a TPM process has ended: "died of signal 9", "ended with status 1"; or that nobody saw how."""
+        await tpm.wait()
+        with trio.move_on_after(_REPORT_LIMIT_S):
+            while tpm.pid not in self._ends:
+                await self._news.wait()
+        return self._ends.pop(tpm.pid, "ended, and nobody saw how")
+
+    async def _restart(self) -> None:
+        async with self._lock:
+            await self._replace()
+
+    async def _replace(self) -> None:
+        await self.close()
+        self._start()
 
     async def spawn(
         self,
@@ -106,13 +154,13 @@ class Spawner:
                 failure = "it ended"
             except (OSError, trio.TooSlowError) as error:
                 failure = str(error) or "time is up"
-            await self.close()
-            self.process, self._socket = self._start()
+            await self._replace()
         raise TpmError(f"the TPM spawner does not answer: {failure}")
 
     async def close(self) -> None:
         """End the parent; what it started lives on. Cannot be cancelled."""
         self._socket.close()
+        self._reports.close()
         with trio.CancelScope(shield=True):
             await self.process.stop()
 
@@ -127,33 +175,66 @@ async def open_spawner(
     """
     spawner = Spawner(program)
     try:
-        yield spawner
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spawner.listen)
+            yield spawner
+            nursery.cancel_scope.cancel()
     finally:
         await spawner.close()
 
 
-def _serve(sock: socket.socket, confine: Confine) -> None:
-    """Fork a child for each message, until the other end closes."""
-    space = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+def _serve(sock: socket.socket, reports: socket.socket, confine: Confine) -> None:
+    """Fork a child for each message and report how each ends, until the other end closes."""
+    children: dict[int, int] = {}  # pid by pidfd
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
     while True:
-        message, ancillary, _, _ = sock.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
-        if not message:
-            return
-        received = array.array("i")
-        for _, _, data in ancillary:
-            received.frombytes(data)
-        try:
-            pid = os.fork()
-        except OSError as error:
-            sock.send(str(error.strerror).encode()[:60])
-        else:
-            if pid == 0:
-                sock.close()
-                _run_child(list(received), confine)
-            sock.send(f"{pid} {process.start_time(pid)}".encode())
-        finally:
-            for descriptor in received:
-                os.close(descriptor)
+        for fd, _ in poll.poll():
+            if fd in children:
+                poll.unregister(fd)
+                _bury(reports, children.pop(fd))
+                os.close(fd)
+                continue
+            pid = _fork(sock, [reports.fileno(), *children], confine)
+            if pid is None:
+                return
+            if pid:
+                pidfd = os.pidfd_open(pid)
+                children[pidfd] = pid
+                poll.register(pidfd, select.POLLIN)
+
+
+def _bury(reports: socket.socket, pid: int) -> None:
+    how = process.describe(os.waitpid(pid, 0)[1])
+    with suppress(OSError):  # a service that does not listen learns less
+        reports.send(f"{pid} {how}".encode(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _fork(sock: socket.socket, others: list[int], confine: Confine) -> int | None:
+    """The child that a message asked for, 0 if there could be none, None at the end."""
+    space = socket.CMSG_SPACE(_DESCRIPTORS * array.array("i").itemsize)
+    message, ancillary, _, _ = sock.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        return None
+    received = array.array("i")
+    for _, _, data in ancillary:
+        received.frombytes(data)
+    try:
+        pid = os.fork()
+    except OSError as error:
+        sock.send(str(error.strerror).encode()[:60])
+        return 0
+    else:
+        if pid == 0:
+            sock.close()
+            for fd in others:
+                os.close(fd)
+            _run_child(list(received), confine)
+        sock.send(f"{pid} {process.start_time(pid)}".encode())
+        return pid
+    finally:
+        for descriptor in received:
+            os.close(descriptor)
 
 
 def _run_child(received: list[int], confine: Confine) -> None:
@@ -164,7 +245,6 @@ def _run_child(received: list[int], confine: Confine) -> None:
     status = 1
     try:
         os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         memory, pipe, qemu, control, status = received
         with os.fdopen(memory, "rb", closefd=True) as file:
             file.seek(0)
@@ -201,12 +281,11 @@ def main(confine: Confine = stay) -> None:
     """
     import rayos_tpm.server  # noqa: F401  (imported before the first fork: that is the point)
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys must not reach a core file
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=_SOCKET) as sock:
-        _serve(sock, confine)
+    with socket.socket(fileno=_SOCKET) as sock, socket.socket(fileno=_REPORTS) as reports:
+        _serve(sock, reports, confine)
 
 
 if __name__ == "__main__":
