@@ -57,6 +57,7 @@ class Process:
         self._pidfd = pidfd
         self._is_child = is_child
         self._status: int | None = None
+        self._waiting = trio.Lock()
 
     @property
     def pid(self) -> int:
@@ -69,16 +70,17 @@ class Process:
 
     async def wait(self) -> int | None:
         """Returns when it ended: its exit status, minus the signal's number, or None if it is not our child."""
-        if self._status is None:
-            await trio.lowlevel.wait_readable(self._pidfd)
-            if self._is_child and self._status is None:
-                try:
-                    result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 (it has ended)
-                except ChildProcessError:  # whoever else waited for it has its status
-                    result = None
-                if result is not None:
-                    is_exit = result.si_code == os.CLD_EXITED
-                    self._status = result.si_status if is_exit else -result.si_status
+        async with self._waiting:  # one task at a time may wait for a descriptor
+            if self._status is None:
+                await trio.lowlevel.wait_readable(self._pidfd)
+                if self._is_child and self._status is None:
+                    try:
+                        result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 (it has ended)
+                    except ChildProcessError:  # whoever else waited for it has its status
+                        result = None
+                    if result is not None:
+                        is_exit = result.si_code == os.CLD_EXITED
+                        self._status = result.si_status if is_exit else -result.si_status
         return self._status
 
     async def end(self, *, grace_s: float = 2.0) -> int | None:

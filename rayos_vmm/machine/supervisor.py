@@ -169,7 +169,7 @@ class Supervisor:
             name = f"its devices' keeper (process {live.keeper.pid})"
             nursery.start_soon(self._end_without, name, partial(hardware.watch, live.keeper), process)
         for reader in live.readers:
-            name = f"the reader of a disk of its (process {reader.pid})"
+            name = f"the reader of its disk (process {reader.pid})"
             nursery.start_soon(self._end_without, name, partial(_ended, reader), process)
         if live.swtpm is not None:
             nursery.start_soon(self._fail_tpm, live.swtpm, process)
