@@ -24,6 +24,7 @@ from rayos_images.errors import ImageError
 from rayos_images.qemu_probe import VHOST_USER_DEVICES
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
+from rayos_vmm.cli.verify import verify
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import RayosError
@@ -48,6 +49,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Ends with status 1 if something is missing."
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="also look at every process of the running machines, and name what its confinement lacks",
+    )
 
 
 def _python() -> Iterator[Finding]:
@@ -208,6 +214,26 @@ async def _daemon(paths: Paths) -> Finding:
     return Finding(name="daemon", state="ok", found=f"answers on {paths.api_socket}, {count} machines")
 
 
+async def _verified(paths: Paths) -> list[Finding]:
+    """The processes of running machines. Without root their confinement is what it can be, and no fault of theirs."""
+    short: Literal["limited", "missing"] = "missing" if os.geteuid() == 0 else "limited"
+    try:
+        looked = await verify(the_daemon(), paths)
+    except RayosError:  # no daemon, no machines
+        return []
+    return [
+        Finding(
+            name=name,
+            state=short if faults else "ok",
+            found="; ".join(faults) or found,
+            advice="end that machine, and look at its logs: RAYOS_SANDBOX=off switches the sandbox off"
+            if faults
+            else "",
+        )
+        for name, found, faults in looked
+    ]
+
+
 async def run_doctor(args: argparse.Namespace, out: Output) -> int:
     paths = default_paths()
     cache = Cache(paths.cache)
@@ -226,6 +252,8 @@ async def run_doctor(args: argparse.Namespace, out: Output) -> int:
         for look in looks:
             findings += await trio.to_thread.run_sync(list, look())
         findings.append(await _daemon(paths))
+        if args.verify:
+            findings += await _verified(paths)
     is_usable = all(finding.state != "missing" for finding in findings)
     lines = []
     for finding in findings:

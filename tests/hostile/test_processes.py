@@ -6,9 +6,13 @@ The rows P of the threat model.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
-from contextlib import suppress
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -17,20 +21,31 @@ import pytest
 import trio
 
 from rayos_tpm.client import TpmClient
+from rayos_tpm.protocol import Config
+from rayos_vmm.cli.verify import processes, verify
+from rayos_vmm.client.client import Client
+from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.events import Event
 from rayos_vmm.hardware.client import KeeperClient
+from rayos_vmm.host.probe import seen, shortfalls
 from rayos_vmm.host.process import stat_fields
 from rayos_vmm.machine.view import ExitReason, VmState
+from rayos_vmm.paths import Paths, default_paths
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
+from rayos_vmm.testing.leftovers import session_mark, unique_name
 from rayos_vmm.testing.pytest_plugin import GuestFactory
+from rayos_vmm.worker import tpm_process
+from tests.framework.probe import attempt
 from tests.integration.service_lab import home, lab
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
 #: Seconds in which a death is known; it takes some 20 ms where nobody else is at work.
 DEATH_LIMIT_S: Final = 3.0
+#: A user that no machine has: past the slots.
+UID: Final = 1_900_090_001
 _PARENT_FIELD: Final = 4  # proc_pid_stat(5)
 
 
@@ -70,6 +85,152 @@ async def event_of(guest: Guest, kind: str, state: str) -> Event:
                 if (event.type, event.vm, event.data.get("state")) == (kind, guest.name, state):
                     return event
     raise AssertionError("the events ended")
+
+
+# -- P1: what a careless shell leaves to the daemon that it starts ------------------------------------------------
+
+
+@asynccontextmanager
+async def careless_daemon() -> AsyncIterator[Paths]:
+    """A daemon of a shell with a umask of nothing and a secret file open, twice."""
+    directory = Path("/tmp") / unique_name(session_mark())
+    directory.mkdir(mode=0o700)
+    paths = replace(default_paths(), state=directory / "state", runtime=directory / "run")
+    (directory / "rayos.toml").write_text(f'[service]\nbridge = "{directory.name}"\n')
+    script = 'umask 000; exec 9</etc/shadow 200</etc/shadow; exec "$@"'
+    serve = [sys.executable, "-P", "-m", "rayos_vmm.cli", "serve", "--config", str(directory / "rayos.toml")]
+    places = {"RAYOS_STATE_DIR": str(paths.state), "RAYOS_RUNTIME_DIR": str(paths.runtime)}
+    process = await trio.lowlevel.open_process(
+        ["/bin/bash", "-c", script, "bash", *serve],
+        env={**os.environ, **places},
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with process.stderr:
+            said = b""
+            with trio.fail_after(60):
+                while b"rayos serves on" not in said:
+                    said += await process.stderr.receive_some() or pytest.fail(f"it ended: {said!r}")
+            yield paths
+            for view in await Client(paths.api_socket).machines():
+                await Client(paths.api_socket).act(view.spec.name, "kill")
+            process.send_signal(signal.SIGTERM)
+            with trio.fail_after(20):
+                assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        shutil.rmtree(directory)
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [each for child in children.read_text().split() for each in family(int(child))]
+    return found
+
+
+def loose(directory: Path) -> list[str]:
+    """What somebody else may read, write or look into."""
+    return [
+        f"{path} {path.lstat().st_mode:o}"
+        for path in (directory, *directory.rglob("*"))
+        if not path.is_symlink() and path.lstat().st_mode & 0o077
+    ]
+
+
+async def test_P1_a_careless_shell_gives_nothing_away(tmp_path: Path) -> None:
+    """Descriptors, umask: no process of the service has the secret, no file is anybody else's; no fault is found."""
+    image = tmp_path / "image.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
+    async with careless_daemon() as paths:
+        client = Client(paths.api_socket)
+        disks = [Disk(size="8MiB"), Disk(path=str(image), format="qcow2")]
+        await client.create(VmSpec(name="p", disks=disks), start=True)
+        view = await client.wait("p", "ready")
+        daemon = int((paths.runtime / "daemon.lock").read_text())
+        everybody = {*family(daemon), *(pid for _, pid in await processes(view, paths))}
+        kinds = [kind for kind, _ in await processes(view, paths)]
+        assert sorted(set(kinds)) == ["keeper", "qemu", "reader", "swtpm", "tpm", "worker"]
+        holders = [pid for pid in everybody if "/etc/shadow" in seen(pid).files]
+        assert holders == []
+        assert loose(paths.state) + loose(paths.runtime) == []
+        looked = await verify(client, paths)
+        assert [entry for entry in looked if entry[2]] == []
+        assert len(looked) >= len(kinds)
+
+
+def test_P1_what_falls_short_is_named() -> None:
+    """A process without any confinement, which is this one, has a sentence for each layer."""
+    faults = "; ".join(shortfalls("worker", seen(os.getpid()), []))
+    for word in (
+        "user 0",
+        "capabilities",
+        "can gain",
+        "gain privileges",
+        "no filter",
+        "host's network",
+        "root",
+    ):
+        assert word in faults
+
+
+# -- P2: a TPM process that was taken over ------------------------------------------------------------------------
+
+
+def read_another(other: Path, _pid: int) -> None:
+    (other / "secret").read_bytes()
+
+
+def write_another(other: Path, _pid: int) -> None:
+    (other / "new").write_bytes(b"here")
+
+
+def read_the_host(_other: Path, _pid: int) -> None:
+    Path("/etc/passwd").read_bytes()
+
+
+def end_another(_other: Path, pid: int) -> None:
+    os.kill(pid, 0)
+
+
+def use_the_network(_other: Path, _pid: int) -> None:
+    socket.socket(socket.AF_INET).close()
+
+
+def start_a_program(_other: Path, _pid: int) -> None:
+    os.posix_spawn("/bin/true", ["true"], {})
+
+
+def become_root(_other: Path, _pid: int) -> None:
+    os.setuid(0)
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [read_another, write_another, read_the_host, end_another, use_the_network, start_a_program, become_root],
+    ids=lambda probe: probe.__name__,
+)
+def test_P2_a_tpm_process_reaches_its_state_alone(probe: Callable[[Path, int], None], tmp_path: Path) -> None:
+    """Each works outside; inside it fails, or is the end of the process."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for directory in (own, other):
+        directory.mkdir(mode=0o700)
+    (other / "secret").write_bytes(b"secret")
+    config = Config("uuid", str(own), str(tmp_path), str(tmp_path / "log"), "seed", [], uid=UID)
+
+    def inside() -> None:
+        tpm_process.confine(config)
+        (own / "file").write_bytes(b"may")
+        (own / "file").rename(own / "record")
+        probe(other, os.getppid())
+
+    assert attempt(lambda: probe(other, os.getpid()), None).succeeded
+    outcome = attempt(inside, None)
+    assert not outcome.succeeded and outcome.signal in (0, signal.SIGSYS), outcome
+    assert (own / "record").read_bytes() == b"may" and (own / "record").stat().st_uid == UID
 
 
 async def test_P3_a_state_directory_has_one_service() -> None:
