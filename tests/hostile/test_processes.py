@@ -133,7 +133,7 @@ def family(pid: int) -> list[int]:
 
 
 def loose(directory: Path) -> list[str]:
-    """What somebody else may read, write or look into."""
+    """Paths that somebody else may read, write or look into."""
     return [
         f"{path} {path.lstat().st_mode:o}"
         for path in (directory, *directory.rglob("*"))
