@@ -76,6 +76,15 @@ def _check_depth(value: Any) -> None:
     raise Malformed(f"the JSON is nested deeper than {DEPTH_MAXIMUM} levels")
 
 
+def _whole(value: Any) -> Any:
+    """The same value with 1.0 as 1: JSON Schema's integers are numbers without a fraction, however they are written."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53 else value
+
+
 def decode(body: bytes, type_: type[T]) -> T:
     """The body as `type_`.
 
@@ -87,7 +96,13 @@ def decode(body: bytes, type_: type[T]) -> T:
         data = json.loads(body.decode("utf-8"), object_pairs_hook=_pairs, parse_constant=_not_a_number)
         _check_depth(data)
         # Not from `data`: its strings may hold lone surrogates and its numbers infinities; these bytes may not.
-        return msgspec.json.decode(body, type=type_)
+        try:
+            return msgspec.json.decode(body, type=type_)
+        except msgspec.ValidationError:
+            if (whole := _whole(data)) == data and repr(whole) == repr(data):
+                raise
+            msgspec.json.decode(body)  # all of it, before it is looked at again
+            return msgspec.convert(whole, type_)
     except UnicodeDecodeError as error:
         raise Malformed(f"byte {error.start} of the body is not UTF-8") from None
     except RecursionError:

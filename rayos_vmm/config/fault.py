@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from rayos_devices.faults import ACTIONS, Fault
+from rayos_devices.faults import Fault
 from rayos_vmm.config.units import Duration, parse_duration
 from rayos_vmm.errors import Invalid
 
 EXAMPLE: Final = "read:error,sector=128 or tx:drop,every=3 or write:delay,delay=200ms,probability=0.1"
 
 
+_Count = Annotated[int, Meta(ge=0)]
+
+
 class FaultRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """See `rayos_devices.faults.Fault` for what each means."""
 
-    op: Annotated[str, Meta(max_length=16, examples=list(ACTIONS))]
-    action: Annotated[str, Meta(max_length=16)]
-    sector: int | None = None
-    sectors: int = 1
-    nth: int = 0
-    every: int = 0
-    probability: float = 1.0
-    count: int = 0
+    op: Literal["read", "write", "flush", "tx", "rx"]
+    action: Literal["error", "delay", "drop", "full"]
+    sector: _Count | None = None
+    sectors: Annotated[int, Meta(ge=1)] = 1
+    nth: _Count = 0
+    every: _Count = 0
+    probability: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    count: _Count = 0
     delay: Duration = "0s"
 
     def fault(self) -> Fault:

@@ -17,26 +17,30 @@ from rayos_devices.levels import Level
 from rayos_devices.limits import MAXIMUM
 from rayos_devices.metrics import SAMPLES
 from rayos_tpm.nv import POLICY_SIZE
+from rayos_tpm.pcr import PCR_COUNT
 from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import RULES_MAXIMUM, FirewallRule, RuleName
 from rayos_vmm.config.spec import DISKS_MAXIMUM, FINGERS, SNAP_MAXIMUM, Layout, Name, Side, VmSpec
 from rayos_vmm.config.units import Rate, Size, parse_rate
-from rayos_vmm.machine.recording import EVENTS_MAXIMUM, STEPS_MAXIMUM, Step
+from rayos_vmm.machine.recording import EVENTS_MAXIMUM, STEPS_MAXIMUM, EvdevEvent, Step
 from rayos_vmm.policy.audit import RING
+from rayos_vmm.policy.capability import DEVICE_NAMES
 from rayos_vmm.policy.constraint import Constraints
 from rayos_vmm.policy.token import CAVEAT_MAXIMUM, CAVEATS_MAXIMUM
 
 # -- machines, guests and rights -----------------------------------------------------------------------------
 
 
+_OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 #: The names that stand in paths.
 PATH_PARAMETERS: Final[Mapping[str, Any]] = {
     "name": Name,
     "device": Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$", examples=["disk0"])],
     "rule": RuleName,
     "id": Annotated[str, Meta(pattern=r"^[0-9a-f]{1,18}$")],
-    "address": Annotated[str, Meta(pattern=r"^[0-9]{1,3}([.][0-9]{1,3}){3}$", examples=["10.86.0.2"])],
+    "address": Annotated[str, Meta(pattern=rf"^{_OCTET}([.]{_OCTET}){{3}}$", examples=["10.86.0.2"])],
 }
+_WITHOUT_NUL: Final = {"pattern": r"^[^\x00]*$"}
 Port = Annotated[
     int,
     Meta(
@@ -75,8 +79,11 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A command for the guest: a line for its shell, or words that no shell touches."""
 
     command: (
-        Annotated[str, Meta(min_length=1, max_length=65536)]
-        | Annotated[list[str], Meta(min_length=1, max_length=1024)]
+        Annotated[str, Meta(min_length=1, max_length=65536, extra_json_schema=_WITHOUT_NUL)]
+        | Annotated[
+            list[Annotated[str, Meta(max_length=65536, extra_json_schema=_WITHOUT_NUL)]],
+            Meta(min_length=1, max_length=1024),
+        ]
     )
     timeout_s: Seconds = 60.0
 
@@ -108,10 +115,22 @@ class Qmp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     arguments: dict[str, Any] | None = None
 
 
+_NAMES: Final = "|".join(name.removeprefix("CAP_") for name in (*DEVICE_NAMES, "CAP_ALL"))
+_WORDS: Final = f"^((CAP_)?({_NAMES})|(cap_)?({_NAMES.lower()}))$"
+CapabilityWord = Annotated[
+    str,
+    Meta(
+        max_length=32,
+        extra_json_schema={"pattern": f"^((CAP_)?({_NAMES})|(cap_)?({_NAMES.lower()}))$"},
+        examples=["CAP_NET"],
+    ),
+]
+
+
 class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Capabilities by name, such as `CAP_NET`; `all` is every one."""
 
-    capabilities: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(min_length=1, max_length=16)]
+    capabilities: Annotated[list[CapabilityWord], Meta(min_length=1, max_length=16)]
 
 
 class AskConstraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,7 +167,7 @@ class AskGrant(Rights, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class AskDelegation(Rights, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rights to pass on; they last no longer than those that they come from."""
 
-    to: Annotated[str, Meta(max_length=32)]
+    to: Name
     ttl_s: Annotated[float, Meta(gt=0, le=366 * 86400)] | None = None
     constraints: AskConstraints = AskConstraints()
 
@@ -214,7 +233,7 @@ class EventsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class FileQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file in the guest."""
 
-    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/")]
+    path: Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 
 
 class PutQuery(FileQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -356,7 +375,7 @@ class InputEvents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """evdev events (type, code, value) for one device; a missing SYN_REPORT at the end is added."""
 
     device: Annotated[str, Meta(max_length=32)]
-    events: Annotated[list[tuple[int, int, int]], Meta(min_length=1, max_length=EVENTS_MAXIMUM)]
+    events: Annotated[list[EvdevEvent], Meta(min_length=1, max_length=EVENTS_MAXIMUM)]
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -369,10 +388,15 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # -- the policy document -------------------------------------------------------------------------------------
 
 
+_Document = Annotated[
+    dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/Document"})
+]  # parsed by the policy, which names the path of what is wrong
+
+
 class Apply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole document, why, and of which revision it is a change (absent: of whichever is in force)."""
 
-    document: dict[str, Any]
+    document: _Document
     reason: Annotated[str, Meta(max_length=200)] = ""
     base: Annotated[int, Meta(ge=0)] | None = None
 
@@ -380,7 +404,7 @@ class Apply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Compare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A document to hold against the one in force."""
 
-    document: dict[str, Any]
+    document: _Document
 
 
 class Rollback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -435,7 +459,14 @@ class AskToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 # -- TPMs ----------------------------------------------------------------------------------------------------
 
 
-_Registers = Annotated[str, Meta(max_length=200, examples=["0,4,8-11"])]
+#: A register, or a range that does not run backwards.
+_PART: Final = "|".join(
+    f"{first}(-({'|'.join(map(str, range(first, PCR_COUNT)))}))?" for first in reversed(range(PCR_COUNT))
+)
+_Registers = Annotated[
+    str,
+    Meta(max_length=200, extra_json_schema={"pattern": f"^({_PART})(, ?({_PART}))*$"}, examples=["0,4,8-11"]),
+]
 
 
 _NONCE_HEX: Final = r"^([0-9a-fA-F]{2}){0,64}$"
@@ -458,10 +489,20 @@ class HostEvent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One more event of the host's: what it was, and its SHA-256."""
 
     description: Annotated[str, Meta(min_length=1, max_length=256)]
-    digest: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    digest: Annotated[
+        bytes,
+        Meta(
+            min_length=32,
+            max_length=32,
+            extra_json_schema={"pattern": "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"},
+        ),
+    ]
+
+
+_BASE64: Final = f"^([A-Za-z0-9+/]{{4}}){{0,{POLICY_SIZE // 3}}}([A-Za-z0-9+/][AQgw]==)?$"
 
 
 class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy storage; filled with zeroes to its 256 bytes."""
 
-    data: Annotated[bytes, Meta(max_length=POLICY_SIZE)]
+    data: Annotated[bytes, Meta(max_length=POLICY_SIZE, extra_json_schema={"pattern": _BASE64})]

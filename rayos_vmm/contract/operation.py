@@ -54,6 +54,9 @@ class Operation(Generic[A]):
         is_frequent: it comes many times a second, so the owner's use is recorded with a bound.
         reaches_beyond_vm: it has a machine in its path and touches others.
         is_for_owner: no token will do.
+        makes: the path of what a success makes, and the OpenAPI expression that names it there.
+        is_judged: its fields depend on each other, or are a language of their own, in a way that JSON Schema cannot
+            say: a request of the right shape may be refused with 422.
     """
 
     command: str
@@ -73,6 +76,8 @@ class Operation(Generic[A]):
     is_frequent: bool = False
     reaches_beyond_vm: bool = False
     is_for_owner: bool = False
+    is_judged: bool = False
+    makes: tuple[str, str] | None = None
 
     @property
     def parameters(self) -> list[str]:

@@ -50,7 +50,8 @@ MACHINES_LIST: Final = Operation[answers.VmList](
     "machines.list", "GET", "/v1/vms", NONE, "All machines", answer=answers.VmList)
 MACHINES_CREATE: Final = Operation[VmView](
     "machines.create", "POST", "/v1/vms", ADMIN, "Define a machine, and start it if asked",
-    body=asks.Create, answer=VmView, status=201, fails=(*_SLOW, NotFound))
+    body=asks.Create, answer=VmView, status=201, fails=(*_SLOW, NotFound), is_judged=True,
+    makes=(_VM, "$response.body#/spec/name"))
 MACHINES_GET: Final = Operation[VmView](
     "machines.get", "GET", _VM, NONE, "One machine", answer=VmView)
 MACHINES_REMOVE: Final = Operation[None](
@@ -117,9 +118,10 @@ INPUT_DEVICES: Final = Operation[answers.InputDevices](
     answer=answers.InputDevices, fails=_LIVE, is_frequent=True)
 INPUT_TYPE: Final = Operation[None](
     "input.type", "POST", f"{_VM}/type", INPUT, "Type text on the keyboard",
-    body=asks.Type, fails=_LIVE, is_long=True, is_frequent=True)
+    body=asks.Type, fails=_LIVE, is_long=True, is_frequent=True, is_judged=True)
 INPUT_KEY: Final = Operation[None](
-    "input.key", "POST", f"{_VM}/key", INPUT, "Press keys together", body=asks.Key, fails=_LIVE, is_frequent=True)
+    "input.key", "POST", f"{_VM}/key", INPUT, "Press keys together",
+    body=asks.Key, fails=_LIVE, is_frequent=True, is_judged=True)
 INPUT_POINTER: Final = Operation[None](
     "input.pointer", "POST", f"{_VM}/pointer", INPUT, "Move the tablet's pointer, hold buttons",
     body=asks.Pointer, fails=_LIVE, is_frequent=True)
@@ -177,10 +179,12 @@ POLICY_REVOKE: Final = Operation[answers.Grants](
     fails=_LIVE)
 POLICY_GRANT: Final = Operation[dict[str, Any]](
     "policy.grant", "POST", f"{_VM}/grants", ADMIN, "Grant rights, for a time or until they are revoked",
-    body=asks.AskGrant, answer=dict[str, Any], status=201, fails=_LIVE)
+    body=asks.AskGrant, answer=dict[str, Any], status=201, fails=_LIVE, is_judged=True,
+    makes=("/v1/grants/{id}", "$response.body#/id"))
 POLICY_DELEGATE: Final = Operation[dict[str, Any]](
     "policy.delegate", "POST", f"{_VM}/delegations", ADMIN, "Let a machine pass rights on to another",
-    body=asks.AskDelegation, answer=dict[str, Any], status=201, fails=_LIVE, reaches_beyond_vm=True)
+    body=asks.AskDelegation, answer=dict[str, Any], status=201, fails=_LIVE, reaches_beyond_vm=True, is_judged=True,
+    makes=("/v1/grants/{id}", "$response.body#/id"))
 POLICY_REVOKE_RIGHTS: Final = Operation[answers.Grants](
     "policy.revoke_rights", "POST", f"{_VM}/revoke", ADMIN, "Take rights from a machine, wherever it has them from",
     body=asks.Rights, answer=answers.Grants, fails=_LIVE)
@@ -208,10 +212,10 @@ HIERARCHY_SHOW: Final = Operation[answers.Shown](
     "hierarchy.show", "GET", "/v1/policy", AUDIT, "The policy document in force", answer=answers.Shown)
 HIERARCHY_APPLY: Final = Operation[answers.Changes](
     "hierarchy.apply", "PUT", "/v1/policy", ADMIN, "Put another document in force, whole",
-    body=asks.Apply, answer=answers.Changes, fails=(*_LIVE, NotFound))
+    body=asks.Apply, answer=answers.Changes, fails=(*_LIVE, NotFound), is_judged=True)
 HIERARCHY_DIFF: Final = Operation[answers.Changes](
     "hierarchy.diff", "POST", "/v1/policy/diff", AUDIT, "What another document would change",
-    body=asks.Compare, answer=answers.Changes, fails=(Conflict, NotFound))
+    body=asks.Compare, answer=answers.Changes, fails=(Conflict, NotFound), is_judged=True)
 HIERARCHY_HISTORY: Final = Operation[answers.History](
     "hierarchy.history", "GET", "/v1/policy/history", AUDIT, "The revisions that are kept", answer=answers.History)
 HIERARCHY_ROLLBACK: Final = Operation[answers.Changes](
@@ -222,13 +226,14 @@ HIERARCHY_ZONES: Final = Operation[answers.Zones](
     "hierarchy.zones", "GET", "/v1/zones", AUDIT, "The zones and who is in them", answer=answers.Zones)
 HIERARCHY_CREATE_ZONE: Final = Operation[answers.Changes](
     "hierarchy.create_zone", "POST", "/v1/zones", ADMIN, "Make a zone",
-    body=asks.NewZone, answer=answers.Changes, status=201, fails=_LIVE)
+    body=asks.NewZone, answer=answers.Changes, status=201, fails=_LIVE,
+    makes=("/v1/zones/{name}", "$request.body#/zone"))
 HIERARCHY_REMOVE_ZONE: Final = Operation[answers.Changes](
     "hierarchy.remove_zone", "DELETE", "/v1/zones/{name}", ADMIN, "Remove an empty zone",
     answer=answers.Changes, fails=_LIVE)
 HIERARCHY_ASSIGN: Final = Operation[answers.Changes](
     "hierarchy.assign", "PUT", f"{_VM}/place", ADMIN, "Put a machine into a zone or under a parent",
-    body=asks.Assign, answer=answers.Changes, fails=_LIVE, reaches_beyond_vm=True)
+    body=asks.Assign, answer=answers.Changes, fails=_LIVE, reaches_beyond_vm=True, is_judged=True)
 
 # -- device workers ------------------------------------------------------------------------------------------
 
@@ -256,7 +261,8 @@ TOKEN_LIST: Final = Operation[answers.Tokens](
     "token.list", "GET", "/v1/tokens", ADMIN, "The tokens that hold", answer=answers.Tokens, is_for_owner=True)
 TOKEN_CREATE: Final = Operation[answers.NewToken](
     "token.create", "POST", "/v1/tokens", ADMIN, "Give out a token",
-    body=asks.AskToken, answer=answers.NewToken, status=201, fails=(Conflict,), is_for_owner=True)
+    body=asks.AskToken, answer=answers.NewToken, status=201, fails=(Conflict,), is_for_owner=True, is_judged=True,
+    makes=("/v1/tokens/{id}", "$response.body#/issued/identifier"))
 TOKEN_REVOKE: Final = Operation[Issued](
     "token.revoke", "DELETE", "/v1/tokens/{id}", ADMIN, "End a token and all that came of it",
     answer=Issued, is_for_owner=True)
@@ -317,7 +323,7 @@ DISK_LIST: Final = Operation[list[DiskView]](
     "disk.list", "GET", f"{_VM}/disks", ADMIN, "The disks", answer=list[DiskView])
 DISK_RESIZE: Final = Operation[DiskView](
     "disk.resize", "PUT", f"{_VM}/disks/size", ADMIN, "Make a disk larger, also under a running guest",
-    body=asks.DiskSize, answer=DiskView, fails=_LIVE)
+    body=asks.DiskSize, answer=DiskView, fails=_LIVE, is_judged=True)
 
 # -- firewall ------------------------------------------------------------------------------------------------
 
@@ -327,16 +333,17 @@ FIREWALL_RULES: Final = Operation[answers.FirewallRules](
     answer=answers.FirewallRules)
 FIREWALL_SET: Final = Operation[answers.Applied](
     "firewall.set", "PUT", f"{_VM}/firewall", ADMIN, "Replace the machine's own rules; in force when this answers",
-    body=asks.AskRules, answer=answers.Applied, fails=_LIVE)
+    body=asks.AskRules, answer=answers.Applied, fails=_LIVE, is_judged=True)
 FIREWALL_ADD: Final = Operation[answers.Applied](
     "firewall.add", "POST", f"{_VM}/firewall/rules", ADMIN, "Add a rule behind the machine's own",
-    body=FirewallRule, answer=answers.Applied, status=201, fails=_LIVE)
+    body=FirewallRule, answer=answers.Applied, status=201, fails=_LIVE, is_judged=True,
+    makes=(f"{_VM}/firewall/rules/{{rule}}", "$request.body#/name"))
 FIREWALL_REMOVE: Final = Operation[answers.Applied](
     "firewall.remove", "DELETE", f"{_VM}/firewall/rules/{{rule}}", ADMIN, "Remove one of the machine's own rules",
     answer=answers.Applied, fails=_LIVE)
 FIREWALL_EXPLAIN: Final = Operation[dict[str, Any]](
     "firewall.explain", "POST", f"{_VM}/firewall/explain", NET, "What would happen to a packet, and which rule decides",
-    body=asks.AskPacket, answer=dict[str, Any], fails=_LIVE)
+    body=asks.AskPacket, answer=dict[str, Any], fails=_LIVE, is_judged=True)
 FIREWALL_TRACE: Final = Operation[dict[str, Any]](
     "firewall.trace", "GET", f"{_VM}/firewall/trace", NET,
     "What happens to each packet from now on, one JSON object a line, without end",
@@ -349,7 +356,7 @@ FAULTS_GET: Final = Operation[dict[str, list[dict[str, Any]]]](
     answer=dict[str, list[dict[str, Any]]], fails=_LIVE)
 FAULTS_SET: Final = Operation[dict[str, list[dict[str, Any]]]](
     "faults.set", "PUT", f"{_VM}/faults", ADMIN, "Have things go wrong in a device",
-    body=asks.SetFaults, answer=dict[str, list[dict[str, Any]]], fails=_LIVE)
+    body=asks.SetFaults, answer=dict[str, list[dict[str, Any]]], fails=_LIVE, is_judged=True)
 
 # -- network card --------------------------------------------------------------------------------------------
 
@@ -381,7 +388,7 @@ DEVICE_LIMITS: Final = Operation[asks.Limits](
 DEVICE_SET_LIMITS: Final = Operation[asks.Limits](
     "device.set_limits", "PUT", f"{_DEVICE}/limits", ADMIN,
     "Change limits; the running device obeys them when this answers",
-    body=asks.Limits, answer=asks.Limits, fails=_LIVE)
+    body=asks.Limits, answer=asks.Limits, fails=_LIVE, is_judged=True)
 DEVICE_METRICS: Final = Operation[dict[str, Any]](
     "device.metrics", "GET", f"{_VM}/metrics", NONE, "The last samples of what a machine's devices did, one a second",
     query=asks.MetricsQuery, answer=dict[str, Any], fails=_LIVE)

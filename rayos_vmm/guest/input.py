@@ -14,7 +14,7 @@ import trio
 
 from rayos_devices.input import keymap
 from rayos_vmm.config.spec import FINGERS
-from rayos_vmm.errors import Invalid, RayosError
+from rayos_vmm.errors import Invalid, NotFound, RayosError
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.recording import Held, Recording, Step
 
@@ -133,6 +133,13 @@ class MachineInput:
 
         Cancelled or failed, it releases what it holds down.
         """
+        self._machine.need_worker()
+        has = self._machine.record.spec.input.devices
+        if unknown := [step.device for step in steps if step.device not in has]:
+            raise NotFound(
+                f"{self._machine.name} has no input device {unknown[0]!r}; it has {', '.join(has)}",
+                code="no_such_device",
+            )
         started = trio.current_time()
         held = Held()
         try:

@@ -30,6 +30,11 @@ _EV_KEY, _EV_ABS = 1, 3
 _MT_SLOT, _MT_TRACKING_ID = 0x2F, 0x39
 
 
+_Code = Annotated[int, Meta(ge=0, le=0xFFFF)]
+#: Type, code and value of struct input_event (linux/input.h).
+EvdevEvent = tuple[_Code, _Code, Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]]
+
+
 class Lagged(Unavailable):
     """A recorder did not keep up, or there are too many."""
 
@@ -41,7 +46,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     t: Annotated[float, Meta(ge=0, le=SECONDS_MAXIMUM)]
     device: Annotated[str, Meta(max_length=32)]
-    events: Annotated[list[tuple[int, int, int]], Meta(max_length=EVENTS_MAXIMUM)]
+    events: Annotated[list[EvdevEvent], Meta(max_length=EVENTS_MAXIMUM)]
 
 
 class Recording:

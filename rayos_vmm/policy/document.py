@@ -100,13 +100,13 @@ PolicyRule = FirewallRule | CapabilityRule | ResourceRule
 Rules = dict[str, PolicyRule]
 
 
-class Level(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Level(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The host or a zone: its rules by name."""
 
     rules: Rules = {}
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A machine: the zone and the parent that it is in, and rules of its own."""
 
     zone: Name | None = None
@@ -114,7 +114,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rules: Rules = {}
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A whole policy."""
 
     host: Level = Level()
