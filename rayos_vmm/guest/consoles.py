@@ -36,6 +36,10 @@ async def console_stream(
         async with aclosing(machine.line(port).history.follow(since)) as said:
             yield said
         return
+    if not machine.is_live:
+        async with aclosing(machine.remains.spans(port, since or 0)) as spans:
+            yield ((span.offset, span.data) async for span in spans)
+        return
     worker = machine.need_worker()
     with worker_errors(machine):
         async with worker.console_stream(port, since=since) as chunks:
@@ -79,6 +83,10 @@ async def console_pieces(
     if port >= SERIAL_PORT:
         async with aclosing(_line_pieces(machine.line(port).history, since, follow=follow)) as said:
             yield said
+        return
+    if not machine.is_live:
+        async with aclosing(machine.remains.spans(port, since)) as spans:
+            yield spans
         return
     worker = machine.need_worker()
     with worker_errors(machine):

@@ -8,8 +8,8 @@ from typing import Any, Final
 import trio
 
 from rayos_vmm.errors import Timeout_
-from rayos_vmm.guest.png import encode_png
 from rayos_vmm.machine.machine import PICTURE, Machine, worker_errors
+from rayos_vmm.machine.png import encode_png
 from rayos_vmm.machine.view import Damage
 from rayos_vmm.qemu.display_events import open_display_events
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
@@ -31,9 +31,8 @@ class MachineDisplay:
         Raises:
             NotFound: it has no GPU.
         """
-        worker = self._machine.need_worker()
-        with worker_errors(self._machine):
-            return await worker.display_info()
+        async with self._machine.alive():
+            return await self._machine.need_worker().display_info()
 
     async def wait_damage(self, since: int, scanout: int = 0, timeout_s: float = 60.0) -> Damage:
         """Waits for damage on a scanout after serial `since` (0: ever) and returns it. It waits across a worker's
@@ -44,10 +43,11 @@ class MachineDisplay:
         Raises:
             Timeout_: nothing changed within `timeout_s`.
         """
-        worker = self._machine.need_worker()
-        with worker_errors(self._machine), trio.move_on_after(timeout_s):
-            serial, x, y, width, height = await worker.wait_damage(since, scanout)
-            return Damage(serial=serial, scanout=scanout, x=x, y=y, width=width, height=height)
+        async with self._machine.alive():
+            worker = self._machine.need_worker()
+            with trio.move_on_after(timeout_s):
+                serial, x, y, width, height = await worker.wait_damage(since, scanout)
+                return Damage(serial=serial, scanout=scanout, x=x, y=y, width=width, height=height)
         raise Timeout_(
             f"{self._machine.name}: nothing changed on scanout {scanout} within {timeout_s:g} s after {since}"
         )
@@ -68,7 +68,17 @@ class MachineDisplay:
             await display_events.announce_size(scanout, width, height)
 
     async def screenshot(self, scanout: int = 0, *, with_cursor: bool = False) -> bytes:
-        """A monitor's picture as a PNG: our GPU's, or QEMU's while the guest shows a plain VGA screen."""
+        """A monitor's picture as a PNG: our GPU's, or QEMU's while the guest shows a plain VGA screen.
+
+        Of a machine that ended it is the last one of the first monitor.
+        """
+        machine = self._machine
+        if not machine.is_live and (last := machine.remains.frame()) is not None:
+            return last
+        async with machine.alive():
+            return await self._picture(scanout, with_cursor=with_cursor)
+
+    async def _picture(self, scanout: int, *, with_cursor: bool) -> bytes:
         machine = self._machine
         if machine.worker is not None:
             try:

@@ -49,6 +49,7 @@ class Agent:
         self._replied = trio.Event()
         self._is_mid_piece = False
         self._is_reading = trio.Event()
+        self._is_over = False
 
     async def run(self) -> None:
         """Reads what the guest sends; ends with the worker."""
@@ -68,6 +69,9 @@ class Agent:
                     except ProtocolError as error:
                         self._take(error)
         except (WorkerGone, WorkerError):
+            pass
+        finally:
+            self._is_over = True
             self._take(ProtocolError("the machine's devices are gone"))
 
     def guest_was_reset(self) -> None:
@@ -194,7 +198,7 @@ class Agent:
 
     async def _kill(self) -> None:
         with trio.move_on_after(_KILL_TIMEOUT_S, shield=True):
-            if self._protocol.state is AgentState.WAITING:
+            if self._protocol.state is AgentState.WAITING and not self._is_over:
                 self._replied = trio.Event()
                 await self._worker.console_write(self._port, self._protocol.kill())
                 await self._replied.wait()

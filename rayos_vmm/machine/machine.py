@@ -7,15 +7,15 @@ is saved by the task that runs the machine (`run.py`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from rayos_vmm.config.fault import FaultPlan
-from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
+from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, one_error
 from rayos_vmm.events import EventLog
 from rayos_vmm.host.process import Process
 from rayos_vmm.machine.history import BoundedFile, History, Lines
@@ -24,6 +24,7 @@ from rayos_vmm.machine.line import LINE_PORTS, SERIAL_PORT, Line
 from rayos_vmm.machine.outcome import Evidence
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.recording import Recordings
+from rayos_vmm.machine.remains import Remains
 from rayos_vmm.machine.seats import Seats
 from rayos_vmm.machine.view import ExitReason, VmState, VmView
 from rayos_vmm.qemu.qmp import Qmp, Transcript
@@ -32,6 +33,9 @@ from rayos_vmm.shared.packet import WorkerError, WorkerGone
 if TYPE_CHECKING:
     from rayos_vmm.hardware.protocols import Worker
     from rayos_vmm.machine.agent import Agent
+
+#: How long a part of a machine may be gone before the machine is said to have ended, or not.
+_REASON_S: Final = 1.0
 
 # In the runtime directory: the one file that QEMU may write, for its own view of the screen.
 PICTURE = "qemu.picture"
@@ -46,6 +50,7 @@ class Machine:
         self.runtime = runtime
         self.state_directory = state
         self.evidence = Evidence()
+        self.remains = Remains(state)
         self.lines = self._new_lines()
         self.transcript = Transcript()
         self.faults: dict[str, FaultPlan] = {}
@@ -127,6 +132,7 @@ class Machine:
         self.start_error = None
         self.has_run = False
         self._start_clock = now
+        self.remains.forget()
         record = self.record
         record.started, record.boot, record.is_ready = wall, {}, False
         record.address, record.exit_reason, record.reason, record.guest_exit_code = None, None, "", None
@@ -221,8 +227,55 @@ class Machine:
             self.log.close()
             self.log = None
 
+    def gone(self) -> GuestGone:
+        """The error of a machine that has ended: its state and why."""
+        return GuestGone(
+            f"{self.name} is {self.state.value}: {self.record.reason}", hint="start it again first"
+        )
+
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Ends the block when the machine ends: whatever waits inside for the guest learns why.
+
+        Raises:
+            Conflict: the machine does not run.
+            GuestGone: the machine ended before the block did; the reason comes first.
+        """
+        self._check_reachable()
+        run = self.evidence
+        try:
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._raise_gone, run)
+                    with worker_errors(self):
+                        yield
+                    nursery.cancel_scope.cancel()
+        except GuestGone:
+            if not self._is_leaving():
+                raise
+            with trio.move_on_after(
+                _REASON_S
+            ):  # the devices or the agent may be gone a moment before QEMU is
+                await self._wait_over(run)
+                raise self.gone() from None
+            raise
+
+    def _is_leaving(self) -> bool:
+        """Whether QEMU is going away, though the machine has not ended yet."""
+        return self.qmp is None or self.qmp.is_lost or self.evidence.shutdown_cause is not None
+
+    async def _raise_gone(self, run: Evidence) -> None:
+        await self._wait_over(run)
+        raise self.gone()
+
+    async def _wait_over(self, run: Evidence) -> None:
+        while self.is_live and self.evidence is run:
+            await self.wait_changed()
+
     def _check_reachable(self) -> None:
         if not self.is_live:
+            if self.record.reason:
+                raise self.gone()
             raise Conflict(f"{self.name} is {self.state.value}, not running", hint="start it first")
         if self.state is VmState.ADOPTING:
             why = f": {self.record.reason}" if self.record.reason else ""

@@ -49,7 +49,7 @@ LOG_PORT: Final = 2
 _READ_BYTES: Final = 64 << 10
 _QUIT_TIMEOUT_S: Final = 2.0
 # After the kernel's last line of a panic nothing follows; a guest without pvpanic just hangs.
-_PANIC_SILENCE_S: Final = 2.0
+_PANIC_SILENCE_S: Final = 0.5
 _PANIC_END: Final = re.compile(r"---\[ end Kernel panic")
 _DRAIN_TIMEOUT_S: Final = 2.0
 _COMMON_END_S: Final = 0.3
@@ -160,6 +160,8 @@ class Supervisor:
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
                 await self._events_read.wait()
                 await self._log_read.wait()
+            if worker is not None:
+                await machine.remains.save(worker)
             nursery.cancel_scope.cancel()
 
     def _follow_deaths(self, nursery: trio.Nursery, process: Process) -> None:

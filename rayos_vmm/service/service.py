@@ -361,19 +361,26 @@ class Service:
             GuestGone: the guest has no agent, or it went away.
             Timeout_: it did not end in time; it was killed.
         """
-        return await self._agent(name).run_command(command, timeout_s=timeout_s)
+        async with self._machine(name).alive():
+            return await self._agent(name).run_command(command, timeout_s=timeout_s)
 
     async def read_file(self, name: str, path: str) -> bytes:
         """A file of the guest."""
-        return await self._agent(name).read_file(path)
+        async with self._machine(name).alive():
+            return await self._agent(name).read_file(path)
 
     async def write_file(self, name: str, path: str, data: bytes, mode: int = 0o644) -> None:
         """Makes or replaces a file in the guest."""
-        await self._agent(name).write_file(path, data, mode)
+        async with self._machine(name).alive():
+            await self._agent(name).write_file(path, data, mode)
 
     async def stats(self, name: str) -> dict[str, Any]:
         """Returns the counters of the machine's devices."""
-        return await self._machine(name).need_worker().stats()
+        machine = self._machine(name)
+        if not machine.is_live and (last := machine.remains.stats()) is not None:
+            return dict(last)
+        async with machine.alive():
+            return await machine.need_worker().stats()
 
     # Disks
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from rayos_vmm.errors import GuestGone
+
 #: Data bytes beside the JSON object in one packet; an AF_UNIX socket takes 208 KiB at a time.
 MAX_DATA_BYTES: Final = 64 * 1024
 MAX_PACKET_BYTES: Final = 128 * 1024
@@ -25,7 +27,7 @@ class WorkerError(Exception):
         self.code = code
 
 
-class WorkerGone(Exception):
+class WorkerGone(GuestGone):
     """No worker answers any more: the VM's keeper has ended."""
 
 

@@ -7,15 +7,17 @@ history; `expect` reads on from where the last one stopped.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from rayos_vmm.client.client import Client
-from rayos_vmm.errors import GuestGone, RayosError
+from rayos_vmm.errors import GuestGone, RayosError, Timeout_
 
 TIMEOUT_S: Final = 60.0
 SHOWN_CHARACTERS: Final = 2000
+ENDING_S: Final = 1.0
 
 Pattern = str | re.Pattern[str]
 
@@ -64,13 +66,23 @@ class GuestConsole:
                         if match is not None:
                             before = match.string[: match.end()].encode(errors="surrogateescape")
                             return match, start + len(before)
-                why = "the console ended"
+                why = f"the console ended: {await self._ending()}"
             except GuestGone as error:
                 why = error.message
         if limit.cancelled_caught:
             why = f"not within {timeout:g} s"
         shown = said.decode(errors="replace")[-SHOWN_CHARACTERS:]
         raise NotSeen(f"{self._name}: {wanted!r} was not seen: {why}; it said:\n{shown}")
+
+    async def _ending(self) -> str:
+        """Why a console says no more: the state of its machine, and the reason."""
+        try:
+            with suppress(Timeout_):  # a console ends a moment before its machine
+                await self._client.wait(self._name, "stopped", timeout_s=ENDING_S)
+            view = await self._client.get(self._name)
+        except RayosError as error:
+            return error.message
+        return f"{view.state.value}: {view.reason}" if view.reason else view.state.value
 
     async def send(self, text: str | bytes) -> None:
         """Types into the console; end a line with `\\n` to have a shell run it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -36,6 +37,17 @@ async def _remove(client: Client, name: str) -> None:
     for act in (lambda: client.act(name, "kill"), lambda: client.remove(name)):
         with suppress(Conflict, NotFound):  # it had ended, or is gone
             await act()
+
+
+@contextmanager
+def _behind(first: BaseException | None) -> Iterator[None]:
+    """A clean-up: where the block failed already, an error of this one is a note on the first."""
+    try:
+        yield
+    except (RayosError, OSError) as error:
+        if first is None:
+            raise
+        first.add_note(f"and its clean-up failed: {error}")
 
 
 @asynccontextmanager
@@ -86,6 +98,6 @@ async def open_guest(
             raise
     finally:
         if chosen not in daemon.kept:
-            with trio.move_on_after(END_TIMEOUT_S) as scope:
+            with trio.move_on_after(END_TIMEOUT_S) as scope, _behind(sys.exc_info()[1]):
                 scope.shield = True
                 await _remove(client, chosen)

@@ -5,17 +5,27 @@
             await guest.succeed("dd if=/dev/urandom of=/dev/vda bs=1M count=8 conv=fsync")
             await guest.console.expect("login:")
 
-Such a test runs under trio. All tests of a session share one private daemon. A test that fails leaves its
-guests' consoles, QMP transcript, state, statistics and last frame in `artifacts/<test>/`; with `--rayos-keep` its
-guests run on, and the summary has the commands that get at them.
+Such a test runs under trio. In a plain `def test_*` the factory gives guests of `testing.sync` (`with guest_factory()
+as guest: guest.succeed(…)`), in one that is marked `asyncio` or `anyio` those of `testing.aio`.
+
+`class_guest_factory`, `module_guest_factory`, `package_guest_factory` and `session_guest_factory` boot a guest that
+serves many tests, for a fixture of that scope:
+
+    @pytest.fixture(scope="module")
+    def guest(module_guest_factory):
+        return module_guest_factory(disk="64MiB")
+
+All tests of a session share one private daemon. A test that fails leaves its guests' consoles, QMP transcript, state,
+statistics and last frame in `artifacts/<test>/`; with `--rayos-keep` its guests run on, and the summary has the
+commands that get at them.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -68,10 +78,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"to end them: {daemon.how_to_end()}")
 
 
+#: Markers of plugins that run a test themselves.
+_OTHERS: Final = ("asyncio", "anyio")
+_FACTORIES: Final = frozenset(
+    ("guest_factory", *(f"{scope}_guest_factory" for scope in ("class", "module", "package", "session")))
+)
+
+
+def _is_for_others(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in _OTHERS)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     test = pyfuncitem.obj
-    if "guest_factory" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(test):
+    if _FACTORIES.isdisjoint(pyfuncitem.fixturenames) or not inspect.iscoroutinefunction(test):
+        return None
+    if _is_for_others(pyfuncitem):
         return None
     import trio
 
@@ -90,20 +113,74 @@ def rayos_daemon(request: pytest.FixtureRequest) -> Iterator[PrivateDaemon]:
         yield daemon
 
 
+def _options(config: pytest.Config, nodeid: str) -> dict[str, Any]:
+    """The options of the command line, for the guests of one test or fixture."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", nodeid.rpartition("/")[2]).strip("-") or "session"
+    option = config.getoption
+    options: dict[str, Any] = {"artifacts": Path(config.rootpath) / option("--rayos-artifacts") / name}
+    if option("--rayos-keep"):
+        options["is_kept"] = True
+    if option("--rayos-kernel"):
+        options["kernel"] = option("--rayos-kernel")
+    if option("--rayos-timeout"):
+        options["timeout"] = option("--rayos-timeout")
+    return options
+
+
 @pytest.fixture
 def guest_factory(request: pytest.FixtureRequest, rayos_daemon: PrivateDaemon) -> GuestFactory:
-    """Opens guests that are gone when their block ends."""
-    from rayos_vmm.testing import open_guest
+    """Opens guests that are gone when their block ends; the face (trio, asyncio, none) is the test's own."""
+    from rayos_vmm.testing import aio, open_guest, sync
 
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", request.node.nodeid.rpartition("/")[2]).strip("-")
-    option = request.config.getoption
-    defaults: dict[str, Any] = {
-        "artifacts": Path(request.config.rootpath) / option("--rayos-artifacts") / name
-    }
-    if option("--rayos-keep"):
-        defaults["is_kept"] = True
-    if option("--rayos-kernel"):
-        defaults["kernel"] = option("--rayos-kernel")
-    if option("--rayos-timeout"):
-        defaults["timeout"] = option("--rayos-timeout")
-    return partial(open_guest, rayos_daemon, **defaults)
+    node = request.node
+    opener: Any = open_guest
+    if _is_for_others(node):
+        opener = aio.open_guest
+    elif not inspect.iscoroutinefunction(getattr(node, "obj", None)):
+        opener = sync.open_guest
+    return partial(opener, rayos_daemon, **_options(request.config, node.nodeid))
+
+
+def _scoped(request: pytest.FixtureRequest, daemon: PrivateDaemon) -> Iterator[Callable[..., Any]]:
+    """Boots guests that stay until the end of the fixture's scope."""
+    from rayos_vmm.testing import sync
+
+    defaults = _options(request.config, request.node.nodeid)
+    with ExitStack() as stack:
+
+        def boot(**options: Any) -> sync.Guest:
+            return stack.enter_context(sync.open_guest(daemon, **{**defaults, **options}))
+
+        yield boot
+
+
+@pytest.fixture(scope="class")
+def class_guest_factory(
+    request: pytest.FixtureRequest, rayos_daemon: PrivateDaemon
+) -> Iterator[Callable[..., Any]]:
+    """Boots guests for all tests of a class; a call returns the guest, of `testing.sync`."""
+    yield from _scoped(request, rayos_daemon)
+
+
+@pytest.fixture(scope="module")
+def module_guest_factory(
+    request: pytest.FixtureRequest, rayos_daemon: PrivateDaemon
+) -> Iterator[Callable[..., Any]]:
+    """Boots guests for all tests of a module; a call returns the guest, of `testing.sync`."""
+    yield from _scoped(request, rayos_daemon)
+
+
+@pytest.fixture(scope="package")
+def package_guest_factory(
+    request: pytest.FixtureRequest, rayos_daemon: PrivateDaemon
+) -> Iterator[Callable[..., Any]]:
+    """Boots guests for all tests of a package; a call returns the guest, of `testing.sync`."""
+    yield from _scoped(request, rayos_daemon)
+
+
+@pytest.fixture(scope="session")
+def session_guest_factory(
+    request: pytest.FixtureRequest, rayos_daemon: PrivateDaemon
+) -> Iterator[Callable[..., Any]]:
+    """Boots guests for all tests of a session; a call returns the guest, of `testing.sync`."""
+    yield from _scoped(request, rayos_daemon)

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from rayos_vmm.guest.png import encode_png
+from rayos_vmm.machine.png import encode_png
 
 
 def test_a_picture_keeps_its_colours_and_ignores_the_padding() -> None:

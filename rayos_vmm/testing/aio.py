@@ -1,0 +1,296 @@
+"""Guests for asyncio: the same verbs, to be awaited in any asyncio loop.
+
+    async with open_guest(disk="64MiB") as guest:
+        await guest.succeed("mkfs.ext4 /dev/vda")
+
+Made from guest.py and console.py by `python -m rayos_vmm.testing.faces`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.machine.view import Damage, ExecResult, VmView
+from rayos_vmm.testing import console as _console
+from rayos_vmm.testing import guest as _guest
+from rayos_vmm.testing.console import TIMEOUT_S, Pattern
+from rayos_vmm.testing.daemon import PrivateDaemon, open_private_daemon
+from rayos_vmm.testing.guest import COMMAND_TIMEOUT_S
+from rayos_vmm.testing.open import open_guest as _open_guest
+from rayos_vmm.testing.picture import Picture
+from rayos_vmm.testing.portal import Portal, open_portal
+from rayos_vmm.testing.screen import Region, Wanted
+
+
+class GuestConsole:
+    """One port of one guest. `position` is the offset behind the last match."""
+
+    def __init__(self, inner: _console.GuestConsole, portal: Portal) -> None:
+        self._inner = inner
+        self._portal = portal
+
+    async def expect(self, wanted: Pattern, *, timeout: float = TIMEOUT_S) -> re.Match[str]:
+        """Waits until the console has said `wanted` since the last match; returns the match.
+
+        Raises:
+            NotSeen: it did not within `timeout` seconds, or the console ended; with what it said instead.
+        """
+        return await self._portal.run(partial(self._inner.expect, wanted, timeout=timeout))
+
+    async def search(self, wanted: Pattern, *, since: int, timeout: float) -> tuple[re.Match[str], int]:
+        """The first match from offset `since` on, and the offset behind it.
+
+        Raises:
+            NotSeen: there was none within `timeout` seconds, or the console ended.
+        """
+        return await self._portal.run(partial(self._inner.search, wanted, since=since, timeout=timeout))
+
+    async def send(self, text: str | bytes) -> None:
+        """Types into the console; end a line with `\\n` to have a shell run it.
+
+        Raises:
+            Conflict: somebody else writes there.
+        """
+        await self._portal.run(partial(self._inner.send, text))
+
+    async def text(self) -> str:
+        """All that is kept of what it said; empty when the console cannot be read any more."""
+        return await self._portal.run(partial(self._inner.text))
+
+
+class Guest:
+    """A running guest. Use `open_guest`, or the fixture `guest_factory`."""
+
+    def __init__(self, inner: _guest.Guest, portal: Portal) -> None:
+        self._inner = inner
+        self._portal = portal
+        self.console = GuestConsole(inner.console, portal)
+        self.log = GuestConsole(inner.log, portal)
+        self.serial = GuestConsole(inner.serial, portal)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._inner.name
+
+    @property
+    def spec(self) -> VmSpec:
+        """Its specification."""
+        return self._inner.spec
+
+    async def view(self) -> VmView:
+        """Its state, address and boot times now."""
+        return await self._portal.run(partial(self._inner.view))
+
+    async def run(self, command: str | list[str], *, timeout: float = COMMAND_TIMEOUT_S) -> ExecResult:
+        """Runs a shell line, or a program with its arguments; the streams apart, as bytes."""
+        return await self._portal.run(partial(self._inner.run, command, timeout=timeout))
+
+    async def execute(self, command: str, *, timeout: float = COMMAND_TIMEOUT_S) -> tuple[int, str]:
+        """(exit status, standard output) of a shell line."""
+        return await self._portal.run(partial(self._inner.execute, command, timeout=timeout))
+
+    async def succeed(self, *commands: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """The standard output of shell lines that all end with status 0.
+
+        Raises:
+            CommandFailed: one did not.
+        """
+        return await self._portal.run(partial(self._inner.succeed, *commands, timeout=timeout))
+
+    async def fail(self, *commands: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """The standard output of shell lines that all end with another status than 0.
+
+        Raises:
+            CommandFailed: one ended with 0.
+        """
+        return await self._portal.run(partial(self._inner.fail, *commands, timeout=timeout))
+
+    async def wait_until_succeeds(self, command: str, *, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """Runs a shell line again and again until it ends with 0; its standard output then.
+
+        Raises:
+            CommandFailed: it did not within `timeout` seconds.
+        """
+        return await self._portal.run(partial(self._inner.wait_until_succeeds, command, timeout=timeout))
+
+    async def wait_until_fails(self, command: str, *, timeout: float = COMMAND_TIMEOUT_S) -> str:
+        """Runs a shell line again and again until it does not end with 0; its standard output then.
+
+        Raises:
+            CommandFailed: it did not within `timeout` seconds.
+        """
+        return await self._portal.run(partial(self._inner.wait_until_fails, command, timeout=timeout))
+
+    async def read_file(self, path: str) -> bytes:
+        """A file's content."""
+        return await self._portal.run(partial(self._inner.read_file, path))
+
+    async def write_file(self, path: str, data: bytes, *, mode: int = 420) -> None:
+        """Writes a file."""
+        await self._portal.run(partial(self._inner.write_file, path, data, mode=mode))
+
+    async def wait_for_console_text(self, wanted: Pattern, *, timeout: float = 60.0) -> re.Match[str]:
+        """Waits until the serial console has said `wanted` at any time since the start.
+
+        Raises:
+            NotSeen: it did not within `timeout` seconds.
+        """
+        return await self._portal.run(partial(self._inner.wait_for_console_text, wanted, timeout=timeout))
+
+    async def wait_for_file(self, path: str, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Waits until there is such a file in the guest."""
+        await self._portal.run(partial(self._inner.wait_for_file, path, timeout=timeout))
+
+    async def wait_for_open_port(self, port: int, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Waits until something in the guest listens at a TCP port."""
+        await self._portal.run(partial(self._inner.wait_for_open_port, port, timeout=timeout))
+
+    async def send_chars(self, text: str) -> None:
+        """Types on the keyboard."""
+        await self._portal.run(partial(self._inner.send_chars, text))
+
+    async def send_key(self, combo: str) -> None:
+        """Presses keys together, such as `ctrl-alt-delete`."""
+        await self._portal.run(partial(self._inner.send_key, combo))
+
+    async def move_pointer(self, x: float, y: float, *buttons: str) -> None:
+        """Moves the tablet to (x, y) in 0..1 with `buttons` held; none releases all."""
+        await self._portal.run(partial(self._inner.move_pointer, x, y, *buttons))
+
+    async def screenshot(
+        self, path: Path | None = None, *, scanout: int = 0, with_cursor: bool = False
+    ) -> bytes:
+        """Returns a monitor's picture as a PNG; also saved at `path`."""
+        return await self._portal.run(
+            partial(self._inner.screenshot, path, scanout=scanout, with_cursor=with_cursor)
+        )
+
+    async def wait_damage(self, since: int = 0, *, scanout: int = 0, timeout: float = 60.0) -> Damage:
+        """Waits until a monitor's picture changes after serial `since`; what of it did, and the next serial.
+
+        Raises:
+            Timeout_: nothing changed within `timeout` seconds.
+        """
+        return await self._portal.run(
+            partial(self._inner.wait_damage, since, scanout=scanout, timeout=timeout)
+        )
+
+    async def wait_for_screen(
+        self, wanted: Wanted, *, region: Region | None = None, scanout: int = 0, timeout: float = 60.0
+    ) -> Picture:
+        """Waits until the display, or `region` (x, y, width, height) of it, shows `wanted`. That is a picture, the
+        path of a PNG that we wrote, a `Picture.sha256`, or a function that says so of a `Picture`. Driven by damage.
+
+        Raises:
+            PictureNotSeen: it did not within `timeout` seconds; with the hash of what it showed.
+        """
+        return await self._portal.run(
+            partial(self._inner.wait_for_screen, wanted, region=region, scanout=scanout, timeout=timeout)
+        )
+
+    async def block(self) -> None:
+        """Pulls its network cable."""
+        await self._portal.run(partial(self._inner.block))
+
+    async def unblock(self) -> None:
+        """Plugs its network cable in again."""
+        await self._portal.run(partial(self._inner.unblock))
+
+    async def qmp(self, command: str, **arguments: Any) -> Any:
+        """A QMP command; `_` in an argument's name stands for `-`."""
+        return await self._portal.run(partial(self._inner.qmp, command, **arguments))
+
+    async def stats(self) -> dict[str, Any]:
+        """Returns the counters of its devices."""
+        return await self._portal.run(partial(self._inner.stats))
+
+    async def pause(self) -> None:
+        """Stops its processors."""
+        await self._portal.run(partial(self._inner.pause))
+
+    async def resume(self) -> None:
+        """Lets its processors go on."""
+        await self._portal.run(partial(self._inner.resume))
+
+    async def reset(self) -> None:
+        """Presses the reset button."""
+        await self._portal.run(partial(self._inner.reset))
+
+    async def start(self, *, timeout: float = 120.0) -> None:
+        """Starts it again after it stopped, and waits until it is ready."""
+        await self._portal.run(partial(self._inner.start, timeout=timeout))
+
+    async def stop(self, *, timeout: float = 20.0) -> VmView:
+        """Has the guest power down."""
+        return await self._portal.run(partial(self._inner.stop, timeout=timeout))
+
+    async def kill(self) -> VmView:
+        """Ends it at once."""
+        return await self._portal.run(partial(self._inner.kill))
+
+    async def crash(self) -> VmView:
+        """As when the power fails: nothing is written any more. `start` boots it again from the same disks."""
+        return await self._portal.run(partial(self._inner.crash))
+
+    async def wait_for_shutdown(self, *, timeout: float = 60.0) -> VmView:
+        """Waits until it has ended; `exit_reason` of the view is why."""
+        return await self._portal.run(partial(self._inner.wait_for_shutdown, timeout=timeout))
+
+    async def set_faults(self, device: str, *rules: str, seed: int = 0) -> None:
+        """Has a disk or network card fail on purpose, such as `set_faults("disk0", "read:error,sector=128")`; without
+        rules it works again. `rayos fault set --help` has the words.
+        """
+        await self._portal.run(partial(self._inner.set_faults, device, *rules, seed=seed))
+
+    async def faults(self) -> dict[str, list[dict[str, Any]]]:
+        """The faults of each device, with how often each `matched` and was `done`."""
+        return await self._portal.run(partial(self._inner.faults))
+
+    async def kill_worker(self) -> int:
+        """Kills its device worker with SIGKILL, as a test of everything above; returns the pid it had."""
+        return await self._portal.run(partial(self._inner.kill_worker))
+
+    def attach(self) -> str:
+        """The commands that get at it by hand while it is there."""
+        return self._inner.attach()
+
+    async def save_artifacts(self, directory: Path) -> None:
+        """Saves consoles, QMP's transcript, state, statistics and the last frame in `directory`. The file
+        `attach.txt` has the commands that reach the guest while it is there. For each part that cannot be had the
+        reason is saved.
+        """
+        await self._portal.run(partial(self._inner.save_artifacts, directory))
+
+
+@asynccontextmanager
+async def open_guest(daemon: PrivateDaemon | None = None, **options: Any) -> AsyncIterator[Guest]:
+    """A guest, gone with its disks at the end of the block.
+
+    Args:
+        daemon: from `open_private_daemon`; None starts one that ends with the block.
+        options: those of `rayos_vmm.testing.open_guest`.
+
+    Raises:
+        RayosError: the guest could not be defined or started.
+    """
+    with ExitStack() as stack:
+        if daemon is None:
+            daemon = await asyncio.to_thread(stack.enter_context, open_private_daemon())
+        portal = stack.enter_context(open_portal())
+        held = _open_guest(daemon, **options)
+        guest = await portal.run(held.__aenter__)
+        try:
+            yield Guest(guest, portal)
+        except BaseException as error:
+            if not await portal.finish(partial(held.__aexit__, type(error), error, error.__traceback__)):
+                raise
+        else:
+            await portal.finish(partial(held.__aexit__, None, None, None))
