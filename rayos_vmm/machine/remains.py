@@ -28,7 +28,7 @@ _LIMIT_S: Final = 1.0
 
 
 class Remains:
-    """What is left of one machine. Every reader returns None when nothing of the kind was left."""
+    """The remains of one machine. Every reader returns None when nothing of the kind was left."""
 
     def __init__(self, state_directory: Path) -> None:
         self._folder = state_directory / _FOLDER
