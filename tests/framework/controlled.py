@@ -187,7 +187,7 @@ class SeenConsole(Seen):
         return found
 
     def total(self, port: int) -> int:
-        return int(self.snapshot()["ports"][port]["output_bytes"]) - self._totals_before[port]
+        return int(self.snapshot()["ports"][port]["output_bytes"] - self._totals_before[port])
 
     def read(self, port: int, offset: int, limit: int) -> tuple[int, bytes]:
         """All answers in a row, as far as `limit` goes."""

@@ -149,7 +149,7 @@ class Frontend:
 
     def is_refused(self, request: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> bool:
         """Whether a request is answered with a failure (REPLY_ACK), by a backend that stays. Errors: Dropped."""
-        return U64.unpack(self.ask(request, payload, fds))[0] != 0
+        return bool(U64.unpack(self.ask(request, payload, fds))[0])
 
     def is_dropped(self, *, timeout: float = ANSWER_TIMEOUT) -> bool:
         """Whether the backend closes the connection within `timeout` seconds; replies that come first are skipped."""

@@ -122,8 +122,8 @@ class GpuGuest:
         self.rig.frontend.close()
         self.target.settle()
         self.target.close()
-        for queue in self.rig.queues:
-            queue.close()
+        for driver in self.rig.queues:
+            driver.close()
         self.ram.close()
         os.close(self.heap_fd)
         os.close(self.state_fd)

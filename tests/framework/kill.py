@@ -177,7 +177,8 @@ class Bench(Generic[B]):
             vring.stop()
         for driver in self.queues:
             driver.close()
-        self.ram.fd >= 0 and self.ram.close()
+        if self.ram.fd >= 0:
+            self.ram.close()
 
 
 def every_kill(scenario: Callable[[Killer], None], *, step: int = 1) -> Iterator[int]:

@@ -34,7 +34,7 @@ def _too_early(buffers: Buffers, fd: int, offset: int, _flags: int) -> int:
 
 
 no_uring()
-Buffers.write = _too_early  # type: ignore[method-assign]
+Buffers.write = _too_early  # type: ignore[method-assign, assignment]
 
 if __name__ == "__main__":
     sys.exit(main())

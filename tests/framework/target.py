@@ -124,7 +124,7 @@ class Threaded(Generic[B]):
         while not self._calls.empty():
             self._calls.get()()
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Run `function` on the loop's thread and wait for it."""
         done = threading.Event()
 

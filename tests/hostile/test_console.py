@@ -157,6 +157,7 @@ def test_C1_a_flood_of_empty_chains(rig: Rig, target: Target) -> None:
 @pytest.mark.parametrize("target", ["stepped"], indirect=True)
 def test_C1_one_port_floods_and_another_answers(rig: Rig, target: Target) -> None:
     """While a queue has always more, the other ports are served in every round."""
+    assert isinstance(target, Stepped)
     address = rig.ram.allocate(BATCH_BYTES)
     queue = rig.queues[1]
     heads = [queue.add(readable=[(address, BATCH_BYTES // 2)]) for _ in range(32)]
@@ -285,8 +286,8 @@ def test_C1_buffers_without_room_lose_nothing(rig: Rig, target: Target) -> None:
     open_port(rig, 1)
     queue = rig.queues[rx_queue(1)]
     readable = rig.ram.put(b"\xaa" * 32)
-    for buffers in (([(readable, 32)], []), ([], [(readable, 0)])):
-        queue.submit(*buffers)
+    queue.submit([(readable, 32)], [])
+    queue.submit([], [(readable, 0)])
     target.backend.write(1, b"data")
     assert [written for _, written in rig.wait_used(rx_queue(1), 2)] == [0, 0]
     assert rig.ram.read(readable, 32) == b"\xaa" * 32

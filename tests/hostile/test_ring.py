@@ -9,6 +9,7 @@ import os
 import struct
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from rayos_devices.backend import Backend
 from rayos_devices.vhost_user.message import FrontendRequest
@@ -306,7 +307,7 @@ def places() -> list[tuple[Device, str]]:
     ]
 
 
-def both_rings(attacks: list[Attack]) -> list[object]:
+def both_rings(attacks: list[Attack]) -> list[ParameterSet]:
     """Attack and whether it is on a packed ring."""
     rings = [pytest.param(attack, False, id=name(attack)) for attack in attacks]
     return rings + [
@@ -387,7 +388,7 @@ def test_V2_an_id_is_the_drivers(device: Device, target: Stepped[Backend] | Serv
         assert isinstance(queue, PackedDriverQueue)
         ids = [0xFFFF, 0x8000, 300, 300, 0]
         for identifier in ids:
-            queue.write([(rig.ram.end, 16, 0)], identifier)
+            queue.write([(rig.ram.end, 16, 0, 0)], identifier)
         queue.kick(always=True)
         assert rig.wait_used(device.queue, len(ids)) == [(identifier, 0) for identifier in ids]
         device.honest(rig)

@@ -14,7 +14,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayos_vmm.errors import Conflict, Invalid, NotFound
+from rayos_vmm.errors import Conflict, Invalid, NotFound, RateLimited
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.audit_log import AuditFailed
 from rayos_vmm.policy.authority import Authority, open_authority
@@ -25,7 +25,6 @@ from rayos_vmm.policy.gatekeeper import (
     Gatekeeper,
     NotAllowed,
     Peer,
-    RateLimited,
     load_key,
     open_gatekeeper,
 )

@@ -171,8 +171,10 @@ class Hardware:
         self._log.close()
         self.call(self.loop.stop)
         self._thread.join()
-        for closing in (*self._listeners, *self._chardevs):
-            closing.close()
+        for listener in self._listeners:
+            listener.close()
+        for chardev in self._chardevs:
+            chardev.close()
         self.loop.close()
         os.close(self._wake)
 

@@ -185,7 +185,7 @@ async def answer_late(service: Service) -> None:
 
 async def trace_until_denied(service: Service) -> list[str]:
     """Packets of the stream that a trace saw pass before the first that it saw refused."""
-    passed = []
+    passed: list[str] = []
     with trio.fail_after(60):
         async with service.firewall.trace("a") as verdicts:
             async for told in verdicts:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.layers.dhcp import BOOTP, DHCP
@@ -153,7 +154,9 @@ def serve_dhcp(wire: socket.socket) -> None:
             frame, data = Ether(data[4 : 4 + size]), data[4 + size :]
             if DHCP not in frame or frame[BOOTP].op != 1:
                 continue
-            asked = dict(option[:2] for option in frame[DHCP].options if isinstance(option, tuple))
+            asked: dict[str, Any] = dict(
+                option[:2] for option in frame[DHCP].options if isinstance(option, tuple)
+            )
             kind = "offer" if asked["message-type"] == 1 else "ack"
             options = [
                 ("message-type", kind), ("server_id", "192.0.2.1"), ("lease_time", 3600),

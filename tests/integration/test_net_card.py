@@ -65,6 +65,11 @@ __attribute__((force_align_arg_pointer)) void _start(void) {
 """
 
 
+def packets(data: bytes) -> list[tuple[bytes, Any]]:
+    """The packets of a capture with what stands beside them, as scapy reads it."""
+    return list(RawPcapNgReader(io.BytesIO(data)))  # type: ignore[arg-type]  # it takes files, too
+
+
 async def succeed(service: Service, command: str) -> str:
     result = await service.exec("svc", command, 60)
     assert result.exit_status == 0, (command, result)
@@ -195,7 +200,7 @@ async def capture(service: Service, host: str, paths: Any) -> None:
             async for piece in pieces:
                 data += piece
         nursery.cancel_scope.cancel()
-    frames = list(RawPcapNgReader(io.BytesIO(data)))
+    frames = packets(data)
     assert len(frames) == 40
     echoes = [(Ether(frame)[ICMP], meta.direction) for frame, meta in frames if ICMP in Ether(frame)]
     out = {(icmp.id, icmp.seq): bytes(icmp.payload) for icmp, direction in echoes if direction == 2}
@@ -206,7 +211,7 @@ async def capture(service: Service, host: str, paths: Any) -> None:
     async with aclosing(service.capture("svc", snap=60)) as short:
         data = await anext(short)
         await succeed(service, f"ping -c 1 -s 1000 -W 10 {host}")
-        while not (kept := [one for one in RawPcapNgReader(io.BytesIO(data)) if one[1].wirelen > 1000]):
+        while not (kept := [one for one in packets(data) if one[1].wirelen > 1000]):
             data += await anext(short)
         assert {len(frame) for frame, _ in kept} == {60}
 

@@ -84,10 +84,12 @@ def imported_modules() -> dict[str, dict[str, int]]:
     arrows: dict[str, dict[str, int]] = {name: {} for name in ours}
     for name, path in ours.items():
         for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
             targets = []
             if isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
+            elif node.module:
                 inside = [f"{node.module}.{alias.name}" for alias in node.names]
                 targets = [full if full in ours else node.module for full in inside]
             for target in targets:

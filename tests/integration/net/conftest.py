@@ -42,9 +42,10 @@ def no_thread_stays_in_a_lab() -> Iterator[None]:
     """Waits until trio's idle threads are gone (after half a second here instead of ten). Each is in the namespace
     where it was started, and the tests behind these must not get one of them.
     """
-    kept, _thread_cache.IDLE_TIMEOUT = _thread_cache.IDLE_TIMEOUT, 0.5
+    kept: float = _thread_cache.IDLE_TIMEOUT
+    vars(_thread_cache)["IDLE_TIMEOUT"] = 0.5
     yield
-    _thread_cache.IDLE_TIMEOUT = kept
+    vars(_thread_cache)["IDLE_TIMEOUT"] = kept
     deadline = time.monotonic() + 30
     while any(thread.name.startswith("Trio thread") for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "trio's idle threads do not end"

@@ -7,6 +7,7 @@ DISCOVER, takes the first OFFER, sends REQUEST, and repeats what is unanswered a
 """
 
 import select
+import socket
 import sys
 import time
 
@@ -37,9 +38,7 @@ def main(link: str, clients: int, seconds: float) -> int:
     return 1 if waiting else 0
 
 
-def _receive(
-    sock: "packet_socket.socket.socket", waiting: dict[int, tuple[MessageType, dict[int, bytes]]]
-) -> None:
+def _receive(sock: socket.socket, waiting: dict[int, tuple[MessageType, dict[int, bytes]]]) -> None:
     seen = frame.datagram(sock.recv(2048), frame.CLIENT_PORT)
     if seen is None:
         return
@@ -59,9 +58,7 @@ def _receive(
         print("ack", reply.chaddr.hex(":"), reply.yiaddr, flush=True)
 
 
-def _send(
-    sock: "packet_socket.socket.socket", client: int, kind: MessageType, options: dict[int, bytes]
-) -> None:
+def _send(sock: socket.socket, client: int, kind: MessageType, options: dict[int, bytes]) -> None:
     mac = b"\x02\x4c" + (client & 0xFFFFFFFF).to_bytes(4, "big")
     request = Message(
         1, 0, client & 0xFFFFFFFF, 0, 0x8000, 0, 0, 0, 0, mac, b"", b"", {53: bytes((kind,)), **options}

@@ -55,9 +55,9 @@ def initramfs(directory: Path) -> Path:
     archive.file("bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
     archive.file("init", _INIT.encode(), 0o755)
     archive.character_device("dev/console", 5, 1)
-    path = directory / "initramfs.cpio"
-    path.write_bytes(archive.finish())
-    return path
+    built = directory / "initramfs.cpio"
+    built.write_bytes(archive.finish())
+    return built
 
 
 @dataclass(slots=True)

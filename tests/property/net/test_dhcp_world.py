@@ -147,7 +147,7 @@ class World:
             self.client_does(number, self.clients[number].release(self.now))
         elif dice < 0.2 and self.clients[number].state in (ClientState.RELEASED, ClientState.INIT):
             self.client_does(number, self.clients[number].start(self.now))
-        deadlines = [one.deadline() for one in (*self.clients, self.server)]
+        deadlines = [*(one.deadline() for one in self.clients), self.server.deadline()]
         self.now = max(self.now, min((one for one in deadlines if one is not None), default=self.now + 1.0))
         # An expired lease is given up before anybody else acts at that time.
         for one, client in enumerate(self.clients):

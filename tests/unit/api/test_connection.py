@@ -19,9 +19,10 @@ from rayos_vmm.api.http.limits import PER_USER, STRANGERS, Deadlines, Lobby
 from rayos_vmm.api.http.listening import Caller, Listening
 from rayos_vmm.api.http.websocket import MESSAGE_MAXIMUM_BYTES
 from rayos_vmm.api.server import GRACE_S, serve_api
+from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.service.connections import ConnectionCounts
 from tests.unit.api.memory_service import MemoryService
-from tests.unit.api.serving import answer_of, open_api, post, send_raw, spec
+from tests.unit.api.serving import answer_of, open_api, post, send_raw
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SHORT = Deadlines(idle_s=0.2, head_s=0.2, body_s=0.2, send_s=0.3)
@@ -232,7 +233,7 @@ async def test_a_hostile_websocket_is_closed_with_a_reason(case: str, tmp_path: 
     data, code = HOSTILE[case]
     assert MESSAGE_MAXIMUM_BYTES < 2 << 20
     async with open_api(tmp_path) as (client, service):
-        await client.create(spec("dev"), start=True)
+        await client.create(VmSpec(name="dev"), start=True)
         answer = bytearray()
         async with (
             await trio.open_unix_socket(tmp_path / "api.sock") as stream,
@@ -267,7 +268,7 @@ async def test_a_websocket_that_cannot_be_is_refused_in_words(
     old: bytes, new: bytes, status: int, tmp_path: Path
 ) -> None:
     async with open_api(tmp_path) as (client, _):
-        await client.create(spec("dev"), start=True)
+        await client.create(VmSpec(name="dev"), start=True)
         found, body = answer_of(await send_raw(tmp_path / "api.sock", UPGRADE.replace(old, new)))
         assert found == status and msgspec.json.decode(body)["error"]["message"]
 

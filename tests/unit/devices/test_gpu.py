@@ -65,7 +65,8 @@ def test_edid_needs_its_feature() -> None:
 @st.composite
 def _backing(draw: st.DrawFn) -> list[int]:
     """Entry lengths that add up to the resource."""
-    total, lengths = W * H * 4, []
+    total = W * H * 4
+    lengths: list[int] = []
     while total:
         length = draw(st.integers(1, total)) if len(lengths) < 2 else total
         lengths.append(length)

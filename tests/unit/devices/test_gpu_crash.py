@@ -5,6 +5,8 @@ A kill is an exception out of the state store; what the dead backend held in Pyt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -227,7 +229,7 @@ def test_kills_change_nothing(steps: list[tuple[str, int]], kills: dict[int, str
         page = guest.ram.allocate(4096, 4096)
         guest.keep()
         for number, (name, resource) in enumerate(steps):
-            act = {
+            act: Callable[[], object] = {
                 "create": lambda r=resource: guest.create(r, 16 * r, 32),
                 "unref": lambda r=resource: guest.unref(r),
                 "attach": lambda r=resource: guest.attach(r, [(page, 4096)]),

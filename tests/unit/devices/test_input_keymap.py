@@ -40,7 +40,7 @@ def test_shift_is_held_over_what_needs_it() -> None:
 def test_every_layout_has_ascii(layout: str) -> None:
     """Every printable ASCII character, every event one that our keyboard can make, and nothing stays down."""
     events = text_to_events(string.printable.replace("\x0b", "").replace("\x0c", ""), layout)
-    down = set()
+    down: set[int] = set()
     for event in events:
         KINDS["keyboard"].check(event)
         if event[0] == EventType.KEY:

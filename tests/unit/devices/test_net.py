@@ -99,7 +99,8 @@ def test_one_pair_is_no_multiqueue() -> None:
 def test_two_guests_are_joined_by_one_process(tmp_path: Path) -> None:
     """`rayos_devices.serve net --join`: a frame of one guest is in the other's memory, both ways."""
     first, second = tmp_path / "one.sock", tmp_path / "other.sock"
-    command = [sys.executable, "-P", "-m", "rayos_devices.serve", "net", "--socket", first, "--join", second]
+    command: list[str | Path] = [sys.executable, "-P", "-m", "rayos_devices.serve", "net"]
+    command += ["--socket", first, "--join", second]
     with Served(second, command=command) as target:
         target.connect().close()  # the first socket was there before it
         with Rig(Door(first), 2) as one:

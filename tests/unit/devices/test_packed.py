@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from rayos_devices.errors import QueueError
+from rayos_devices.virtio.chain import Chain
 from rayos_devices.virtio.packed import JOURNAL_WORDS, forget_position, is_packed_base
 from rayos_devices.virtio.vring import Vring
 from tests.framework.driver import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE
@@ -136,7 +137,7 @@ def test_each_side_is_told_when_it_asked(ram: GuestRam, event_idx: bool) -> None
     assert not vring.arm()
     for turn in range(40):
         driver.add([], [(room, 1)])
-        head = driver.free_last = next(iter(driver._chains))
+        head = next(iter(driver._chains))
         driver.offer([head])
         assert driver.needs_kick(), "armed, and it is the first"
         driver.kick()
@@ -350,7 +351,7 @@ class Killable:
     def turn(self) -> None:
         vring = self.vring
         while True:
-            chains = []
+            chains: list[Chain] = []
             while len(chains) < 3 and (chain := vring.pop()) is not None:
                 chains.append(chain)
             if not chains:

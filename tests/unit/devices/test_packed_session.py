@@ -100,8 +100,12 @@ def test_what_a_packed_ring_writes_is_logged() -> None:
     with GuestRam(1 << 20) as ram:
         driver = PackedDriverQueue(ram, SIZE)
         room = ram.allocate(2 * PAGE, PAGE)
-        where = {"used_address": driver.used, "descriptors_address": driver.descriptors}
-        vring, memory = attach(driver, log=DirtyLog(fd, PAGE, 0), **where)
+        vring, memory = attach(
+            driver,
+            log=DirtyLog(fd, PAGE, 0),
+            used_address=driver.used,
+            descriptors_address=driver.descriptors,
+        )
         ring = {driver.descriptors // PAGE, driver.used // PAGE}
         assert taken() == ring
         driver.submit([], [(room + PAGE - 8, 16)])

@@ -41,6 +41,9 @@ class World:
         self.arps: list[SendArp] = []
         self.taken: set[int] = set()  # addresses that another host answers for
 
+    def state(self) -> ClientState:
+        return self.client.state
+
     def start(self, stored: Lease | None = None) -> None:
         """Start the client."""
         self.do(self.client.start(self.now, stored=stored))
@@ -138,7 +141,7 @@ def test_it_renews_at_half_time_by_unicast() -> None:
     _, message, transmit = world.sent[-1]
     assert (message.ciaddr, transmit.destination) == (int(first.address.ip), int(SERVER))
     assert not {50, 54} & set(message.options)
-    assert world.client.state is ClientState.BOUND
+    assert world.state() is ClientState.BOUND
     assert world.client.lease is not None
     assert world.client.lease.expires > first.expires
 
@@ -150,12 +153,12 @@ def test_a_dead_server_leads_to_rebinding_with_another() -> None:
     lease = world.bind()
     world.servers = []
     world.run(3151 + 1)
-    assert world.client.state is ClientState.REBINDING
+    assert world.state() is ClientState.REBINDING
     assert world.sent[-1][2].destination == 0xFFFFFFFF
     living.server.restore(dead.server.leases())
     world.servers = [living]
     world.run(400)
-    assert world.client.state is ClientState.BOUND
+    assert world.state() is ClientState.BOUND
     assert [type(one) for one in world.told] == [Acquired, Acquired]
     assert world.client.lease is not None
     assert world.client.lease.address == lease.address
@@ -168,7 +171,7 @@ def test_an_expired_lease_is_given_up_at_once() -> None:
     world.servers = []
     world.run(3601)
     assert world.told[1:] == [Lost(lease, "expired")]
-    assert world.client.state is ClientState.SELECTING
+    assert world.state() is ClientState.SELECTING
     renewals = [at for at, message, _ in world.sent if message.ciaddr]
     gaps = [later - earlier for earlier, later in pairwise(renewals)]
     assert sum(gap < 59.9 for gap in gaps) <= 1  # from the last renewal to T2
@@ -181,12 +184,12 @@ def test_a_conflict_is_declined_and_another_address_follows() -> None:
     world.taken.add(number("10.5.0.10"))
     world.start()
     world.run(5)
-    assert world.client.state is ClientState.DECLINED
+    assert world.state() is ClientState.DECLINED
     _, message, transmit = world.sent[-1]
     assert (message.type, message.ciaddr, transmit.destination) == (MessageType.DECLINE, 0, 0xFFFFFFFF)
     assert (message.options[50], message.options[54]) == (packed("10.5.0.10"), SERVER.packed)
     assert world.told == []
-    world.run(30, until=lambda: world.client.state is ClientState.BOUND)
+    world.run(30, until=lambda: world.state() is ClientState.BOUND)
     assert world.client.lease is not None
     assert world.client.lease.address.ip == IPv4Address("10.5.0.11")
 
@@ -211,10 +214,10 @@ def test_an_address_is_defended_once_and_then_given_up() -> None:
     intruder = Arp(1, OTHER, int(lease.address.ip), bytes(6), int(lease.address.ip))
     world.do(world.client.heard(intruder, world.now))
     assert [one.is_probe for one in world.arps] == [False]
-    assert world.client.state is ClientState.BOUND
+    assert world.state() is ClientState.BOUND
     world.run(5)
     world.do(world.client.heard(intruder, world.now))
-    assert world.client.state is ClientState.DECLINED
+    assert world.state() is ClientState.DECLINED
     assert world.told[-1] == Lost(lease, "another host has the address")
 
 
@@ -223,7 +226,7 @@ def test_our_own_arp_is_no_conflict() -> None:
     world = World(Driver())
     lease = world.bind()
     world.do(world.client.heard(Arp(1, ME, int(lease.address.ip), bytes(6), 1), world.now))
-    assert world.client.state is ClientState.BOUND
+    assert world.state() is ClientState.BOUND
 
 
 def test_arp_for_its_address_is_answered_only_where_nobody_else_does() -> None:
@@ -246,7 +249,7 @@ def test_discover_is_repeated_with_doubling_waits() -> None:
     world = World(attempts=6)
     world.start()
     world.run(200)
-    assert world.client.state is ClientState.ERROR
+    assert world.state() is ClientState.ERROR
     times = [at for at, _, _ in world.sent]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert [round(gap / wait) for gap, wait in zip(gaps, (4, 8, 16, 32, 64), strict=True)] == [1] * 5
@@ -258,12 +261,12 @@ def test_without_a_server_the_static_address_is_used_until_one_comes() -> None:
     world = World(attempts=2, fallback=IPv4Interface("10.5.0.250/24"), error_pause=30.0)
     world.start()
     world.run(20)
-    assert world.client.state is ClientState.ERROR
+    assert world.state() is ClientState.ERROR
     (acquired,) = world.told
     assert isinstance(acquired, Acquired)
     assert acquired.lease.is_static
     world.servers = [Driver()]
-    world.run(60, until=lambda: world.client.state is ClientState.BOUND)
+    world.run(60, until=lambda: world.state() is ClientState.BOUND)
     assert world.client.lease is not None
     assert not world.client.lease.is_static
 
@@ -294,10 +297,10 @@ def test_the_longest_offer_is_chosen_and_the_next_one_follows_a_nak() -> None:
     )
     world = World(short, long)
     world.start()
-    assert world.client.state is ClientState.SELECTING
+    assert world.state() is ClientState.SELECTING
     for lease in long.server.leases():  # it changes its mind: the address is another's now
         long.server.pools[0].put(lease._replace(client=b"other", hardware=OTHER))
-    world.run(10, until=lambda: world.client.state is ClientState.BOUND)
+    world.run(10, until=lambda: world.state() is ClientState.BOUND)
     assert world.kinds().count("DISCOVER") == 1
     servers = [message.options[54] for _, message, _ in world.sent if message.type == MessageType.REQUEST]
     assert servers == [packed("10.5.0.2"), SERVER.packed]
@@ -312,7 +315,7 @@ def test_a_stored_lease_is_asked_for_without_discover() -> None:
     world = World(driver)
     world.start(stored)
     assert world.client.is_rebooting
-    world.run(5, until=lambda: world.client.state is ClientState.BOUND)
+    world.run(5, until=lambda: world.state() is ClientState.BOUND)
     assert world.kinds() == ["REQUEST"]
     assert world.sent[0][1].options[50] == packed("10.5.0.10")
     assert 54 not in world.sent[0][1].options
@@ -325,7 +328,7 @@ def test_a_stored_lease_of_another_network_is_refused_and_replaced() -> None:
     moved = replace(stored, address=IPv4Interface("192.168.9.9/24"))
     world = World(Driver())
     world.start(moved)
-    world.run(5, until=lambda: world.client.state is ClientState.BOUND)
+    world.run(5, until=lambda: world.state() is ClientState.BOUND)
     assert world.kinds() == ["REQUEST", "DISCOVER", "REQUEST"]
 
 
@@ -388,7 +391,7 @@ def test_an_ack_of_a_server_that_was_not_chosen_does_not_count() -> None:
     assert world.arps == []
     world.deliver(ack)
     world.run(1)
-    assert world.client.state is ClientState.BOUND
+    assert world.state() is ClientState.BOUND
 
 
 def test_release_gives_the_address_back_and_rests() -> None:
@@ -410,7 +413,7 @@ def test_release_gives_the_address_back_and_rests() -> None:
     assert len(world.sent) == sent
     world.start()
     world.run(5)
-    assert world.client.state is ClientState.BOUND
+    assert world.state() is ClientState.BOUND
 
 
 def test_inform_gets_parameters_and_touches_no_lease() -> None:
@@ -420,7 +423,7 @@ def test_inform_gets_parameters_and_touches_no_lease() -> None:
     (told,) = world.told
     assert isinstance(told, Informed)
     assert told.options[6] == SERVER.packed
-    assert world.client.state is ClientState.INIT
+    assert world.state() is ClientState.INIT
 
 
 def test_the_history_keeps_sixteen_transactions() -> None:

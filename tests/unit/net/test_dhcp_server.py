@@ -1,12 +1,13 @@
 """rayos_net.dhcp.server: the rules of RFC 2131, 4.3, and what one port can't do to the others."""
 
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 
 from rayos_net.dhcp.answer import Route
 from rayos_net.dhcp.binding import BindingState
-from rayos_net.dhcp.config import BootFile, Limits
+from rayos_net.dhcp.config import BootFile, Limits, SubnetConfig
 from rayos_net.dhcp.message import MessageType
 from rayos_net.dhcp.server_action import Commit, Source
 from tests.unit.net.dhcp_driver import NOW, SERVER, Driver, mac, number, packed, request, subnet
@@ -64,7 +65,7 @@ def test_no_identifier_and_the_default_identifier_are_the_same_client() -> None:
         ({"giaddr": number("10.5.0.7")}, Route.RELAY),
     ],
 )
-def test_a_reply_takes_the_route_of_the_rfc(header: dict[str, int], route: Route) -> None:
+def test_a_reply_takes_the_route_of_the_rfc(header: dict[str, Any], route: Route) -> None:
     """Relay agent before broadcast flag before the hardware address (RFC 2131, 4.1)."""
     driver = Driver(subnet(relays=(IPv4Network("10.5.0.0/24"),)))
     driver.send(request(DISCOVER, **header))
@@ -92,9 +93,7 @@ def test_a_relayed_client_gets_the_relays_subnet_and_its_option_back_last() -> N
     assert offer.options[54] == packed("10.6.0.254")  # the override (RFC 5107)
 
 
-def subnet_of(network: str, server: str) -> object:
-    from rayos_net.dhcp.config import SubnetConfig
-
+def subnet_of(network: str, server: str) -> SubnetConfig:
     return SubnetConfig(IPv4Network(network), IPv4Address(server), limits=Limits.none())
 
 
@@ -465,6 +464,6 @@ def test_a_stored_lease_of_another_subnet_is_left_out() -> None:
     """After the subnet was changed, old leases neither stop the start nor are handed out."""
     before = Driver()
     before.bind()
-    other = Driver(subnet_of("10.6.0.0/24", "10.6.0.1"))  # type: ignore[arg-type]
+    other = Driver(subnet_of("10.6.0.0/24", "10.6.0.1"))
     assert other.server.restore(before.server.leases()) == 1
     assert other.server.leases() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ async def test_nothing_rises_when_the_record_or_the_store_is_refused(tmp_path: P
             raise OSError(28, "No space left on device")
 
         right = log._write
-        log._write = full  # type: ignore[method-assign]  # the disk cannot be filled up here
+        log._write = full  # type: ignore[method-assign, assignment]  # the disk cannot be filled up here
         with pytest.raises(AuditFailed, match="No space left"):
             await authority.grant("a", ["gpu"], 60, "")
         assert not page.allows(Op.GPU_RENDER.index) and len(authority.grants()) == 1
@@ -236,7 +237,7 @@ async def test_many_records_share_a_sync(tmp_path: Path, monkeypatch: pytest.Mon
     async with open_audit(tmp_path / "audit.log", read_clocks) as audit:
         async with trio.open_nursery() as nursery:
             for number in range(200):
-                nursery.start_soon(lambda n=number: audit.append(Operation.STATE, "a", n=n))
+                nursery.start_soon(partial(audit.append, Operation.STATE, "a", n=number))
         assert audit.anchor.seq == 200 and len(audit.ring) == 200
     assert syncs < 20
 

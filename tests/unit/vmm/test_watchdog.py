@@ -15,7 +15,7 @@ def test_a_guest_that_gets_on_is_left_alone() -> None:
 
 def test_silence_is_a_hang_within_a_quarter_of_its_length() -> None:
     dog = Watchdog(silence_s=8, run_s=0, now=100)
-    looks = []
+    looks: list[tuple[float, tuple[ExitReason, str] | None]] = []
     while not looks or looks[-1][1] is None:
         looks.append((dog.deadline(), dog.check("same", dog.deadline())))
     when, verdict = looks[-1]
