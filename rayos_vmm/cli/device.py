@@ -9,8 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.observe import flatten
-from rayos_vmm.cli.output import Output
+from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import parse_rate, parse_size, parse_throughput
 from rayos_vmm.errors import Invalid

@@ -13,9 +13,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from rayos_vmm.cli import observe
 from rayos_vmm.cli.completion import DAEMON_TIMEOUT_S, add_name, machine_names
-from rayos_vmm.cli.output import Output
+from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 
 
@@ -38,6 +37,25 @@ def _addresses(**_arguments: Any) -> list[str]:
         return trio.run(addresses)
     except RayosError:
         return []
+
+
+def add_leases(parser: argparse.ArgumentParser) -> None:
+    """Takes nothing but --json."""
+
+
+async def run_leases(args: argparse.Namespace, out: Output) -> None:
+    leases = await the_daemon().leases()
+    rows = [
+        (
+            lease["address"],
+            lease["mac"],
+            lease["state"],
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease["expires"])),
+            lease["host_name"] or "-",
+        )
+        for lease in leases
+    ]
+    out.table(leases, ("ADDRESS", "MAC", "STATE", "EXPIRES", "HOST NAME"), rows)
 
 
 def add_dhcp(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +86,7 @@ def add_dhcp(parser: argparse.ArgumentParser) -> None:
 async def run_dhcp(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     if args.verb == "leases":
-        await observe.run_leases(args, out)
+        await run_leases(args, out)
     elif args.verb == "release":
         await client.request("DELETE", f"/dhcp/leases/{quote(args.address, safe='')}")
         out.result({"released": args.address}, f"{args.address} is taken back")
@@ -81,7 +99,7 @@ async def run_dhcp(args: argparse.Namespace, out: Output) -> None:
         out.table(logs, ("TIME", "WHO", "SAID", "ANSWER", "ADDRESS"), log_rows(logs))
     else:
         status = msgspec.json.decode(await client.request("GET", "/dhcp"))
-        out.table(status, ("DHCP", "VALUE"), observe.flatten(status))
+        out.table(status, ("DHCP", "VALUE"), flatten(status))
 
 
 def log_rows(logs: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -11,8 +11,7 @@ from urllib.parse import quote
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.observe import flatten
-from rayos_vmm.cli.output import Output
+from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule
 from rayos_vmm.config.load import explain

@@ -11,9 +11,8 @@ from urllib.parse import quote
 import msgspec
 import trio
 
-from rayos_vmm.cli import observe
 from rayos_vmm.cli.completion import add_name
-from rayos_vmm.cli.output import Output
+from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.errors import Invalid
 from rayos_vmm.guest.pcapng import Tally
@@ -52,7 +51,7 @@ async def run_net(args: argparse.Namespace, out: Output) -> None:
         out.result(view, f"the link of {args.name} is {'up' if view['is_up'] else 'down'}")
     else:
         view = msgspec.json.decode(await client.request("GET", path))
-        out.table(view, ("CARD", "VALUE"), observe.flatten(view))
+        out.table(view, ("CARD", "VALUE"), flatten(view))
 
 
 async def _capture(args: argparse.Namespace, out: Output) -> None:

@@ -64,3 +64,14 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as rows of (path, value)."""
+    if isinstance(value, dict) and value:
+        pairs: list[tuple[str, Any]] = [(str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list) and value:
+        pairs = [(str(index), inner) for index, inner in enumerate(value)]
+    else:
+        return [(prefix, "-" if value in ("", None, [], {}) else str(value))]
+    return [row for key, inner in pairs for row in flatten(inner, f"{prefix}.{key}" if prefix else key)]

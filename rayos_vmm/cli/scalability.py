@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 
 from rayos_vmm.cli.completion import machine_names
-from rayos_vmm.cli.observe import flatten
-from rayos_vmm.cli.output import Output
+from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 
 

@@ -11,8 +11,8 @@ import pytest
 from rayos_vmm.cli.agent import guest_command, split_remote
 from rayos_vmm.cli.boot import boot_table
 from rayos_vmm.cli.main import _parser
-from rayos_vmm.cli.observe import flatten, qmp_arguments
-from rayos_vmm.cli.output import render_table
+from rayos_vmm.cli.output import flatten, render_table
+from rayos_vmm.cli.qmp import qmp_arguments
 from rayos_vmm.cli.run import to_table
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from rayos_devices.input.keymap import LAYOUTS
-from rayos_vmm.cli.seat import read_recording
+from rayos_vmm.cli.input import read_recording
 from rayos_vmm.config.spec import Layout
 from rayos_vmm.errors import Invalid
 from rayos_vmm.machine.recording import RECORDINGS_MAXIMUM, WAITING_MAXIMUM, Held, Lagged, Recordings, Step
