@@ -31,6 +31,11 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--file", type=Path, metavar="FILE", help="what `export` wrote, instead of the daemon's"
     )
+    verify.add_argument(
+        "--witness",
+        metavar="FILE|URL",
+        help="also hold it against the heads that a witness kept ([audit] witness), here",
+    )
     key = verbs.add_parser("key", help="the public key that the record is signed by; keep it elsewhere")
     export = verbs.add_parser("export", help="the file as it is: a digest and the record's JSON a line")
     for sub in (listing, verify, key, export):
@@ -49,7 +54,9 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _said(result: dict[str, Any]) -> str:
-    return f"{result['records']} records, unbroken, signed up to {result['signed']}"
+    first = result.get("first", 1)
+    since = f" from record {first} on" if first > 1 else ""
+    return f"{result['records']} records, unbroken{since}, signed up to {result['signed']}"
 
 
 def _read(path: Path) -> bytes:
@@ -59,17 +66,36 @@ def _read(path: Path) -> bytes:
         raise Invalid(f"{path}: cannot be read: {error.strerror}", code="file_missing") from None
 
 
-def _verify_here(data: bytes, key: bytes | None, out: Output) -> None:
-    """Checks the record without the daemon's word."""
-    from rayos_vmm.policy.audit import Damage, verify
+def _verify_here(data: bytes, key: bytes | None, place: str | None, out: Output) -> None:
+    """Checks the record without the daemon's word, and against what the witness at `place` kept."""
+    from rayos_vmm.policy.audit import Damage, is_signed, verify
     from rayos_vmm.policy.audit_key import read_public
+    from rayos_vmm.policy.audit_witness import AuditWitness
 
+    public = read_public(key) if key is not None else None
+    heads = AuditWitness(place).read() if place is not None else []
+    if place is not None and not heads:
+        raise AuditDamaged(f"the witness {place} has kept no head")
+    for head in heads:
+        if public is not None and not is_signed(public, head.anchor, head.signature):
+            raise AuditDamaged(
+                f"the witness {place}: the head of record {head.seq} is not signed by this key"
+            )
     try:
-        found = verify(data.splitlines(keepends=True), key=read_public(key) if key is not None else None)
+        found = verify(data.splitlines(keepends=True), [head.anchor for head in heads], public)
     except Damage as damage:
         raise AuditDamaged(f"the audit record is damaged: {damage}") from None
-    result = {"ok": True, "records": found.anchor.seq, "digest": found.anchor.digest, "signed": found.signed}
-    out.result(result, _said(result))
+    held = sum(head.seq >= found.first for head in heads)
+    result = {
+        "ok": True,
+        "records": found.anchor.seq,
+        "first": found.first,
+        "digest": found.anchor.digest,
+        "signed": found.signed,
+        "heads": held,
+    }
+    against = f"; it holds {held} heads that the witness kept" if place is not None else ""
+    out.result(result, f"{_said(result)}{against}")
 
 
 async def run_audit(args: argparse.Namespace, out: Output) -> None:
@@ -83,9 +109,9 @@ async def run_audit(args: argparse.Namespace, out: Output) -> None:
     elif args.verb == "key":
         found = msgspec.json.decode(await client.request("GET", "/audit/key"))
         out.result(found, found["public"].rstrip())
-    elif args.verb == "verify" and (args.key is not None or args.file is not None):
+    elif args.verb == "verify" and (args.key, args.file, args.witness) != (None, None, None):
         data = _read(args.file) if args.file is not None else await client.request("GET", "/audit/export")
-        _verify_here(data, _read(args.key) if args.key is not None else None, out)
+        _verify_here(data, _read(args.key) if args.key is not None else None, args.witness, out)
     elif args.verb == "verify":
         result = msgspec.json.decode(await client.request("GET", "/audit/verify"))
         if not result["ok"]:

@@ -65,7 +65,10 @@ async def _serve(args: argparse.Namespace, out: Output) -> None:
         # Whoever waits for its end must not wait for the processes that we start.
         os.set_inheritable(args.report_fd, False)
     with one_error():
-        async with open_service(config.service, paths) as service, trio.open_nursery() as nursery:
+        async with (
+            open_service(config.service, paths, audit=config.audit) as service,
+            trio.open_nursery() as nursery,
+        ):
             shutdown = partial(_wait_for_the_end, service, idle_s)
             shared = Path(config.service.shared_socket) if config.service.shared_socket else None
 

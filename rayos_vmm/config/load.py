@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from rayos_vmm.config.host import check_shape
-from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.config.settings import AuditConfig, ServiceConfig
 from rayos_vmm.config.spec import FIRMWARE_BIOS, MAC_PATTERN, NAME_PATTERN, Tpm, VmSpec, is_name
 from rayos_vmm.config.units import (
     RATE_PATTERN,
@@ -40,11 +40,14 @@ _IN_WORDS: Final = {
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?$")
 _WITH_PATH: Final = re.compile(r"(.*) - at `(key in )?\$(.*)`$", re.DOTALL)
 
+_Settings = TypeVar("_Settings", ServiceConfig, AuditConfig)
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The contents of a configuration file."""
 
     service: ServiceConfig = ServiceConfig()
+    audit: AuditConfig = AuditConfig()
     vms: dict[str, VmSpec] = {}
 
 
@@ -104,6 +107,14 @@ def to_spec(name: str, table: Any, *, prefix: str) -> VmSpec:
     return spec
 
 
+def _settings(name: str, data: dict[str, Any], type_: type[_Settings]) -> _Settings:
+    table = data.get(name, {})
+    try:
+        return msgspec.convert(table, type_)
+    except msgspec.ValidationError as error:
+        raise Invalid(explain(error, name, table)) from None
+
+
 def parse(text: str) -> Config:
     """The configuration in a TOML text.
 
@@ -115,14 +126,11 @@ def parse(text: str) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise Invalid(f"not TOML: {error}") from None
     for key in data:
-        if key not in ("service", "vm"):
-            raise Invalid(f"{key}: there is no such table; allowed are [service] and [vm.NAME]")
-    service_table = data.get("service", {})
-    try:
-        service = msgspec.convert(service_table, ServiceConfig)
-    except msgspec.ValidationError as error:
-        raise Invalid(explain(error, "service", service_table)) from None
-    _ = service.network_address
+        if key not in ("service", "audit", "vm"):
+            raise Invalid(f"{key}: there is no such table; allowed are [service], [audit] and [vm.NAME]")
+    service = _settings("service", data, ServiceConfig)
+    audit = _settings("audit", data, AuditConfig)
+    _ = service.network_address, audit.segment_bytes
     tables = data.get("vm", {})
     if not isinstance(tables, dict):
         raise Invalid("vm: tables are needed, as in [vm.dev]")
@@ -131,7 +139,7 @@ def parse(text: str) -> Config:
         if not is_name(name):
             raise Invalid(f"vm.{name}: {_IN_WORDS[NAME_PATTERN]}")
         vms[name] = to_spec(name, table, prefix=f"vm.{name}")
-    return Config(service=service, vms=vms)
+    return Config(service=service, audit=audit, vms=vms)
 
 
 def load(path: Path) -> Config:
@@ -154,7 +162,7 @@ def load(path: Path) -> Config:
         raise Invalid(f"{path}: {error.message}", hint=error.hint) from None
     base = path.absolute().parent
     vms = {name: resolve_paths(spec, base) for name, spec in config.vms.items()}
-    return Config(service=config.service, vms=vms)
+    return Config(service=config.service, audit=config.audit, vms=vms)
 
 
 def resolve_paths(spec: VmSpec, base: Path) -> VmSpec:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect as shapes
 
-from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.config.settings import AuditConfig, ServiceConfig
 from rayos_vmm.config.spec import VmSpec
 
 HEAD: Final = """\
@@ -153,7 +153,7 @@ def _section(title: str, struct: shapes.StructType) -> str:
 def render() -> str:
     """Returns the whole page as Markdown."""
     parts = [HEAD]
-    queue = [("`[service]`", ServiceConfig), ("`[vm.NAME]`", VmSpec)]
+    queue = [("`[service]`", ServiceConfig), ("`[audit]`", AuditConfig), ("`[vm.NAME]`", VmSpec)]
     seen: set[type[Any]] = set()
     while queue:
         title, cls = queue.pop(0)

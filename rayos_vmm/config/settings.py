@@ -1,4 +1,4 @@
-"""The service's own settings: the `[service]` table."""
+"""The service's own settings: the `[service]` and the `[audit]` table."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from rayos_vmm.config.units import Duration, parse_duration
+from rayos_vmm.config.units import Duration, Size, format_size, parse_duration, parse_size
 from rayos_vmm.errors import Invalid
 
 IFNAMSIZ: Final = 16  # linux/if.h, with the NUL
 _OCTET: Final = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+SEGMENT_MINIMUM_BYTES: Final = 64 << 10
+SEGMENT_MAXIMUM_BYTES: Final = 64 << 20
+WITNESS_PATTERN: Final = r"^(|/.*|https?://[!-~]+)$"
 RESOLVER_PATTERN: Final = rf"^(|host|{_OCTET}(\.{_OCTET}){{3}})$"
 
 
@@ -64,3 +67,28 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if not 16 <= network.prefixlen <= 29:
             raise Invalid(f"service.subnet = {self.subnet!r}; allowed are prefixes from /16 to /29")
         return network
+
+
+class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The record of decisions: where its head is kept beside, and the room that it takes.
+
+    `witness` gets the signed head at each checkpoint: a URL that takes a POST, or a file on another mount. A segment of
+    `segment` bytes is closed and another begun; the last `kept` closed ones are kept.
+    """
+
+    witness: Annotated[str, Meta(pattern=WITNESS_PATTERN, max_length=1024)] = ""
+    segment: Size = "4MiB"
+    kept: Annotated[int, Meta(ge=1, le=4096)] = 256
+
+    @property
+    def segment_bytes(self) -> int:
+        """The size of a segment.
+
+        Raises:
+            Invalid: out of bounds.
+        """
+        size = parse_size(self.segment)
+        if not SEGMENT_MINIMUM_BYTES <= size <= SEGMENT_MAXIMUM_BYTES:
+            low, high = format_size(SEGMENT_MINIMUM_BYTES), format_size(SEGMENT_MAXIMUM_BYTES)
+            raise Invalid(f"audit.segment = {self.segment!r}; allowed are {low} to {high}")
+        return size

@@ -1,4 +1,4 @@
-"""The audit file: append only, one fdatasync for all that wait (group commit), and the last records in memory.
+"""The audit record: append only, one fdatasync for all that wait (group commit), and the last records in memory.
 
 Invariant: `append` returns when its record is on disk, and raises otherwise, so a caller that waits for it fails
 closed. What could not be written is counted, and the next record says how many. A failed fdatasync is final: what the
@@ -7,31 +7,40 @@ kernel dropped cannot be told from what it wrote.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 
+from rayos_vmm.config.spec import is_name
 from rayos_vmm.errors import Unavailable
 from rayos_vmm.policy.audit import (
     CHECKPOINT_EVERY,
-    LINE_MAXIMUM_BYTES,
     RING,
+    TEXT_MAXIMUM,
     Anchor,
     Chain,
     Damage,
     Entry,
+    Head,
     Operation,
-    Verifier,
+    PublicKey,
+    fitted_data,
+    verify,
 )
+from rayos_vmm.policy.audit_segments import Segments, Unsure, closed_segments, read_lines
 from rayos_vmm.policy.grant import Moment
 
 #: Records that may wait for the disk; more are lost and counted.
 PENDING_MAXIMUM: Final = 4096
+#: Bytes after which another segment is begun, and segments that are kept before the one that grows.
+SEGMENT_BYTES: Final = 4 << 20
+SEGMENTS_KEPT: Final = 256
 #: Seconds of quiet after which what is not signed is signed.
 _SIGN_AFTER_S: Final = 30.0
 
@@ -42,30 +51,44 @@ class AuditFailed(Unavailable):
     code = "audit_failed"
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The room that the record takes: bytes of a segment, and how many are kept beside the one that grows."""
+
+    segment_bytes: int = SEGMENT_BYTES
+    kept: int = SEGMENTS_KEPT
+
+
+async def _kept_nowhere(_head: Head, _end: Anchor) -> None:
+    """The head of the record is not kept elsewhere."""
+
+
 class AuditLog:
     """Use `open_audit`."""
 
     def __init__(
         self,
-        path: Path,
-        fd: int,
-        chain: Chain,
-        size: int,
+        segments: Segments,
         ring: deque[Entry],
         now: Callable[[], Moment],
         sign: Callable[[bytes], bytes] | None = None,
+        room: Room | None = None,
+        keep: Callable[[Head, Anchor], Awaitable[None]] = _kept_nowhere,
     ):
-        self.path = path
+        self.path = segments.path
         self.ring = ring
         self.lost = 0
-        self._fd = fd
+        self._segments = segments
+        self._room = room or Room()
         self._now = now
         self._sign = sign
+        self._keep = keep
+        self._head: Head | None = None  # to be kept elsewhere, once it is on disk
         self._signed = 0  # the last checkpoint
-        self._chain = chain
-        self._durable = chain.anchor
-        self._size = size
-        self._pending: list[tuple[Entry, bytes]] = []
+        self._chain = Chain(segments.durable)
+        self._planned = segments.size  # of the segment that grows, with what waits
+        self._firsts = self._all_firsts()
+        self._pending: list[tuple[Entry, bytes, Anchor]] = []
         self._lock = trio.Lock()
         self._wanted = trio.Event()
         self._untold = 0
@@ -75,7 +98,7 @@ class AuditLog:
     @property
     def anchor(self) -> Anchor:
         """The last record that is on disk."""
-        return self._durable
+        return self._segments.durable
 
     @property
     def trouble(self) -> str:
@@ -108,6 +131,7 @@ class AuditLog:
         if self._broken or len(self._pending) >= PENDING_MAXIMUM:
             self._lose(1)
             return None
+        self._turn_if_full()
         entry = self._chained(op, vm, allowed, data)
         if self._chain.anchor.seq - self._signed >= CHECKPOINT_EVERY:
             self.checkpoint()
@@ -119,13 +143,34 @@ class AuditLog:
 
     def checkpoint(self) -> None:
         """Signs everything up to here, unless there is nothing new."""
-        if self._sign is None or self._chain.anchor.seq <= self._signed or self._broken:
+        anchor = self._chain.anchor
+        if self._sign is None or anchor.seq <= self._signed or self._broken:
             return
-        signature = self._sign(self._chain.anchor.signed_bytes()).hex()
-        self._signed = self._chained(Operation.CHECKPOINT, "", True, {"signature": signature}).seq
+        signature = self._sign(anchor.signed_bytes()).hex()
+        entry = self._chained(Operation.CHECKPOINT, "", True, {"signature": signature})
+        self._signed = entry.seq
+        self._head = Head(seq=anchor.seq, digest=anchor.digest, time=entry.time, signature=signature)
+        self._wanted.set()
+
+    def _turn_if_full(self) -> None:
+        """Begins the next segment, if this one is full or its first record is not there."""
+        if self._planned:
+            if self._planned < self._room.segment_bytes:
+                return
+            self.checkpoint()
+        elif not self._chain.anchor.seq:
+            return
+        before = self._chain.anchor
+        if self._firsts[-1] != before.seq + 1:
+            self._firsts.append(before.seq + 1)
+        del self._firsts[: -self._room.kept - 1]
+        self._planned = 0
+        self._chained(Operation.SEGMENT, "", True, {"digest": before.digest, "kept_from": self._firsts[0]})
 
     def _chained(self, op: Operation, vm: str, allowed: bool, data: dict[str, Any]) -> Entry:
         now = self._now()
+        if vm and not is_name(vm):
+            data, vm = {**data, "no_name": vm}, ""
         entry = Entry(
             seq=self._chain.anchor.seq + 1,
             time=now.wall,
@@ -133,12 +178,13 @@ class AuditLog:
             op=op,
             vm=vm,
             allowed=allowed,
-            data=data,
+            data=fitted_data(data),
             lost=self._untold,
         )
         line = self._chain.add(entry)
         self._untold = 0
-        self._pending.append((entry, line))
+        self._planned += len(line)
+        self._pending.append((entry, line, self._chain.anchor))
         return entry
 
     def _lose(self, count: int) -> None:
@@ -150,41 +196,37 @@ class AuditLog:
         async with self._lock:
             if losses != self._losses:
                 raise AuditFailed(f"{self.path}: the record was lost with one before it")
-            if self._durable.seq >= seq:
+            if self.anchor.seq >= seq:
                 return
             batch, self._pending = self._pending, []
-            end = self._chain.anchor
             try:
-                await trio.to_thread.run_sync(self._write, b"".join(line for _, line in batch))
+                await trio.to_thread.run_sync(self._write, batch)
             except OSError as error:
-                self._take_back(batch, error)
+                if isinstance(error, Unsure):
+                    self._broken = error.strerror or str(error)
+                self._take_back(batch)
                 raise AuditFailed(f"{self.path}: {error.strerror}", hint="is the disk full?") from None
-            self._durable = end
-            self.ring.extend(entry for entry, _ in batch)
+            finally:
+                self.ring.extend(entry for entry, _, _ in batch if entry.seq <= self.anchor.seq)
 
-    def _write(self, data: bytes) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._fd, memoryview(data)[done:], self._size + done)
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            self._broken = f"fdatasync: {error.strerror}"
-            raise
-        self._size += done
+    def _write(self, batch: list[tuple[Entry, bytes, Anchor]]) -> None:
+        self._segments.write(batch)
 
-    def _take_back(self, batch: list[tuple[Entry, bytes]], error: OSError) -> None:
+    def _take_back(self, batch: list[tuple[Entry, bytes, Anchor]]) -> None:
         """Goes on from the last record on disk: what was chained behind it is lost."""
         self._losses += 1
-        self._untold = sum(entry.lost for entry, _ in [*batch, *self._pending])
-        self._lose(len(batch) + len(self._pending))
+        gone = [entry for entry, _, _ in [*batch, *self._pending] if entry.seq > self.anchor.seq]
+        self._untold = sum(entry.lost for entry in gone)
+        self._lose(len(gone))
         self._pending = []
-        self._chain = Chain(self._durable)
-        self._signed = min(self._signed, self._durable.seq)
-        try:
-            os.ftruncate(self._fd, self._size)
-        except OSError:
-            self._broken = self._broken or f"{error.strerror}, and it cannot be cut back"
+        self._chain = Chain(self.anchor)
+        self._planned = self._segments.size
+        self._firsts = self._all_firsts()
+        self._signed = min(self._signed, self.anchor.seq)
+        self._head = None
+
+    def _all_firsts(self) -> list[int]:
+        return [*(first for first, _ in closed_segments(self.path)), self._segments.first]
 
     async def run(self) -> None:
         """Writes what was noted, and signs what has not been for a while. Ends when cancelled."""
@@ -195,67 +237,113 @@ class AuditLog:
             if quiet.cancelled_caught:
                 self.checkpoint()
             await self.sync()
+            await self._keep_head()
+
+    async def _keep_head(self) -> None:
+        """Has the head kept elsewhere, when there is another that is on disk."""
+        head = self._head
+        if head is not None and head.seq < self.anchor.seq:
+            await self._keep(head, self.anchor)
+            self._head = None if self._head is head else self._head
+
+    async def end(self) -> None:
+        """Signs and writes all that there is, and has it kept."""
+        self.checkpoint()
+        await self.sync()
+        await self._keep_head()
 
     async def sync(self) -> None:
         """Writes all that waits; what fails is counted."""
-        if self._pending:
+        if self._chain.anchor.seq > self.anchor.seq:
             try:
                 with trio.CancelScope(shield=True):
-                    await self._flush(self._pending[-1][0].seq, self._losses)
+                    await self._flush(self._chain.anchor.seq, self._losses)
             except AuditFailed:
                 return
 
+    def lines(self) -> Generator[bytes, None, None]:
+        """Yields the lines that are on disk now, of all segments that are kept."""
+        return self._segments.lines()
+
+
+class _Tail:
+    """The lines of the last two segments, and what was read of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0  # of whole lines in the open segment
+        self.last: deque[bytes] = deque(maxlen=RING)
+
     def lines(self) -> Iterator[bytes]:
-        """Yields the lines that are on disk now."""
-        return read_lines(self.path, self._size)
-
-
-def read_lines(path: Path, size: int | None = None) -> Iterator[bytes]:
-    """Lines of the file, up to `size` bytes; none longer than a record can be, so a damaged file costs no memory."""
-    with path.open("rb") as file:
-        while size is None or file.tell() < size:
-            line = file.readline(LINE_MAXIMUM_BYTES + 1)
-            if not line:
-                return
+        for _, closed in closed_segments(self.path)[-1:]:
+            for line in read_lines(closed):
+                self.last.append(line)
+                yield line
+        total = self.path.stat().st_size if self.path.exists() else 0
+        for line in read_lines(self.path) if total else ():
+            if not line.endswith(b"\n") and self.size + len(line) == total:
+                return  # torn: nobody was told of it
+            self.size += len(line)
+            self.last.append(line)
             yield line
 
-
-def _load(path: Path) -> tuple[Chain, int, deque[Entry], str]:
-    """The end of the file, its size and last records, and what is wrong. A torn last line was never acknowledged."""
-    ring: deque[Entry] = deque(maxlen=RING)
-    verifier = Verifier()
-    try:
-        for line in read_lines(path):
-            if not line.endswith(b"\n") and verifier.offset + len(line) == path.stat().st_size:
+    def entries(self) -> deque[Entry]:
+        """The last records, as far as they can be read."""
+        found: deque[Entry] = deque(maxlen=RING)
+        for line in self.last:
+            try:
+                found.append(msgspec.json.decode(line[line.find(b" ") + 1 :], type=Entry))
+            except msgspec.MsgspecError:
                 break
-            ring.append(verifier.read(line))
+        return found
+
+
+def _load(path: Path, anchor: Anchor, key: PublicKey | None) -> tuple[Segments, deque[Entry], str]:
+    """The end of the record, its last entries, and what is wrong since the last segment but one."""
+    tail = _Tail(path)
+    try:
+        found = verify(tail.lines(), [anchor], key, is_whole=False)
     except Damage as damage:
-        return Chain(verifier.anchor), path.stat().st_size, ring, str(damage)
-    return Chain(verifier.anchor), verifier.offset, ring, ""
+        size = path.stat().st_size if path.exists() else 0
+        return Segments(path, 1, Anchor(), size), tail.entries(), str(damage)
+    first = found.anchor.seq + 1
+    if tail.size:
+        line = next(read_lines(path))
+        first = msgspec.json.decode(line[line.find(b" ") + 1 :], type=Entry).seq
+    return Segments(path, first, found.anchor, tail.size), tail.entries(), ""
 
 
 @asynccontextmanager
 async def open_audit(
-    path: Path, now: Callable[[], Moment], sign: Callable[[bytes], bytes] | None = None
+    path: Path,
+    now: Callable[[], Moment],
+    sign: Callable[[bytes], bytes] | None = None,
+    *,
+    key: PublicKey | None = None,
+    anchor: Anchor | None = None,
+    room: Room | None = None,
+    keep: Callable[[Head, Anchor], Awaitable[None]] = _kept_nowhere,
 ) -> AsyncIterator[AuditLog]:
-    """The log at `path`, made when there is none. A damaged one is left as it is, and no decision can be made.
+    """The record at `path`, made when there is none. A damaged one is left as it is, and no decision can be made.
 
-    With `sign`, checkpoints are signed by it: also when the log is opened, and when it is closed.
+    Args:
+        sign: signs checkpoints: at intervals, when the record is opened, and when it is closed.
+        key: signatures have to be by it; those of the last two segments are checked here, with the chain.
+        anchor: a place that has to be in the record.
+        keep: is told the signed head and the end of the record at each checkpoint and at the end.
 
     Raises:
         AuditFailed: it cannot be opened.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        segments, ring, damage = await trio.to_thread.run_sync(_load, path, anchor or Anchor(), key)
     except OSError as error:
         raise AuditFailed(f"{path}: {error.strerror}") from None
     try:
-        chain, size, ring, damage = await trio.to_thread.run_sync(_load, path)
-        log = AuditLog(path, fd, chain, size, ring, now, sign)
+        log = AuditLog(segments, ring, now, sign, room, keep)
         if damage:
-            log.fail(f"it is damaged: {damage}; move it away to start another")
+            log.fail(f"it is damaged: {damage[:TEXT_MAXIMUM]}")
         else:
-            os.ftruncate(fd, size)
             if ring and ring[-1].op is Operation.CHECKPOINT:
                 log.note_signed(ring[-1].seq)
             log.checkpoint()
@@ -265,7 +353,7 @@ async def open_audit(
                 yield log
             finally:
                 nursery.cancel_scope.cancel()
-                log.checkpoint()
-                await log.sync()
+                with trio.CancelScope(shield=True):
+                    await log.end()
     finally:
-        os.close(fd)
+        segments.close()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -27,8 +27,9 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.policy import compile as compiler
 from rayos_vmm.policy.audit import Anchor, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_key import load_private
-from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, open_audit
+from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, Room, open_audit
 from rayos_vmm.policy.audit_trail import AuditTrail
+from rayos_vmm.policy.audit_witness import AuditWitness, Heads
 from rayos_vmm.policy.capability import Capability, names, parse
 from rayos_vmm.policy.constraint import NO_BOUNDS, NO_CONSTRAINTS, Bounds, Constraints, port_rules
 from rayos_vmm.policy.grant import Grant, Moment
@@ -46,14 +47,15 @@ class PolicyStore(Protocol):
     """Where the table is kept."""
 
     async def load_policy(self) -> bytes | None: ...
-    async def save_policy(self, data: bytes) -> None: ...
+    async def save_policy(self, data: bytes, anchor: bytes) -> None: ...
+    async def load_anchor(self) -> bytes | None: ...
+    async def save_anchor(self, anchor: bytes) -> None: ...
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """The table, and the audit record that it is as new as."""
+    """The table as it is kept."""
 
     table: Saved
-    anchor: Anchor
 
 
 def read_clocks() -> Moment:
@@ -76,8 +78,10 @@ class Authority:
         stored: Stored | None,
         now: Callable[[], Moment],
         book: RuleBook,
+        heads: Heads,
     ) -> None:
         self.audit = audit
+        self._heads = heads
         self.audit_trail = AuditTrail(audit)
         self.audit_key: Ed25519PublicKey | None = None
         self.book = book
@@ -85,7 +89,6 @@ class Authority:
         self.lock = trio.Lock()  # one change at a time
         self._store = store
         self._table = Table(stored.table if stored else None)
-        self._anchor = stored.anchor if stored else Anchor()
         #: A machine's constraints have changed, and whether its ports have: the first returns when its devices keep to
         #: them, the second at once.
         self.enforce: Callable[[str, bool], Awaitable[None]] = _nobody
@@ -130,15 +133,27 @@ class Authority:
         if not self._table.is_known(vm):
             await self.define(vm, capabilities)
 
-    async def forget(self, vm: str) -> None:
-        """A machine is removed: with it goes all that it held and passed on."""
+    async def forget(self, vm: str, *, why: str = "") -> None:
+        """A machine is removed: with it goes all that it held and passed on. `why` is recorded."""
         async with self.lock:
             gone = self._table.forget(vm)
             self.book.leave(vm)
             self._write_pages(holders(gone))
             with suppress(AuditFailed):  # nothing to refuse: it is gone
-                await self.audit.append(Operation.REMOVE, vm, grants=[grant.id for grant in gone])
+                lost: dict[str, Any] = {"grants": [grant.id for grant in gone]}
+                await self.audit.append(Operation.REMOVE, vm, **(lost | {"why": why} if why else lost))
             await self._save()
+
+    async def forget_ghosts(self, known: Collection[str]) -> list[str]:
+        """Forgets, and records, every machine that holds rights and is not `known`; returns these.
+
+        A service that was killed between the two steps of a removal leaves one.
+        """
+        ghosts = sorted({grant.holder for grant in self._table.grants.values()} - set(known))
+        for vm in ghosts:
+            log.warning("the policy knew a machine that there is not", extra={"vm": vm})
+            await self.forget(vm, why="there was no such machine when the service started")
+        return ghosts
 
     def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path:
         """The gate page in a machine's run directory says from now on what the policy says. Errors: OSError."""
@@ -258,6 +273,7 @@ class Authority:
                 "in_memory": len(self.audit.ring),
                 "lost": self.audit.lost,
                 "trouble": self.audit.trouble,
+                "witness": self._heads.trouble,
             },
         }
 
@@ -276,29 +292,32 @@ class Authority:
         return list(self.audit.ring)[-limit:]
 
     async def verify(self) -> dict[str, Any]:
-        """Whether the audit file is what was written; where it is not."""
+        """Whether the audit record is what was written; where it is not."""
         await self.audit.sync()
-        anchors = (self._anchor, self.audit.anchor)
-        lines = self.audit.lines()
+        anchors = [self.audit.anchor]
+        if raw := await self._store.load_anchor():
+            anchors.append(msgspec.json.decode(raw, type=Anchor))
+        lost = self.audit.lost
         try:
-            found = await trio.to_thread.run_sync(lambda: verify(lines, anchors, self.audit_key))
+            with closing(self.audit.lines()) as lines:
+                found = await trio.to_thread.run_sync(lambda: verify(lines, anchors, self.audit_key))
         except Damage as damage:
             return {
                 "ok": False,
                 "problem": str(damage),
                 "seq": damage.seq,
                 "offset": damage.offset,
-                "lost": self.audit.lost,
+                "lost": lost,
             }
         except OSError as error:
-            return {"ok": False, "problem": str(error), "seq": 0, "offset": 0, "lost": self.audit.lost}
-        end = found.anchor
+            return {"ok": False, "problem": str(error), "seq": 0, "offset": 0, "lost": lost}
         return {
             "ok": True,
-            "records": end.seq,
-            "digest": end.digest,
+            "records": found.anchor.seq,
+            "first": found.first,
+            "digest": found.anchor.digest,
             "signed": found.signed,
-            "lost": self.audit.lost,
+            "lost": lost,
         }
 
     # -- the clock -----------------------------------------------------------------------------------------------
@@ -421,9 +440,8 @@ class Authority:
         changed.set()
 
     async def _save(self) -> None:
-        anchor = self.audit.anchor
-        await self._store.save_policy(msgspec.json.encode(Stored(self._table.save(), anchor)))
-        self._anchor = anchor
+        encode = msgspec.json.encode
+        await self._store.save_policy(encode(Stored(self._table.save())), encode(self.audit.anchor))
 
 
 async def _nobody(_vm: str, _has_other_ports: bool) -> None:
@@ -451,29 +469,43 @@ async def open_authority(
     now: Callable[[], Moment] = read_clocks,
     book: RuleBook | None = None,
     key_path: Path | None = None,
+    room: Room | None = None,
+    witness: AuditWitness | None = None,
 ) -> AsyncIterator[Authority]:
-    """The policy that a former service left, without what is over by now; `key_path` signs the record.
+    """The policy that a former service left, without what is over by now.
+
+    Args:
+        key_path: the key that signs the record, made when there is none.
+        room: of the record.
+        witness: the place outside of this host that keeps the record's head.
 
     Raises:
         AuditFailed: the audit file cannot be opened.
     """
-    raw = await store.load_policy()
+    raw, raw_anchor = await store.load_policy(), await store.load_anchor()
     stored = msgspec.json.decode(raw, type=Stored) if raw else None
+    anchor = msgspec.json.decode(raw_anchor, type=Anchor) if raw_anchor else None
     key = await trio.to_thread.run_sync(load_private, key_path) if key_path is not None else None
-    async with open_audit(audit_path, now, key.sign if key is not None else None) as audit:
-        authority = Authority(store, audit, stored, now, book or RuleBook())
-        authority.audit_key = key.public_key() if key is not None else None
-        if stored is not None and stored.anchor.seq > audit.anchor.seq and not audit.trouble:
-            audit.fail(
-                f"it ends at record {audit.anchor.seq}, and {stored.anchor.seq} was written: its end was cut off"
-            )
-        await authority._expire()
-        async with trio.open_nursery() as nursery:
+    public = key.public_key() if key is not None else None
+    heads = Heads(store, witness)
+    sign = key.sign if key is not None else None
+    try:
+        async with (
+            open_audit(audit_path, now, sign, key=public, anchor=anchor, room=room, keep=heads.keep) as audit,
+            trio.open_nursery() as nursery,
+        ):
+            authority = Authority(store, audit, stored, now, book or RuleBook(), heads)
+            authority.audit_key = public
+            await authority._expire()
             nursery.start_soon(authority.run)
             nursery.start_soon(authority.audit_trail.run, events)
+            nursery.start_soon(heads.run)
             try:
                 yield authority
             finally:
                 nursery.cancel_scope.cancel()
                 for vm in list(authority._pages):
                     authority.close(vm)
+    finally:
+        with trio.CancelScope(shield=True):
+            await heads.tell_last()

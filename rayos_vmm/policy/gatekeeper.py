@@ -1,7 +1,8 @@
 """Who may ask for what: the owner everything, anybody else what a token says; each decision recorded with its reason.
 
 Invariant: nothing that a token allows happens while the record cannot be written. Refusals, and the peers that cause
-them, are bounded: each caller has a rate, and what repeats is recorded once with its count.
+them, are bounded: each caller has a rate, repeated refusals of a command are recorded once with their count whatever
+they name, and a caller that is not the owner has a share of the record: the rest is counted and told with the next.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ TOKENS_MAXIMUM: Final = 256
 #: Requests a second of one caller that is not the owner, and how many at once.
 RATE: Final = 50.0
 BURST: Final = 100.0
+#: Records of one caller that is not the owner, beside the changes that a token allowed it: a second, and at once.
+SHARE_RATE: Final = 0.1
+SHARE_BURST: Final = 64.0
 _CALLERS_MAXIMUM: Final = 1024
 _REPEATS_MAXIMUM: Final = 1024
 #: The same decision is recorded once in so many seconds, with how often it was made.
@@ -115,6 +119,8 @@ class Gatekeeper:
         self._owner = os.geteuid() if owner is None else owner
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._repeats: OrderedDict[tuple[str, ...], list[float]] = OrderedDict()
+        self._shares: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._beyond: OrderedDict[str, int] = OrderedDict()  # decisions that had no share left, by caller
         self._latest = 0.0  # of the wall clock: setting it back revives no token
         self._lock = trio.Lock()
         self.allowed = 0
@@ -170,7 +176,7 @@ class Gatekeeper:
             self.allowed += 1
             self._tell(ask.command, ask.vm, caller, chain, "", 0)
         else:
-            self._record(ask, caller, chain, "")
+            self._record(ask, caller, chain, "", has_share=False)
 
     def _check_caveats(
         self, ask: Ask, peer: Peer, token: Token, issued: Issued, chain: tuple[str, ...]
@@ -191,10 +197,7 @@ class Gatekeeper:
 
     def _check_rate(self, caller: str) -> None:
         now = trio.current_time()
-        bucket = self._buckets.pop(caller, None) or TokenBucket(RATE, BURST, now=now)
-        self._buckets[caller] = bucket
-        while len(self._buckets) > _CALLERS_MAXIMUM:
-            self._buckets.popitem(last=False)
+        bucket = _bucket(self._buckets, caller, RATE, BURST, now)
         if wait := bucket.wait(now):
             raise RateLimited(f"{caller} asks more than {RATE:g} times a second; wait {wait:.2f} s")
         bucket.take(1.0)
@@ -203,25 +206,45 @@ class Gatekeeper:
         self._record(ask, caller, chain, why)
         return NotAllowed(f"{ask.command}: {why}", hint="ask the owner for a token: rayos token create")
 
-    def _record(self, ask: Ask, caller: str, chain: tuple[str, ...], why: str) -> None:
-        """Notes a decision; one that was noted a moment ago is counted, and told with the next of its kind."""
+    def _record(
+        self, ask: Ask, caller: str, chain: tuple[str, ...], why: str, *, has_share: bool = True
+    ) -> None:
+        """Notes a decision; one that was noted a moment ago is counted, and told with the next of its kind.
+
+        Refusals are of one kind when caller and command are the same: what else they name the caller made up.
+        """
         if why:
             self.denied += 1
         else:
             self.allowed += 1
-        key = (caller, ask.command, ask.vm, why)
+        key = (caller, ask.command, "refused") if why else (caller, ask.command, "", ask.vm)
         now = trio.current_time()
         seen = self._repeats.get(key)
         if seen is not None and now < seen[0] + REPEAT_S:
             seen[1] += 1
             return
+        if has_share and not self._take_share(caller, now):
+            return
         self._tell(ask.command, ask.vm, caller, chain, why, int(seen[1]) if seen else 0)
         self._repeats[key] = [now, 0]
         self._repeats.move_to_end(key)
         while len(self._repeats) > _REPEATS_MAXIMUM:
-            (who, command, vm, reason), (_, count) = self._repeats.popitem(last=False)
-            if count:
-                self._tell(command, vm, who, (), reason, int(count))
+            (who, *_), (_, count) = self._repeats.popitem(last=False)
+            self._count_beyond(who, int(count))
+
+    def _take_share(self, caller: str, now: float) -> bool:
+        bucket = _bucket(self._shares, caller, SHARE_RATE, SHARE_BURST, now)
+        if not bucket.wait(now):
+            bucket.take(1.0)
+            return True
+        self._count_beyond(caller, 1)
+        return False
+
+    def _count_beyond(self, caller: str, count: int) -> None:
+        if count:
+            self._beyond[caller] = self._beyond.pop(caller, 0) + count
+        while len(self._beyond) > _CALLERS_MAXIMUM:
+            self._beyond.popitem(last=False)
 
     def _tell(
         self, command: str, vm: str, caller: str, chain: tuple[str, ...], why: str, repeated: int
@@ -231,6 +254,8 @@ class Gatekeeper:
             data["why"] = why
         if repeated:
             data["repeated"] = repeated
+        if beyond := self._beyond.pop(caller, 0):
+            data["beyond_share"] = beyond
         operation = Operation.CHECK_FAIL if why else Operation.CHECK_PASS
         self._audit.note(operation, vm, allowed=not why, **data)
 
@@ -301,6 +326,17 @@ class Gatekeeper:
     async def _save(self, issued: dict[str, Issued]) -> None:
         await self._store.save_tokens(msgspec.json.encode(list(issued.values())))
         self._issued = issued
+
+
+def _bucket(
+    buckets: OrderedDict[str, TokenBucket], caller: str, rate: float, burst: float, now: float
+) -> TokenBucket:
+    """The caller's bucket among those of the callers that came last."""
+    bucket = buckets.pop(caller, None) or TokenBucket(rate, burst, now=now)
+    buckets[caller] = bucket
+    while len(buckets) > _CALLERS_MAXIMUM:
+        buckets.popitem(last=False)
+    return bucket
 
 
 def _words(ask: Ask, given: Circumstances) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import trio
 
-from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.config.settings import AuditConfig, ServiceConfig
 from rayos_vmm.errors import Busy, one_error
 from rayos_vmm.events import EventLog
 from rayos_vmm.hardware.keeper import WorkerHardware
@@ -23,6 +23,8 @@ from rayos_vmm.network.bridge import HostNetwork, open_network
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.network.taps import TapGuards
 from rayos_vmm.paths import Paths
+from rayos_vmm.policy.audit_log import Room
+from rayos_vmm.policy.audit_witness import AuditWitness
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
 from rayos_vmm.policy.revisions import Revisions, load_book
@@ -98,11 +100,21 @@ def _try_lock(fd: int) -> bool:
 
 @asynccontextmanager
 async def _open_policy(
-    store: Store, paths: Paths, events: EventLog
+    store: Store, paths: Paths, events: EventLog, audit: AuditConfig
 ) -> AsyncIterator[tuple[Authority, Revisions, Gatekeeper]]:
     book, kept = await load_book(store)
+    witness = AuditWitness(audit.witness) if audit.witness else None
+    if witness is not None:
+        witness.check(paths.audit)
+    room = Room(audit.segment_bytes, audit.kept)
     async with open_authority(
-        store, paths.audit, events=events, book=book, key_path=paths.audit_key
+        store,
+        paths.audit,
+        events=events,
+        book=book,
+        key_path=paths.audit_key,
+        room=room,
+        witness=witness,
     ) as authority:
         revisions = Revisions(store, authority, kept, events)
         gatekeeper = await open_gatekeeper(
@@ -116,7 +128,12 @@ async def _open_policy(
 
 @asynccontextmanager
 async def open_parts(
-    config: ServiceConfig, paths: Paths, *, hardware: Hardware | None, events: EventLog
+    config: ServiceConfig,
+    paths: Paths,
+    *,
+    hardware: Hardware | None,
+    events: EventLog,
+    audit: AuditConfig,
 ) -> AsyncIterator[Parts]:
     """The parts, ready to use.
 
@@ -131,7 +148,7 @@ async def open_parts(
             _only_daemon(paths.lock),
             _only_daemon(paths.state_lock),
             open_store(paths.database) as store,
-            _open_policy(store, paths, events) as (authority, revisions, gatekeeper),
+            _open_policy(store, paths, events, audit) as (authority, revisions, gatekeeper),
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):

@@ -28,7 +28,7 @@ import trio
 from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
-from rayos_vmm.config.settings import ServiceConfig
+from rayos_vmm.config.settings import AuditConfig, ServiceConfig
 from rayos_vmm.config.spec import SNAP_MAXIMUM, Net, VmSpec, is_name
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import Event, EventLog
@@ -660,6 +660,7 @@ class Service:
         for name, why in unreadable.items():
             self._add_unreadable(name, f"its record cannot be read: {why}")
         machines = self.machines()
+        await self.policy.forget_ghosts(self._machines)
         self.policy.place({machine.name: machine.record.spec for machine in machines})
         for machine in machines:
             await self.policy.adopt(machine.name, machine.record.spec.capabilities)
@@ -734,6 +735,7 @@ async def open_service(
     *,
     hardware: Hardware | None = None,
     events: EventLog | None = None,
+    audit: AuditConfig | None = None,
 ) -> AsyncIterator[Service]:
     """The running service. Leaving it stops our part (DHCP, supervision) and leaves the guests running.
 
@@ -744,7 +746,9 @@ async def open_service(
         Busy: another daemon owns the runtime directory.
         RayosError: the store or the network cannot be opened.
     """
-    async with open_parts(config, paths, hardware=hardware, events=events or EventLog()) as parts:
+    async with open_parts(
+        config, paths, hardware=hardware, events=events or EventLog(), audit=audit or AuditConfig()
+    ) as parts:
 
         async def save(machine: Machine) -> None:
             await parts.store.save(machine.record)

@@ -7,7 +7,7 @@ Invariant: what `save` returned from is on disk. The daemon that opened the file
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -23,6 +23,7 @@ _SCHEMA: Final = (
     "CREATE TABLE IF NOT EXISTS vm (name TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS unreadable (name TEXT PRIMARY KEY, record BLOB, why TEXT NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS policy (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS anchor (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS token (one INTEGER PRIMARY KEY CHECK (one = 1), content BLOB NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS revision "
     "(number INTEGER PRIMARY KEY, content BLOB NOT NULL, document BLOB NOT NULL) STRICT",
@@ -110,9 +111,17 @@ class Store:
         """Returns the last argument of `save_policy`; None when that was never called."""
         return await self._load_one("policy")
 
-    async def save_policy(self, data: bytes) -> None:
-        """Replaces the policy; it is on disk when this returns. Not cancelled half-way."""
-        await self._save_one("policy", data)
+    async def save_policy(self, data: bytes, anchor: bytes) -> None:
+        """Replaces the policy and the audit record's anchor, both or neither; on disk when this returns."""
+        await self._save_rows({"policy": data, "anchor": anchor})
+
+    async def load_anchor(self) -> bytes | None:
+        """Returns the last anchor of the audit record; None when there never was one."""
+        return await self._load_one("anchor")
+
+    async def save_anchor(self, anchor: bytes) -> None:
+        """Replaces the audit record's anchor; it is on disk when this returns. Not cancelled half-way."""
+        await self._save_rows({"anchor": anchor})
 
     async def load_tokens(self) -> bytes | None:
         """Returns the last argument of `save_tokens`; None when that was never called."""
@@ -120,17 +129,18 @@ class Store:
 
     async def save_tokens(self, data: bytes) -> None:
         """Replaces the list of tokens; it is on disk when this returns. Not cancelled half-way."""
-        await self._save_one("token", data)
+        await self._save_rows({"token": data})
 
-    async def _load_one(self, table: Literal["policy", "token"]) -> bytes | None:
+    async def _load_one(self, table: Literal["policy", "token", "anchor"]) -> bytes | None:
         query = f"SELECT content FROM {table}"
         row = await self._run(lambda: self._connection.execute(query).fetchone())
         return bytes(row[0]) if row else None
 
-    async def _save_one(self, table: Literal["policy", "token"], data: bytes) -> None:
+    async def _save_rows(self, contents: Mapping[str, bytes]) -> None:
         def write() -> None:
             with self._connection:
-                self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (1, ?)", (data,))
+                for table, data in contents.items():
+                    self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES (1, ?)", (data,))
 
         with trio.CancelScope(shield=True):
             await self._run(write)

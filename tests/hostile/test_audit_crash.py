@@ -16,7 +16,8 @@ import pytest
 from rayos_vmm.errors import Conflict
 from rayos_vmm.policy.audit import Operation, verify
 from rayos_vmm.policy.audit_key import load_private
-from rayos_vmm.policy.audit_log import AuditFailed, open_audit, read_lines
+from rayos_vmm.policy.audit_log import AuditFailed, open_audit
+from rayos_vmm.policy.audit_segments import read_lines
 from rayos_vmm.policy.authority import open_authority, read_clocks
 from rayos_vmm.service.store import open_store
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.capability import NONE, Capability
 from rayos_vmm.policy.gatekeeper import (
     BURST,
+    SHARE_BURST,
     TOKENS_MAXIMUM,
     Gatekeeper,
     NotAllowed,
@@ -256,6 +258,32 @@ async def test_a_caller_has_a_rate_and_the_record_a_bound(tmp_path: Path) -> Non
             await keeper.create(0, [])
         with pytest.raises(Conflict, match="there are 256 tokens; at most 256"):
             await keeper.create(0, [])
+
+
+async def test_a_caller_has_a_share_of_the_record(tmp_path: Path) -> None:
+    """F6: whatever he names is one refusal a command; beyond his records he is counted; others are not hurt."""
+    async with gatekeeper(tmp_path) as (keeper, authority, _):
+
+        async def ask(command: str, vm: str, peer: Peer) -> None:
+            with suppress(NotAllowed, RateLimited):
+                await keeper.admit(Ask(command, Capability.CAP_ADMIN, vm), peer, "", is_change=False)
+
+        for number in range(90):
+            await ask("machines.get", f"name{number}", STRANGER)
+        await authority.audit.sync()
+        assert [entry.data["command"] for entry in authority.records(100)] == ["machines.get"]
+        for uid in range(2000, 2003):
+            for number in range(100):
+                await ask(f"command.{number}", "", Peer(1, uid, uid))
+        for number in range(100):
+            await ask(f"command.{number}", "", Peer(1, 0, 0))
+        await authority.audit.sync()
+        callers = Counter(entry.data["caller"] for entry in authority.records(1000))
+        assert callers.pop("uid 1000") == 1 and callers.pop("uid 0") == 100
+        assert (
+            all(SHARE_BURST <= count <= SHARE_BURST + 6 for count in callers.values()) and len(callers) == 3
+        )
+        assert keeper.denied == 390
 
 
 async def test_what_a_token_allows_does_not_happen_without_a_record(tmp_path: Path) -> None:

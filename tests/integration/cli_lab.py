@@ -74,7 +74,7 @@ def open_lab() -> Iterator[Lab]:
     """A lab; at its end the daemon has ended by itself and nothing of it is left on the host."""
     lab = Lab(Path("/tmp") / unique_name(session_mark()))
     lab.directory.mkdir()
-    Path(lab.config).write_text(f'[service]\nbridge = "{lab.directory.name}"\nidle_exit = "1s"\n')
+    Path(lab.config).write_text(f'[service]\nbridge = "{lab.directory.name}"\nidle_exit = "2s"\n')
     before = Leftovers.now()
     try:
         yield lab

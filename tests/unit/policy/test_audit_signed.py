@@ -10,7 +10,8 @@ import pytest
 from rayos_vmm.errors import Invalid
 from rayos_vmm.policy.audit import CHECKPOINT_EVERY, Anchor, Chain, Damage, Entry, Operation, verify
 from rayos_vmm.policy.audit_key import load_private, public_text, read_public
-from rayos_vmm.policy.audit_log import open_audit, read_lines
+from rayos_vmm.policy.audit_log import open_audit
+from rayos_vmm.policy.audit_segments import read_lines
 from rayos_vmm.policy.authority import read_clocks
 from tests.unit.policy.lab import open_shell
 

@@ -28,17 +28,24 @@ class Memory:
 
     def __init__(self) -> None:
         self.data: bytes | None = None
+        self.anchor: bytes | None = None
         self.is_full = False
         self.saved = trio.Event()
 
     async def load_policy(self) -> bytes | None:
         return self.data
 
-    async def save_policy(self, data: bytes) -> None:
+    async def save_policy(self, data: bytes, anchor: bytes) -> None:
         if self.is_full:
             raise OSError(28, "No space left on device")
-        self.data = data
+        self.data, self.anchor = data, anchor
         self.saved.set()
+
+    async def load_anchor(self) -> bytes | None:
+        return self.anchor
+
+    async def save_anchor(self, anchor: bytes) -> None:
+        self.anchor = anchor
 
 
 def gate(runtime: Path) -> Gate:
