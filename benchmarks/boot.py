@@ -50,7 +50,7 @@ def in_process_arguments(
     arguments += ["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-nic", "none"]
     arguments += ["-serial", f"file:{serial}", "-device", "pvpanic-pci"]
     arguments += ["-kernel", str(kernel.vmlinux), "-initrd", str(initrd)]
-    arguments += ["-append", kernels.DEFAULT_CMDLINE]
+    arguments += ["-append", kernels.command_line()]
     arguments += [
         "-blockdev",
         f"driver=file,node-name=disk,filename={disk}",

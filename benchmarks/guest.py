@@ -139,7 +139,7 @@ def guest(folder: Path, disks: dict[str, Path], taps: dict[str, str]) -> Iterato
         *("-machine", "q35,accel=tcg,memory-backend=ram,usb=off,sata=off", "-cpu", "qemu64", "-m", MEMORY),
         *("-object", f"memory-backend-memfd,id=ram,size={MEMORY},share=on,seal=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-nic", "none"),
-        *("-kernel", str(boot.vmlinux), "-initrd", str(initrd), "-append", kernel.DEFAULT_CMDLINE),
+        *("-kernel", str(boot.vmlinux), "-initrd", str(initrd), "-append", kernel.command_line()),
         *("-serial", f"unix:{serial},server=on,wait=off"),
         *("-chardev", f"socket,id=c0,path={disks['ours']}", "-device", "vhost-user-blk-pci,chardev=c0"),
         *("-blockdev", f"driver=file,node-name=f,filename={disks['qemu']},locking=off"),

@@ -120,7 +120,7 @@ class Soak:
                 name=name,
                 kernel=str(self.kernel),
                 initrd=str(self.initrd),
-                append=f"{kernels.DEFAULT_CMDLINE.replace('console=tty0 ', '')} {APPEND}",
+                append=f"{kernels.command_line(has_display=False)} {APPEND}",
                 memory="96MiB",
                 gpu=Gpu(enabled=False),
                 tpm=False,

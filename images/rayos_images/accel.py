@@ -5,6 +5,7 @@ The answer is remembered per boot of the host; without KVM the accelerator is `t
 """
 
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -25,7 +26,6 @@ FIRST_LINE_S: Final = 4.0  # earlyprintk comes within 0.2 s where KVM works
 TIMEOUT_S: Final = 15.0  # a kernel panics without a root file system after 1 s under KVM, 2 s when nested
 
 # The kernel runs through all of its own initialisation, finds no root and, by panic=-1, restarts: QEMU exits.
-_CMDLINE: Final = "earlyprintk=serial,ttyS0 console=ttyS0 panic=-1 no_timer_check"
 _END: Final = b"VFS: Unable to mount root fs"
 
 
@@ -42,11 +42,14 @@ def probe(cache: Cache, qemu: Qemu) -> Accel:
 
     Raises `ImageError` only when the kernel to try cannot be built.
     """
+    architecture = qemu.architecture
+    if (machine := platform.machine()) not in architecture.kvm_hosts:
+        return Accel("tcg", f"KVM of a {machine} runs no {architecture.name} guests")
     if not DEVICE.exists():
         return Accel("tcg", f"{DEVICE} does not exist: this machine offers no hardware virtualisation")
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return Accel("tcg", f"no permission to use {DEVICE}: join its group (usually kvm)")
-    image = kernel.build(cache)
+    image = kernel.build(cache, architecture)
     identity = {
         "recipe": RECIPE,
         "boot_id": BOOT_ID.read_text().strip(),
@@ -62,10 +65,11 @@ def probe(cache: Cache, qemu: Qemu) -> Accel:
 
 
 def _try(qemu: Qemu, vmlinux: Path) -> Accel:
+    board, append = qemu.architecture.trial_machine, qemu.architecture.trial_command_line
     command = [
-        *qemu.argv, "-M", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-user-config",
+        *qemu.argv, "-M", board, "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-user-config",
         "-nic", "none", "-display", "none", "-no-reboot", "-serial", "stdio",
-        "-kernel", str(vmlinux), "-append", _CMDLINE,
+        "-kernel", str(vmlinux), "-append", append,
     ]  # fmt: skip
     started = time.monotonic()
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from rayos_images.arch import DEFAULT
 from rayos_images.errors import ImageError
 
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -27,7 +28,7 @@ Dir::Etc::sourcelist "{root}/sources.list"; Dir::Etc::sourceparts "-";
 Dir::Etc::preferences "-"; Dir::Etc::preferencesparts "-";
 Dir::State "{root}"; Dir::State::Lists "{root}/lists"; Dir::State::status "{root}/status";
 Dir::Cache "{root}/cache";
-APT::Install-Recommends "false"; APT::Architecture "amd64"; APT::Architectures "amd64";
+APT::Install-Recommends "false"; APT::Architecture "{architecture}"; APT::Architectures "{architecture}";
 APT::Sandbox::User "root";
 Acquire::Languages "none"; Acquire::Retries "2"; Acquire::http::Timeout "30"; Acquire::https::Timeout "30";
 """
@@ -69,10 +70,13 @@ def mirror(path: str, default: str, etc: Path = Path("/etc/apt")) -> str:
 class Apt:
     """apt-get on a private state in `root` (made here) that knows `suites` of the main component.
 
-    `suites` are (mirror URI, suite) pairs. The constructor downloads the indexes: 1-10 s.
+    `suites` are (mirror URI, suite) pairs, `architecture` is Debian's word for that of the packages. The
+    constructor downloads the indexes: 1-10 s.
     """
 
-    def __init__(self, root: Path, suites: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, root: Path, suites: Sequence[tuple[str, str]], architecture: str = DEFAULT.debian
+    ) -> None:
         for program in ("apt-get", "dpkg-deb"):
             if shutil.which(program) is None:
                 raise ImageError(
@@ -86,7 +90,7 @@ class Apt:
         (root / "sources.list").write_text(
             "".join(f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for uri, suite in suites)
         )
-        (root / "conf").write_text(_CONF.format(root=root))
+        (root / "conf").write_text(_CONF.format(root=root, architecture=architecture))
         self._env = {**os.environ, "APT_CONFIG": str(root / "conf"), "LC_ALL": "C"}
         self._run("update")
 

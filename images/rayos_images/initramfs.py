@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from rayos_images.apt import ARCHIVE, Apt, mirror, unpack
+from rayos_images.arch import DEFAULT, Architecture
 from rayos_images.cache import Cache
 from rayos_images.cpio import Archive
 from rayos_images.errors import ImageError
-from rayos_images.kernel import BOOT_MODULES, SUITE, Kernel
+from rayos_images.kernel import BOOT_MODULES, Kernel
 from rayos_images.modules import trim
 
 RECIPE: Final = 1  # raise it when this file changes what it makes of the same inputs
@@ -42,7 +43,7 @@ def build(cache: Cache, kernel: Kernel) -> Path:
 
     Raises `ImageError` when there is no static busybox and the archive cannot be reached.
     """
-    busybox = find_busybox(cache)
+    busybox = find_busybox(cache, kernel.architecture)
     scripts = {path: (GUEST / name).read_bytes() for path, name in SCRIPTS.items()}
     modules = {
         str(p.relative_to(kernel.modules)): p for p in sorted(kernel.modules.rglob("*")) if p.is_file()
@@ -58,7 +59,14 @@ def build(cache: Cache, kernel: Kernel) -> Path:
 
     def make(directory: Path) -> None:
         contents = {path: file.read_bytes() for path, file in modules.items()}
-        archive = pack(busybox.read_bytes(), _applets(busybox), kernel.release, contents, scripts)
+        archive = pack(
+            busybox.read_bytes(),
+            _applets(busybox),
+            kernel.release,
+            contents,
+            scripts,
+            serial_tty=kernel.architecture.serial_tty,
+        )
         (directory / "initramfs.cpio").write_bytes(archive)
         (directory / "inputs.json").write_text(json.dumps(inputs, indent=1))
 
@@ -66,7 +74,13 @@ def build(cache: Cache, kernel: Kernel) -> Path:
 
 
 def pack(
-    busybox: bytes, applets: list[str], release: str, modules: dict[str, bytes], scripts: dict[str, bytes]
+    busybox: bytes,
+    applets: list[str],
+    release: str,
+    modules: dict[str, bytes],
+    scripts: dict[str, bytes],
+    *,
+    serial_tty: str = DEFAULT.serial_tty,
 ) -> bytes:
     """Return the archive. `modules` are by path below `lib/modules/<release>`, `scripts` by path in the
     guest."""
@@ -87,6 +101,7 @@ def pack(
     archive.file("etc/hosts", b"127.0.0.1 localhost rayos\n")
     groups = "".join(f"{group}_modules='{' '.join(names)}'\n" for group, names in BOOT_MODULES.items())
     archive.file("etc/rayos/modules", groups.encode())
+    archive.file("etc/rayos/serial", f"serial_tty={serial_tty}\n".encode())
     for path, data in scripts.items():
         archive.file(path, data, 0o755)
     made: set[Path] = set()
@@ -100,20 +115,23 @@ def pack(
     return archive.finish()
 
 
-def find_busybox(cache: Cache) -> Path:
-    """Return a static busybox: the host's if it has one, else that of the package busybox-static, cached."""
+def find_busybox(cache: Cache, architecture: Architecture = DEFAULT) -> Path:
+    """Return a static busybox of an architecture: the host's, else that of the package busybox-static, cached."""
     installed = shutil.which("busybox")
     if (
         installed is not None
         and b"/ld-linux" not in (data := Path(installed).read_bytes())
-        and data[:4] == b"\x7fELF"
+        and architecture.is_program(data)
     ):
         return Path(installed)
-    note = cache.read_note("busybox")
+    note_name = f"busybox-{architecture.name}"
+    note = cache.read_note(note_name)
     if note is not None and (entry := cache.path("busybox", note)).is_dir():
         return entry / "busybox"
     with cache.scratch("busybox") as scratch:
-        apt = Apt(scratch / "apt", [(mirror("/debian", ARCHIVE), SUITE)])
+        apt = Apt(
+            scratch / "apt", [(mirror("/debian", ARCHIVE), architecture.kernel_suite)], architecture.debian
+        )
         inputs = {"recipe": RECIPE, "packages": [[p.file, p.sha256] for p in apt.resolve(["busybox-static"])]}
 
         def make(directory: Path) -> None:
@@ -128,7 +146,7 @@ def find_busybox(cache: Cache) -> Path:
             shutil.copy(found[0], directory / "busybox")
 
         entry = cache.build("busybox", inputs, make)
-    cache.write_note("busybox", inputs)
+    cache.write_note(note_name, inputs)
     return entry / "busybox"
 
 

@@ -15,20 +15,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rayos_images.apt import ARCHIVE, Apt, mirror, unpack
+from rayos_images.arch import DEFAULT, Architecture, host
 from rayos_images.cache import Cache
 from rayos_images.errors import ImageError
 from rayos_images.qemu_probe import CONSOLE_TYPE, VHOST_USER_DEVICES, has_dbus_display, probe
 
 RECIPE: Final = 2  # raise it when the layout of the entry changes
-# A note for each recipe: versions of this program that share a cache do not undo each other's work.
-_NOTE: Final = f"qemu-private-{RECIPE}"
 SUITE: Final = "trixie-backports"
 BASE_SUITE: Final = "trixie"
-NAME: Final = "qemu-system-x86_64"
 LOADER: Final = "rayos-qemu"  # what `ps` shows
 
 # All that the binary links to and its firmware, without what only unused features would load.
-_WANTED: Final = re.compile(r"lib.*|zlib1g|qemu-system-(x86|common|data)|seabios")
+_WANTED: Final = re.compile(r"lib.*|zlib1g|qemu-system-(common|data)")
 _UNUSED: Final = re.compile(
     r"lib(systemd-shared|nss3|nspr4|sqlite3.*|asound.*|brlapi.*|cacard0|pcsclite1|ncurses.*|tinfo6|pam.*|audit.*"
     r"|sema.*|sepol.*|db5.*|debconf.*|cap-ng0|acl1|attr1|bsd0|md0|usb.*|bz2.*|crypt1)"
@@ -47,12 +45,13 @@ _DROPPED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """A QEMU: `argv` starts it (append options), `device_types` are those that were seen to start under TCG.
-    With `has_dbus_display` it started with `-display dbus,p2p=yes`.
+    """A QEMU for guests of one architecture: `argv` starts it (append options), `device_types` are those that were
+    seen to start under TCG. With `has_dbus_display` it started with `-display dbus,p2p=yes`.
 
     The private one has no iPXE ROMs: give an emulated NIC `romfile=` (empty).
     """
 
+    architecture: Architecture
     argv: tuple[str, ...]
     version: str
     source: Literal["system", "private"]
@@ -66,7 +65,7 @@ class Qemu:
     @property
     def path(self) -> str:
         """The QEMU binary itself."""
-        return next(word for word in reversed(self.argv) if word.endswith(NAME))
+        return next(word for word in reversed(self.argv) if word.endswith(self.architecture.qemu))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -79,8 +78,10 @@ class Qemu:
         return self.has(CONSOLE_TYPE)
 
 
-def find(cache: Cache, *, provision: bool = True, refresh: bool = False) -> Qemu:
-    """Return the system's QEMU if it can start all five devices, else the private one.
+def find(
+    cache: Cache, architecture: Architecture = DEFAULT, *, provision: bool = True, refresh: bool = False
+) -> Qemu:
+    """Return the system's QEMU for an architecture if it can start all five devices, else the private one.
 
     With `provision=False`, or when the private one cannot be had, the system's QEMU is returned with what it
     can do (`missing` tells what not). The first call downloads 28 MB and takes about ten seconds; later ones
@@ -88,59 +89,65 @@ def find(cache: Cache, *, provision: bool = True, refresh: bool = False) -> Qemu
 
     Raises `ImageError` when there is none at all.
     """
-    system = _system(cache)
+    system = _system(cache, architecture)
     if system is not None and not system.missing:
         return system
     try:
-        private = _private(cache, provision=provision, refresh=refresh)
+        private = _private(cache, architecture, provision=provision, refresh=refresh)
     except ImageError:
         if system is None:
             raise
         return system
     found = private or system
     if found is None:
-        raise ImageError(f"no {NAME} in PATH and no private one in {cache.root}: run `python -m images`")
+        raise ImageError(
+            f"no {architecture.qemu} in PATH and no private one in {cache.root}: run `python -m images`"
+        )
     return found
 
 
-def _system(cache: Cache) -> Qemu | None:
-    path = shutil.which(NAME)
+def _system(cache: Cache, architecture: Architecture) -> Qemu | None:
+    path = shutil.which(architecture.qemu)
     if path is None:
         return None
     status = Path(path).stat()
     identity = {"path": path, "mtime_ns": status.st_mtime_ns, "size": status.st_size, "recipe": RECIPE}
-    note = cache.read_note("qemu-system")
+    note = cache.read_note(architecture.qemu)
     if note is None or note.get("identity") != identity:
         try:
-            version, types = probe((path,))
+            version, types = probe((path,), architecture.trial_machine)
         except ImageError:  # present and broken: as good as absent
             version, types = "", frozenset()
-        has_display = bool(version) and has_dbus_display((path,))
+        has_display = bool(version) and has_dbus_display((path,), architecture.trial_machine)
         note = {
             "identity": identity,
             "version": version,
             "device_types": sorted(types),
             "has_dbus_display": has_display,
         }
-        cache.write_note("qemu-system", note)
-    return _qemu((path,), "system", note) if note["version"] else None
+        cache.write_note(architecture.qemu, note)
+    return _qemu(architecture, (path,), "system", note) if note["version"] else None
 
 
-def _private(cache: Cache, *, provision: bool, refresh: bool) -> Qemu | None:
-    note = cache.read_note(_NOTE)
+def _private(cache: Cache, architecture: Architecture, *, provision: bool, refresh: bool) -> Qemu | None:
+    # A note for each recipe: versions of this program that share a cache do not undo each other's work.
+    note_name = f"qemu-private-{architecture.name}-{RECIPE}"
+    note = cache.read_note(note_name)
     if not refresh and note is not None and note.get("recipe") == RECIPE:
         entry = cache.path("qemu", note["inputs"])
         if entry.is_dir():
-            return _qemu(_argv(entry), "private", note)
+            argv = _argv(entry, architecture, host())
+            return _qemu(architecture, argv, "private", note)
     if not provision:
         return None
     with cache.scratch("qemu") as scratch:
         archive = mirror("/debian", ARCHIVE)
-        apt = Apt(scratch / "apt", [(archive, BASE_SUITE), (archive, SUITE)])
+        apt = Apt(scratch / "apt", [(archive, BASE_SUITE), (archive, SUITE)], host().debian)
+        own = (architecture.qemu_package, *architecture.firmware_packages)
         names = [
             name
-            for name in apt.closure("qemu-system-x86", suite=SUITE)
-            if _WANTED.fullmatch(name) and not _UNUSED.fullmatch(name)
+            for name in apt.closure(architecture.qemu_package, suite=SUITE)
+            if name in own or (_WANTED.fullmatch(name) and not _UNUSED.fullmatch(name))
         ]
         names += sorted(_DISPLAY.intersection(apt.closure(_DISPLAY_PACKAGE, suite=SUITE)) - set(names))
         specs = [f"{name}/{SUITE}" if name.startswith("qemu") else name for name in names]
@@ -148,41 +155,47 @@ def _private(cache: Cache, *, provision: bool, refresh: bool) -> Qemu | None:
 
         def make(directory: Path) -> None:
             unpack(apt.download(specs, scratch / "debs"), directory)
-            _arrange(directory)
+            _arrange(directory, architecture.qemu, host())
 
         entry = cache.build("qemu", inputs, make)
-    version, types = probe(_argv(entry))
+    argv = _argv(entry, architecture, host())
+    version, types = probe(argv, architecture.trial_machine)
     note = {
         "recipe": RECIPE,
         "inputs": inputs,
         "version": version,
         "device_types": sorted(types),
-        "has_dbus_display": has_dbus_display(_argv(entry)),
+        "has_dbus_display": has_dbus_display(argv, architecture.trial_machine),
     }
-    cache.write_note(_NOTE, note)
-    return _qemu(_argv(entry), "private", note)
+    cache.write_note(note_name, note)
+    return _qemu(architecture, argv, "private", note)
 
 
-def _arrange(root: Path) -> None:
+def _arrange(root: Path, name: str, host: Architecture) -> None:
     binaries = root / "usr/bin"
     for path in binaries.iterdir():
-        if path.name != NAME:
+        if path.name != name:
             path.unlink()
     for dropped in _DROPPED:
         shutil.rmtree(root / dropped, ignore_errors=True)
-    shutil.copy(root / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", binaries / LOADER)
+    shutil.copy(root / "usr" / host.library_directory / host.loader, binaries / LOADER)
     (binaries / "qemu-bundle").symlink_to("../..")
 
 
-def _argv(entry: Path) -> tuple[str, ...]:
-    root = entry.absolute() / "usr"
+def _argv(entry: Path, architecture: Architecture, host: Architecture) -> tuple[str, ...]:
+    root, name = entry.absolute() / "usr", architecture.qemu
+    firmware = [word for path in architecture.firmware_directories for word in ("-L", str(root / path))]
     return (
-        str(root / "bin" / LOADER), "--inhibit-cache", "--library-path", str(root / "lib/x86_64-linux-gnu"),
-        "--argv0", NAME, str(root / "bin" / NAME),
-        "-L", str(root / "share/seabios"), "-L", str(root / "share/qemu"),
+        str(root / "bin" / LOADER), "--inhibit-cache", "--library-path", str(root / host.library_directory),
+        "--argv0", name, str(root / "bin" / name), *firmware,
     )  # fmt: skip
 
 
-def _qemu(argv: tuple[str, ...], source: Literal["system", "private"], note: Mapping[str, Any]) -> Qemu:
+def _qemu(
+    architecture: Architecture,
+    argv: tuple[str, ...],
+    source: Literal["system", "private"],
+    note: Mapping[str, Any],
+) -> Qemu:
     types = frozenset(note["device_types"])
-    return Qemu(argv, str(note["version"]), source, types, bool(note["has_dbus_display"]))
+    return Qemu(architecture, argv, str(note["version"]), source, types, bool(note["has_dbus_display"]))

@@ -41,39 +41,41 @@ _ANSWERS: Final[Mapping[int, int]] = {
 }
 
 
-def probe(argv: Sequence[str]) -> tuple[str, frozenset[str]]:
-    """Return QEMU's version and the device types that it can start here under TCG.
+def probe(argv: Sequence[str], machine: str) -> tuple[str, frozenset[str]]:
+    """Return QEMU's version and the device types that it can start here under TCG, on the board `machine`.
 
     Raises `ImageError` when it cannot be started at all or does not speak QMP.
     """
-    version, creatable = _start(argv, ())
+    version, creatable = _start(argv, machine, ())
     wanted = [kind for kind in VHOST_USER_DEVICES if kind in creatable]
-    if wanted and not _starts(argv, wanted):
-        wanted = [kind for kind in wanted if _starts(argv, [kind])]
+    if wanted and not _starts(argv, machine, wanted):
+        wanted = [kind for kind in wanted if _starts(argv, machine, [kind])]
     return version, creatable - VHOST_USER_DEVICES.keys() | frozenset(wanted)
 
 
-def has_dbus_display(argv: Sequence[str]) -> bool:
+def has_dbus_display(argv: Sequence[str], machine: str) -> bool:
     """Whether QEMU starts with the display that other processes reach by D-Bus, without a bus."""
     try:
-        _start(argv, (), display="dbus,p2p=yes")
+        _start(argv, machine, (), display="dbus,p2p=yes")
     except ImageError:
         return False
     return True
 
 
-def _starts(argv: Sequence[str], kinds: Sequence[str]) -> bool:
+def _starts(argv: Sequence[str], machine: str, kinds: Sequence[str]) -> bool:
     try:
-        _start(argv, kinds)
+        _start(argv, machine, kinds)
     except ImageError:
         return False
     return True
 
 
-def _start(argv: Sequence[str], kinds: Sequence[str], *, display: str = "none") -> tuple[str, frozenset[str]]:
+def _start(
+    argv: Sequence[str], machine: str, kinds: Sequence[str], *, display: str = "none"
+) -> tuple[str, frozenset[str]]:
     """Start QEMU with `kinds`, return its version and its user-creatable types, and end it."""
     command = [
-        *argv, "-M", "q35,memory-backend=m", "-m", "32M", "-accel", "tcg", "-S", "-qmp", "stdio",
+        *argv, "-M", f"{machine},memory-backend=m", "-m", "32M", "-accel", "tcg", "-S", "-qmp", "stdio",
         "-object", "memory-backend-memfd,id=m,size=32M,share=on",
         "-nodefaults", "-no-user-config", "-nic", "none", "-display", display,
     ]  # fmt: skip

@@ -15,7 +15,6 @@ from typing import Final
 
 from rayos_vmm.config.firewall import check_firewall
 from rayos_vmm.config.spec import (
-    CPUS_MAXIMUM,
     FOREIGN_MEMORY_MINIMUM_BYTES,
     MEMORY_MINIMUM_BYTES,
     Disk,
@@ -94,10 +93,6 @@ def check_shape(spec: VmSpec) -> None:
         raise Invalid(
             f"memory = {spec.memory!r} is too small; at least {format_size(least)} is needed",
             hint='write for example memory = "256MiB"',
-        )
-    if spec.cpus > CPUS_MAXIMUM[spec.machine]:
-        raise Invalid(
-            f"cpus = {spec.cpus} exceeds the {CPUS_MAXIMUM[spec.machine]} of machine = {spec.machine!r}"
         )
     if memory % _MIB:
         raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")

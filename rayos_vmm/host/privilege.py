@@ -13,6 +13,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from rayos_vmm.host.system_calls import system_calls
+
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
@@ -34,7 +36,6 @@ MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
 PROC_FLAGS: Final = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MNT_DETACH: Final = 2
-_PIVOT_ROOT: Final = {"x86_64": 155}.get(os.uname().machine, 41)
 
 # linux/mount.h, linux/fcntl.h; new system calls have the same number everywhere.
 _OPEN_TREE: Final = 428
@@ -122,7 +123,7 @@ def attach_tree(fd: int, path: str) -> None:
 
 def enter_root() -> None:
     """Make the working directory the root, read-only, and leave the old one behind."""
-    _check(_libc.syscall(ctypes.c_long(_PIVOT_ROOT), b".", b"."), "pivot_root")
+    _check(_libc.syscall(ctypes.c_long(system_calls().numbers["pivot_root"]), b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", ctypes.c_int(_MNT_DETACH)), "umount the old root")
     os.chdir("/")
     mount("none", "/", "", MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)

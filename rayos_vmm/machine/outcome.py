@@ -17,7 +17,6 @@ from rayos_vmm.machine.view import ExitReason
 # So many resets by the guest, each within the interval of the one before and never ready: a loop.
 RESET_LOOP_COUNT: Final = 5
 RESET_LOOP_INTERVAL_S: Final = 30.0
-LINE_TRIPLE_FAULT: Final = "Triple fault"
 # Only the printk time stamp may stand before it: a shell that echoes the words is no panic.
 _PANIC: Final = re.compile(r"^(?:\[ *\d+\.\d+\] ?)?Kernel panic - not syncing: (.*)$")
 # Anything may stand before it: a reset cuts whatever line the guest was writing.

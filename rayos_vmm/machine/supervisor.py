@@ -28,7 +28,6 @@ from rayos_vmm.machine.lifecycle import REACHABLE, LifeEvent
 from rayos_vmm.machine.line import Line, line_socket
 from rayos_vmm.machine.machine import Machine
 from rayos_vmm.machine.outcome import (
-    LINE_TRIPLE_FAULT,
     Evidence,
     Ready,
     count_of,
@@ -38,6 +37,7 @@ from rayos_vmm.machine.outcome import (
 )
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.machine.watchdog import Watchdog, progress
+from rayos_vmm.qemu.arch import architecture_of
 from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
@@ -55,8 +55,6 @@ _DRAIN_TIMEOUT_S: Final = 2.0
 _COMMON_END_S: Final = 0.3
 #: The TPM's state (`rayos_tpm.protocol.State`) that is for good.
 FAILED_TPM: Final = "failed"
-# QEMU's `info registers` for x86: one EIP or RIP a processor, and whether it halts.
-_REGISTERS: Final = re.compile(r"[ER]IP=([0-9a-f]+).*?HLT=(\d)", re.DOTALL)
 
 
 class Supervisor:
@@ -318,7 +316,10 @@ class Supervisor:
             now = trio.current_time()
             self._evidence.expired = watchdog.check(await self._mark(worker, now), now)
         if self._evidence.expired[0] is ExitReason.HANG:
-            self._evidence.expired = ExitReason.HANG, self._evidence.expired[1] + await _where(qmp)
+            self._evidence.expired = (
+                ExitReason.HANG,
+                self._evidence.expired[1] + await _where(qmp, self._machine),
+            )
         self._end_wanted.set()
 
     async def _mark(self, worker: Worker | None, now: float) -> Hashable:
@@ -365,7 +366,7 @@ class Supervisor:
         evidence = self._evidence
         if line.startswith("qemu-system") and "warning:" not in line and "terminating on" not in line:
             evidence.last_log_line = line.partition(": ")[2] or line
-        elif LINE_TRIPLE_FAULT in line:
+        elif architecture_of(self._machine.record.spec).fault_line in line:
             self._on_triple_fault()
 
     def _on_triple_fault(self) -> None:
@@ -396,11 +397,12 @@ async def _ended(identity: ProcessId) -> int | None:
         process.close()
 
 
-async def _where(qmp: Qmp) -> str:
+async def _where(qmp: Qmp, machine: Machine) -> str:
     """Where each processor of a guest that hangs is, for its sentence; nothing when QEMU does not say."""
     try:
         said = await qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
     except RayosError:
         return ""
-    found = [f"{ip}{' (halted)' if halted == '1' else ''}" for ip, halted in _REGISTERS.findall(str(said))]
+    registers = architecture_of(machine.record.spec).registers
+    found = [f"{ip}{' (halted)' if halted == '1' else ''}" for ip, halted in registers.findall(str(said))]
     return f"; instruction pointer {', '.join(found)}" if found else ""

@@ -15,12 +15,12 @@ from typing import Final
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.qemu.boot import FIRMWARE_MAXIMUM_BYTES, Boot, FirmwareKind
+from rayos_vmm.qemu.arch import Architecture, architecture_of, board_of
+from rayos_vmm.qemu.boot import Boot, FirmwareKind
 from rayos_vmm.qemu.ports import port_arguments
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 CONSOLE_DEVICE: Final = "vhost-user-test-device-pci"
-VGA_DEVICE: Final = "vhost-user-vga"
 _CONSOLE_VIRTIO_ID: Final = 3  # VIRTIO 1.3, 5.3: console device
 # VIRTIO 1.3, 5.3.4: cols, rows (le16 each), max_nr_ports, emerg_wr (le32 each).
 _CONSOLE_CONFIG_BYTES: Final = 2 + 2 + 4 + 4
@@ -56,19 +56,16 @@ def processor(spec: VmSpec, accelerator: str) -> str:
         return spec.cpu
     if accelerator == "kvm":
         return "host"
-    if spec.machine == "isapc":
-        return "486"
-    return "qemu64" if spec.is_our_guest else "max"
+    architecture = architecture_of(spec)
+    fitting = architecture.our_cpu if spec.is_our_guest else architecture.foreign_cpu
+    return board_of(spec).cpu or fitting
 
 
 def _chipset(spec: VmSpec, boot: Boot) -> str:
     """The options for the parts of the board that are there without being asked for."""
-    if spec.machine == "isapc":
-        return "usb=off"
-    if spec.machine == "microvm":
-        return "usb=off,pcie=on,rtc=on,pit=on,pic=on,isa-serial=on"
-    sata = "on" if boot.cdrom is not None else "off"
-    return f"usb=off,vmport=off,smbus=off,sata={sata}"
+    board = board_of(spec)
+    with_cd, without_cd = board.cdrom_option
+    return ",".join(filter(None, (board.options, with_cd if boot.cdrom is not None else without_cd)))
 
 
 def _clock(spec: VmSpec) -> list[str]:
@@ -86,8 +83,9 @@ def _machine(spec: VmSpec, accelerator: str, boot: Boot) -> list[str]:
     pflash = "".join(
         f",pflash{unit}=flash{unit}" for unit, _ in enumerate(_flash(boot)) if boot.firmware_kind is not None
     )
-    if pflash:
-        pflash += f",max-fw-size={FIRMWARE_MAXIMUM_BYTES}"
+    firmware = architecture_of(spec).firmware
+    if pflash and firmware.flash_option:
+        pflash += "," + firmware.flash_option.format(maximum_bytes=firmware.maximum_bytes)
     return [
         "-name",
         f"guest={spec.name},debug-threads=on",
@@ -115,7 +113,7 @@ def _flash(boot: Boot) -> list[tuple[Path, bool]]:
     return flash
 
 
-def _boot(boot: Boot) -> list[str]:
+def _boot(boot: Boot, architecture: Architecture) -> list[str]:
     arguments: list[str] = []
     for unit, (path, is_read_only) in enumerate(_flash(boot)):
         arguments += [
@@ -136,7 +134,7 @@ def _boot(boot: Boot) -> list[str]:
             "-blockdev",
             f"driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename={_quote(boot.cdrom)}",
             "-device",
-            "ide-cd,drive=cd0,bus=ide.0,bootindex=0",
+            architecture.cdrom,
         ]
     return arguments
 
@@ -183,7 +181,8 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
             f"virtio-net-pci,netdev={NETDEV},mac={mac},host_mtu={spec.net.mtu},romfile={multi}{packed}",
         ]
     if sockets.gpu is not None:
-        kind = VGA_DEVICE if boot.needs_vga else "vhost-user-gpu-pci"
+        vga = architecture_of(spec).vga if boot.needs_vga else None
+        kind = vga or "vhost-user-gpu-pci"
         arguments += _vhost_user("gpu0", sockets.gpu)
         outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
         # This wrapper alone offers RING_RESET by itself, and tells its backend nothing of a reset.
@@ -199,14 +198,15 @@ def ends_at_reset(spec: VmSpec) -> bool:
     return spec.on_reset == "stop" and spec.on_triple_fault in ("auto", "stop")
 
 
-def is_booted_by_qboot(boot: Boot) -> bool:
-    """Whether a machine with a TPM is started by qboot instead of SeaBIOS.
+def direct_firmware(spec: VmSpec, boot: Boot) -> str | None:
+    """The firmware of QEMU's by which a machine with a TPM is started directly, None if by the built-in one.
 
-    QEMU puts the initrd 160 KiB below the top of RAM, and SeaBIOS the ACPI tables 192 KiB below it when there
-    is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI nor TPM. qboot
-    has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
+    On a PC this is qboot. QEMU puts the initrd 160 KiB below the top of RAM, and SeaBIOS the ACPI tables 192 KiB
+    below it when there is a TPM (its event log takes 64): the initrd overwrites them, and the guest has neither ACPI
+    nor TPM. qboot has its tables elsewhere; it boots Linux and PVH kernels and measures nothing itself.
     """
-    return boot.initrd is not None and boot.firmware is None and not boot.needs_vga
+    is_direct = boot.initrd is not None and boot.firmware is None and not boot.needs_vga
+    return architecture_of(spec).firmware.direct if is_direct else None
 
 
 def command_line(
@@ -248,14 +248,15 @@ def command_line(
     shutdown = "pause" if spec.on_shutdown == "pause" else "poweroff"
     arguments += ["-action", f"reboot={reboot},shutdown={shutdown},panic=pause,watchdog=reset"]
     # With TCG this tells a triple fault from a reboot: QMP does not.
-    arguments += ["-d", "cpu_reset"]
+    arguments += ["-d", architecture_of(spec).reset_log]
     arguments += ["-chardev", f"socket,id=qmp,fd={sockets.qmp_fd},server=on,wait=off", "-qmp", "chardev:qmp"]
     arguments += port_arguments(spec, sockets.line_fds, has_pvpanic=has_pvpanic)
     if spec.watchdog_device != "none":
         arguments += ["-device", spec.watchdog_device]
-    arguments += _boot(boot)
-    if tpm and is_booted_by_qboot(boot):
-        arguments += ["-bios", "qboot.rom"]
+    arguments += _boot(boot, architecture_of(spec))
+    direct = direct_firmware(spec, boot)
+    if tpm and direct is not None:
+        arguments += ["-bios", direct]
     arguments += _devices(spec, boot, sockets, mac, has_reconnect_ms=has_reconnect_ms)
     arguments += tpm
     return arguments + list(spec.qemu_arguments)

@@ -2,9 +2,7 @@
 
 | file | magic | QEMU | screen |
 | --- | --- | --- | --- |
-| Linux bzImage | `HdrS` at 0x202 (Linux x86 boot protocol, 1.) | -kernel | virtio-gpu |
-| ELF with a PVH note | `Xen` note 18, XEN_ELFNOTE_PHYS32_ENTRY | -kernel | virtio-gpu |
-| multiboot | 0x1BADB002 in the first 8 KiB (Multiboot 0.6.96, 3.1) | -kernel | VGA |
+| kernel | its architecture's `kernel_formats` | -kernel | theirs |
 | UEFI firmware volume | `_FVH` at 40 (UEFI PI 1.8, vol. 3, 3.2.1) | pflash | VGA |
 | other firmware | | -bios | VGA |
 """
@@ -12,30 +10,17 @@
 from __future__ import annotations
 
 import enum
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rayos_vmm.config.spec import FIRMWARE_BIOS, VmSpec
 from rayos_vmm.errors import Invalid
+from rayos_vmm.qemu.arch import Architecture, KernelFormat, architecture_of
 
-_HDRS_OFFSET: Final = 0x202
-_MULTIBOOT_MAGIC: Final = struct.pack("<I", 0x1BADB002)
-_MULTIBOOT_SEARCH_BYTES: Final = 8192
-_PVH_NOTE: Final = struct.pack("<III", 4, 4, 18) + b"Xen\0"
-_PVH_NOTE_64: Final = struct.pack("<III", 4, 8, 18) + b"Xen\0"
+#: The part of a kernel by which most formats are told.
+HEAD_BYTES: Final = 8192
 _FVH_OFFSET: Final = 40
-_PVH_SEARCH_BYTES: Final = 64 << 20  # the note of an unstripped vmlinux is tens of MiB in
-FIRMWARE_MAXIMUM_BYTES: Final = 16 << 20  # above, the local APIC's page would be covered
-
-
-class KernelKind(enum.StrEnum):
-    """The ways in which QEMU's `-kernel` boots a file."""
-
-    LINUX = "linux"
-    PVH = "pvh"
-    MULTIBOOT = "multiboot"
 
 
 class FirmwareKind(enum.StrEnum):
@@ -59,22 +44,15 @@ class Boot:
     needs_vga: bool = False
 
 
-def kernel_kind(head: bytes, *, whole: bytes | None = None) -> KernelKind | None:
-    """How QEMU boots this kernel, None if it does not.
+def kernel_format(architecture: Architecture, head: bytes, whole: bytes | None = None) -> KernelFormat | None:
+    """How QEMU boots this kernel on an architecture, None if it does not.
 
     Args:
-        head: the file's first 8 KiB.
-        whole: where to look for the PVH note, for an ELF file.
+        head: the file's first HEAD_BYTES.
+        whole: its beginning, as much as the architecture's formats search; None: the head.
     """
-    if head[_HDRS_OFFSET : _HDRS_OFFSET + 4] == b"HdrS":
-        return KernelKind.LINUX
-    for offset in range(0, min(len(head), _MULTIBOOT_SEARCH_BYTES) - 3, 4):
-        if head[offset : offset + 4] == _MULTIBOOT_MAGIC:
-            return KernelKind.MULTIBOOT
     body = head if whole is None else whole
-    if head[:4] == b"\x7fELF" and (_PVH_NOTE in body or _PVH_NOTE_64 in body):
-        return KernelKind.PVH
-    return None
+    return next((one for one in architecture.kernel_formats if one.is_it(head, body)), None)
 
 
 def firmware_kind(head: bytes) -> FirmwareKind:
@@ -103,9 +81,9 @@ def _read(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def _initrd(text: str, *, is_multiboot: bool) -> Path:
+def _initrd(text: str, *, is_list: bool) -> Path:
     """A file, or the modules of a multiboot kernel: each a file and its arguments, separated by commas."""
-    if not is_multiboot:
+    if not is_list:
         return _readable("initrd", text)
     for module in text.split(","):
         _readable("initrd", module.split(" ", 1)[0])
@@ -118,20 +96,29 @@ def inspect(spec: VmSpec) -> Boot:
     Raises:
         Invalid: a file is missing or QEMU could not boot it; the message names the key and the file.
     """
+    architecture = architecture_of(spec)
     needs_vga = spec.cdrom is not None or spec.firmware is not None
     kernel = _readable("kernel", spec.kernel) if spec.kernel else None
     initrd = None
     if kernel is not None:
-        head = _read(kernel, _MULTIBOOT_SEARCH_BYTES)
-        kind = kernel_kind(head, whole=_read(kernel, _PVH_SEARCH_BYTES) if head[:4] == b"\x7fELF" else None)
-        if kind is None:
+        formats = architecture.kernel_formats
+        head = _read(kernel, HEAD_BYTES)
+        is_elf = head[:4] == b"\x7fELF"
+        if is_elf and (machine := int.from_bytes(head[18:20], "little")) not in architecture.elf_machines:
+            known = ", ".join(str(number) for number in architecture.elf_machines)
+            raise Invalid(
+                f"kernel {kernel} is an ELF file for machine {machine}; {architecture.name} starts those for {known}"
+            )
+        whole = _read(kernel, max(one.search_bytes for one in formats)) if is_elf else None
+        found = kernel_format(architecture, head, whole)
+        if found is None:
             raise Invalid(
                 f"kernel {kernel} starts with {head[:4].hex(' ') or 'nothing'}: "
-                "allowed are a Linux bzImage, an ELF file with a PVH note, and a multiboot 1 kernel",
+                f"allowed are {', '.join(one.description for one in formats)}",
                 hint="for a kernel with its own boot loader give the disk image (disks) or the ISO (cdrom)",
             )
-        needs_vga = needs_vga or kind is KernelKind.MULTIBOOT
-        initrd = _initrd(spec.initrd, is_multiboot=kind is KernelKind.MULTIBOOT) if spec.initrd else None
+        needs_vga = needs_vga or found.needs_vga
+        initrd = _initrd(spec.initrd, is_list=found.takes_modules) if spec.initrd else None
     elif spec.initrd or (spec.append and needs_vga):
         key = "initrd" if spec.initrd else "append"
         raise Invalid(f"{key} is given without kernel", hint=f"give kernel too, or leave {key} out")
@@ -141,8 +128,9 @@ def inspect(spec: VmSpec) -> Boot:
     kind_of_firmware = None
     if firmware is not None:
         size = firmware.stat().st_size
-        if not 0 < size <= FIRMWARE_MAXIMUM_BYTES:
-            raise Invalid(f"firmware {firmware} has {size} bytes; allowed are 1 to {FIRMWARE_MAXIMUM_BYTES}")
+        maximum = architecture.firmware.maximum_bytes
+        if not 0 < size <= maximum:
+            raise Invalid(f"firmware {firmware} has {size} bytes; allowed are 1 to {maximum}")
         kind_of_firmware = firmware_kind(_read(firmware, 64))
         sibling = firmware.with_name(firmware.name.replace("CODE", "VARS"))
         if kind_of_firmware is FirmwareKind.PFLASH and sibling != firmware and sibling.is_file():

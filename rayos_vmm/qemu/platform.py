@@ -11,16 +11,19 @@ import trio
 
 from rayos_images.accel import Accel
 from rayos_images.accel import probe as probe_accelerator
+from rayos_images.arch import DEFAULT
+from rayos_images.arch import Architecture as Images
 from rayos_images.cache import Cache
 from rayos_images.errors import ImageError
 from rayos_images.initramfs import build as build_initramfs
-from rayos_images.kernel import DEFAULT_CMDLINE
 from rayos_images.kernel import build as build_kernel
+from rayos_images.kernel import command_line
 from rayos_images.qemu import Qemu
 from rayos_images.qemu import find as find_qemu
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import GuestGone
 from rayos_vmm.events import EventLog
+from rayos_vmm.qemu.arch import architecture_of
 from rayos_vmm.qemu.boot import Boot, inspect
 
 # A kernel that panics restarts at once: with its last words on the serial line that tells a panic from a hang
@@ -49,32 +52,34 @@ class Platform:
         self._cache = Cache(cache)
         self._events = events
         self._lock = trio.Lock()
-        self._qemu: Qemu | None = None
-        self._accelerator: Accel | None = None
-        self._guest: tuple[Path, Path] | None = None
+        self._qemu: dict[str, Qemu] = {}  # by the architecture's name, as those below
+        self._accelerator: dict[str, Accel] = {}
+        self._guest: dict[str, tuple[Path, Path]] = {}
 
-    async def qemu(self) -> Qemu:
-        """The QEMU to use; the first call may download one.
+    async def qemu(self, architecture: Images = DEFAULT) -> Qemu:
+        """The QEMU to use for an architecture; the first call may download one.
 
         Raises:
             GuestGone: there is none and none can be had.
         """
         async with self._lock:
-            if self._qemu is None:
-                self._qemu = await self._build("qemu", lambda: find_qemu(self._cache))
-            return self._qemu
+            if architecture.name not in self._qemu:
+                self._qemu[architecture.name] = await self._build(
+                    "qemu", lambda: find_qemu(self._cache, architecture)
+                )
+            return self._qemu[architecture.name]
 
-    async def accelerator(self) -> Accel:
+    async def accelerator(self, architecture: Images = DEFAULT) -> Accel:
         """KVM if it works here, else TCG; with the reason."""
-        qemu = await self.qemu()
+        qemu = await self.qemu(architecture)
         async with self._lock:
-            if self._accelerator is None:
-                self._accelerator = await self._build(
+            if architecture.name not in self._accelerator:
+                self._accelerator[architecture.name] = await self._build(
                     "accelerator", lambda: probe_accelerator(self._cache, qemu)
                 )
-            return self._accelerator
+            return self._accelerator[architecture.name]
 
-    async def guest(self) -> tuple[Path, Path]:
+    async def guest(self, architecture: Images = DEFAULT) -> tuple[Path, Path]:
         """Our guest's kernel and initramfs; the first call downloads and builds them.
 
         Raises:
@@ -82,13 +87,13 @@ class Platform:
         """
 
         def both() -> tuple[Path, Path]:
-            kernel = build_kernel(self._cache)
+            kernel = build_kernel(self._cache, architecture)
             return kernel.vmlinux, build_initramfs(self._cache, kernel)
 
         async with self._lock:
-            if self._guest is None:
-                self._guest = await self._build("guest", both)
-            return self._guest
+            if architecture.name not in self._guest:
+                self._guest[architecture.name] = await self._build("guest", both)
+            return self._guest[architecture.name]
 
     async def describe(self) -> dict[str, Any]:
         """QEMU and the accelerator, as `info` shows them."""
@@ -111,7 +116,8 @@ class Platform:
             GuestGone: QEMU or our guest cannot be had.
         """
         boot = await (self._our_boot(spec) if spec.is_our_guest else trio.to_thread.run_sync(inspect, spec))
-        qemu, accelerator = await self.qemu(), await self.accelerator()
+        images = architecture_of(spec).images
+        qemu, accelerator = await self.qemu(images), await self.accelerator(images)
         return Launch(
             argv=qemu.argv,
             accelerator=accelerator.name,
@@ -123,8 +129,9 @@ class Platform:
         )
 
     async def _our_boot(self, spec: VmSpec) -> Boot:
-        kernel, initrd = await self.guest()
-        ours = DEFAULT_CMDLINE if spec.gpu.enabled else DEFAULT_CMDLINE.replace("console=tty0 ", "")
+        images = architecture_of(spec).images
+        kernel, initrd = await self.guest(images)
+        ours = command_line(images, has_display=spec.gpu.enabled)
         parts = [ours, APPEND, spec.append]
         return Boot(kernel=kernel, initrd=initrd, append=" ".join(part for part in parts if part))
 

@@ -49,6 +49,7 @@ from rayos_vmm.machine.seats import Preference, Seat
 from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.hierarchy import Place
+from rayos_vmm.qemu.arch import architecture_of, check_board
 from rayos_vmm.service.connections import ConnectionCounts
 from rayos_vmm.service.open import Parts, open_parts
 from rayos_vmm.service.workers import Workers
@@ -129,6 +130,7 @@ class Service:
                 hint=f"choose another name, or remove it: rayos rm {spec.name}",
             )
         check_shape(spec)
+        check_board(spec)
         self.firewall.check(spec.firewall)
         self._check_arguments(spec)
         notes = await trio.to_thread.run_sync(
@@ -595,7 +597,8 @@ class Service:
             qmp = machine.need_qmp()
             if not (await qmp.execute("query-status"))["running"]:
                 await qmp.execute("cont")
-            await qmp.execute("system_powerdown")
+            if architecture_of(machine.record.spec).has_power_button:
+                await qmp.execute("system_powerdown")
             if machine.agent is not None and machine.record.is_ready:
                 await machine.agent.power_off()
 

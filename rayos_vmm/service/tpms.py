@@ -34,7 +34,8 @@ from rayos_vmm.host.identity import user
 from rayos_vmm.host.process import ProcessId
 from rayos_vmm.machine.needs import MeasuredTpm
 from rayos_vmm.machine.record import Record
-from rayos_vmm.qemu.arguments import is_booted_by_qboot
+from rayos_vmm.qemu.arch import architecture_of, board_of
+from rayos_vmm.qemu.arguments import direct_firmware
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
 
 POLICY_MAXIMUM_BYTES: Final = 1 << 20
@@ -63,7 +64,7 @@ class MeasuringTpms:
         policy = await trio.to_thread.run_sync(_policy, options)
         sealed = await trio.to_thread.run_sync(_secret, options)
         is_uefi = boot.firmware_kind is FirmwareKind.PFLASH
-        has_qboot = is_booted_by_qboot(boot)
+        direct = direct_firmware(spec, boot)
 
         def measure() -> MeasuredBoot:
             return measure_boot(
@@ -74,7 +75,7 @@ class MeasuringTpms:
                 kernel=boot.kernel,
                 initrd=boot.initrd,
                 firmware=boot.firmware,
-                built_in_firmware="qboot.rom" if has_qboot else "bios-256k.bin",
+                built_in_firmware=direct or architecture_of(spec).firmware.built_in,
             )
 
         try:
@@ -95,7 +96,7 @@ class MeasuringTpms:
                 allowed=_allowed(policy) if policy else None,
                 sealed=sealed,
                 quote_interval_s=options.quote_interval_s,
-                locks_platform=has_qboot,
+                locks_platform=direct is not None,
                 launcher=confined(
                     (), Reach(read=program_directories([find_swtpm()]), write=[state]), uid=uid
                 ),
@@ -116,7 +117,7 @@ class MeasuringTpms:
         return MeasuredTpm(
             process=ProcessId(tpm.process.pid, tpm.process.started),
             socket=tpm.qemu_socket,
-            arguments=qemu_arguments(tpm.qemu_socket, f"tpm-{options.model}"),
+            arguments=qemu_arguments(tpm.qemu_socket, board_of(spec).tpms[options.model]),
             boot=own_copies,
             descriptors=measured.descriptors,
             close=measured.close,

@@ -2,7 +2,7 @@
 
 Everything that is not listed kills the process. Opening and looking up names fails with ENOENT instead, so that
 Python's late look-ups (a traceback that wants its source line) stay soft. Every listed call is made by the device
-suites, or stands with its reason. Source: seccomp(2), linux/filter.h; numbers of x86-64 (asm/unistd_64.h).
+suites, or stands with its reason. Source: seccomp(2), linux/filter.h; numbers: host/system_calls.py.
 """
 
 from __future__ import annotations
@@ -10,81 +10,81 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import signal
 import struct
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
+
+from rayos_vmm.host.system_calls import system_calls
 
 #: What the filter does with a call that is not listed. "trap" names the call on standard error, then the process ends.
 Action = Literal["kill", "trap"]
 
 #: Calls that are allowed with any argument; the hottest first, since the filter tries one after the other.
-ALLOWED: Final[dict[str, int]] = {
-    "epoll_wait": 232,
-    "read": 0,
-    "write": 1,
-    "preadv2": 327,
-    "pwritev2": 328,
-    "readv": 19,
-    "writev": 20,
-    "io_uring_enter": 426,
-    "recvmsg": 47,
-    "sendmsg": 46,
-    "recvfrom": 45,
-    "sendto": 44,
-    "epoll_ctl": 233,
-    "clock_gettime": 228,
-    "futex": 202,
-    "lseek": 8,
-    "fstat": 5,
-    "newfstatat": 262,  # fstat of newer C libraries; a path finds an empty root
-    "fdatasync": 75,
-    "fallocate": 285,
-    "brk": 12,
-    "munmap": 11,
-    "mremap": 25,
-    "madvise": 28,
-    "close": 3,
-    "fcntl": 72,
-    "dup": 32,
-    "accept4": 288,
-    "getsockname": 51,
-    "getpeername": 52,
-    "getsockopt": 55,
-    "setsockopt": 54,
-    "shutdown": 48,
-    "poll": 7,
-    "memfd_create": 319,  # a screenshot's pixels
-    "ftruncate": 77,
-    "rt_sigaction": 13,
-    "rt_sigprocmask": 14,
-    "rt_sigreturn": 15,
-    "restart_syscall": 219,
-    "sigaltstack": 131,
-    "getpid": 39,
-    "gettid": 186,
-    "getrandom": 318,
-    "clock_nanosleep": 230,
-    "sched_yield": 24,
-    "exit": 60,
-    "exit_group": 231,
-}
+ALLOWED: Final = (
+    "epoll_wait",
+    "read",
+    "write",
+    "preadv2",
+    "pwritev2",
+    "readv",
+    "writev",
+    "io_uring_enter",
+    "recvmsg",
+    "sendmsg",
+    "recvfrom",
+    "sendto",
+    "epoll_ctl",
+    "clock_gettime",
+    "futex",
+    "lseek",
+    "fstat",
+    "newfstatat",  # fstat of newer C libraries; a path finds an empty root
+    "fdatasync",
+    "fallocate",
+    "brk",
+    "munmap",
+    "mremap",
+    "madvise",
+    "close",
+    "fcntl",
+    "dup",
+    "accept4",
+    "getsockname",
+    "getpeername",
+    "getsockopt",
+    "setsockopt",
+    "shutdown",
+    "poll",
+    "memfd_create",  # a screenshot's pixels
+    "ftruncate",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "restart_syscall",
+    "sigaltstack",
+    "getpid",
+    "gettid",
+    "getrandom",
+    "clock_nanosleep",
+    "sched_yield",
+    "exit",
+    "exit_group",
+)
 #: Names of files: there are none.
-NOT_FOUND: Final[dict[str, int]] = {
-    "open": 2,
-    "openat": 257,
-    "stat": 4,
-    "lstat": 6,
-    "access": 21,
-    "readlink": 89,
-    "statx": 332,
-    "getcwd": 79,
-}
+NOT_FOUND: Final = (
+    "open",
+    "openat",
+    "stat",
+    "lstat",
+    "access",
+    "readlink",
+    "statx",
+    "getcwd",
+)
 #: Memory is never executable.
-NO_EXEC: Final[dict[str, int]] = {"mmap": 9, "mprotect": 10}
-IOCTL: Final = 16
+NO_EXEC: Final = ("mmap", "mprotect")
+IOCTL: Final = "ioctl"
 #: asm-generic/ioctls.h: FIONBIO (setblocking), TCGETS (is a file a terminal?);
 #: linux/if_tun.h: TUNSETOFFLOAD, TUNSETQUEUE.
 IOCTLS: Final = (0x5421, 0x5401, 0x400454D0, 0x400454D9)
@@ -92,8 +92,6 @@ IOCTLS: Final = (0x5421, 0x5401, 0x400454D0, 0x400454D9)
 #: How many calls can succeed.
 COUNT: Final = len(ALLOWED) + len(NO_EXEC) + 1
 
-_AUDIT_ARCH_X86_64: Final = 0xC000003E
-_X32_BIT: Final = 0x40000000
 _PROT_EXEC: Final = 4
 
 _RET_KILL_PROCESS: Final = 0x80000000
@@ -114,34 +112,41 @@ _AT_ARGUMENTS: Final = 16
 
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 _SET_MODE_FILTER: Final = 1
-_SECCOMP: Final = 317
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def program(action: Action = "kill", more: Mapping[str, int] = MappingProxyType({})) -> bytes:
-    """The filter, as an array of `struct sock_filter`; the calls in `more` are allowed as well."""
-    not_found = {name: number for name, number in NOT_FOUND.items() if name not in more}
+def program(action: Action = "kill", more: Sequence[str] = ()) -> bytes:
+    """The filter, as an array of `struct sock_filter`; the calls in `more` are allowed as well.
+
+    Errors: OSError (ENOSYS) on a machine whose numbers are not known.
+    """
+    calls = system_calls()
+
+    def numbers(names: Iterable[str]) -> list[int]:
+        return [calls.numbers[name] for name in names]
+
     refuse = _RET_KILL_PROCESS if action == "kill" else _RET_TRAP
     code: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, _AT_ARCH),
-        (_JUMP_EQUAL, 1, 0, _AUDIT_ARCH_X86_64),
+        (_JUMP_EQUAL, 1, 0, calls.audit),
         (_RETURN, 0, 0, _RET_KILL_PROCESS),
         (_LOAD, 0, 0, _AT_NUMBER),
-        (_JUMP_AT_LEAST, 0, 1, _X32_BIT),
+        (_JUMP_AT_LEAST, 0, 1, calls.foreign_from),
         (_RETURN, 0, 0, _RET_KILL_PROCESS),
     ]
     # Each list is a run of comparisons that jump to the answer behind it.
-    for numbers, answer in (
-        ([*ALLOWED.values(), *more.values()], _RET_ALLOW),
-        (list(not_found.values()), _RET_ERRNO | errno.ENOENT),
+    not_found = [name for name in NOT_FOUND if name not in more]
+    for names, answer in (
+        ((*ALLOWED, *more), _RET_ALLOW),
+        (not_found, _RET_ERRNO | errno.ENOENT),
     ):
-        code += _any_of(numbers, [(_RETURN, 0, 0, answer)])
+        code += _any_of(numbers(names), [(_RETURN, 0, 0, answer)])
     test = [(_LOAD, 0, 0, _argument(2)), (_JUMP_BITS, 0, 1, _PROT_EXEC), (_RETURN, 0, 0, refuse)]
-    code += _any_of(list(NO_EXEC.values()), [*test, (_RETURN, 0, 0, _RET_ALLOW)])
+    code += _any_of(numbers(NO_EXEC), [*test, (_RETURN, 0, 0, _RET_ALLOW)])
     test = [(_LOAD, 0, 0, _argument(1)), *_any_of(IOCTLS, [(_RETURN, 0, 0, _RET_ALLOW)])]
-    code += _any_of([IOCTL], [*test, (_RETURN, 0, 0, refuse)])
+    code += _any_of(numbers([IOCTL]), [*test, (_RETURN, 0, 0, refuse)])
     code.append((_RETURN, 0, 0, refuse))
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in code)
 
@@ -157,30 +162,23 @@ def _any_of(numbers: Sequence[int], then: list[tuple[int, int, int, int]]) -> li
     return [*tests, (_JUMP_EQUAL, 0, len(then), numbers[-1]), *then]
 
 
-def check_machine() -> None:
-    """Errors: OSError (ENOSYS) when the numbers above are not this machine's."""
-    if platform.machine() != "x86_64":
-        raise OSError(errno.ENOSYS, f"no table of system calls for {platform.machine()}")
-
-
-def install(action: Action = "kill", more: Mapping[str, int] = MappingProxyType({})) -> str:
+def install(action: Action = "kill", more: Sequence[str] = ()) -> str:
     """Apply the filter to this process, for ever. Sets no_new_privs. Returns what it does, for people.
 
     Args:
         more: calls that are allowed beside those of a device worker, by name.
 
     Raises:
-        OSError: the kernel refused, or this is another machine than x86-64.
+        OSError: the kernel refused, or this machine's numbers are not known.
     """
-    check_machine()
-    filter_ = program(action, more)
+    filter_, number = program(action, more), system_calls().numbers["seccomp"]
     buffer = ctypes.create_string_buffer(filter_, len(filter_))
     # struct sock_fprog: the count, padding, a pointer
     header = struct.pack("=H6xQ", len(filter_) // _INSTRUCTION.size, ctypes.addressof(buffer))
     if action == "trap":
         _name_refused_calls()
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or (
-        _libc.syscall(ctypes.c_long(_SECCOMP), ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(0), header) != 0
+        _libc.syscall(ctypes.c_long(number), ctypes.c_uint(_SET_MODE_FILTER), ctypes.c_uint(0), header) != 0
     ):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

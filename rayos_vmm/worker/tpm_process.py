@@ -20,24 +20,24 @@ from rayos_vmm.host import landlock, privilege
 from rayos_vmm.host.confine import Reach, build_root
 from rayos_vmm.worker import sandbox, seccomp
 
-#: Calls that it makes and a device worker does not (x86-64). Files: below its state directory, which is its whole root.
-CALLS: Final[dict[str, int]] = {
-    "openat": 257,
-    "stat": 4,
-    "lstat": 6,
-    "rename": 82,
-    "unlink": 87,
-    "pwrite64": 18,
-    "fsync": 74,
+#: Calls that it makes and a device worker does not. Files: below its state directory, which is its whole root.
+CALLS: Final = (
+    "openat",
+    "stat",
+    "lstat",
+    "rename",
+    "unlink",
+    "pwrite64",
+    "fsync",
     # trio's loop, its wake-up socket, and swtpm: waited for, and ended when it does not end itself
-    "epoll_create1": 291,
-    "eventfd2": 290,
-    "socketpair": 53,
-    "pidfd_open": 434,
-    "pidfd_send_signal": 424,
-    "waitid": 247,
-    "wait4": 61,
-}
+    "epoll_create1",
+    "eventfd2",
+    "socketpair",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "waitid",
+    "wait4",
+)
 MEMORY_BYTES: Final = 256 << 20
 DESCRIPTORS: Final = 256
 #: Of its user's, which is swtpm's as well.

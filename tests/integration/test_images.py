@@ -23,6 +23,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from rayos_images import Cache, ImageError, accel, initramfs, kernel, qemu, qemu_probe
+from rayos_images.arch import DEFAULT
 from rayos_images.guest.protocol import AgentProtocol, Done, Exited, Failed, FileData, Hello, Ready, Reply
 
 pytestmark = pytest.mark.guest
@@ -118,7 +119,7 @@ def booted(cache: Cache, *options: str, ports: tuple[str, ...] = ("serial",)) ->
     argv = [
         *qemu.find(cache).argv, "-M", "q35", "-m", "256M", "-accel", "tcg", "-nodefaults", "-no-user-config",
         "-display", "none", "-kernel", str(image.vmlinux), "-initrd", str(initramfs.build(cache, image)),
-        "-append", kernel.DEFAULT_CMDLINE, "-serial", "chardev:serial", *options,
+        "-append", kernel.command_line(), "-serial", "chardev:serial", *options,
     ]  # fmt: skip
     pairs = {name: socket.socketpair() for name in ports}
     try:
@@ -372,8 +373,8 @@ def test_a_qemu_that_has_all_five_devices_is_found_and_needs_no_environment(cach
 
 def test_a_broken_system_qemu_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImageError, match="/bin/false did not start"):
-        qemu_probe.probe(("/bin/false",))
-    (tmp_path / qemu.NAME).symlink_to("/bin/false")
+        qemu_probe.probe(("/bin/false",), DEFAULT.trial_machine)
+    (tmp_path / DEFAULT.qemu).symlink_to("/bin/false")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ImageError, match=r"run `python -m images`"):
         qemu.find(Cache(tmp_path / "cache"), provision=False)

@@ -11,7 +11,7 @@ import pytest
 
 from rayos_images import ImageError
 from rayos_images.apt import mirror
-from rayos_images.kernel import extract_vmlinux
+from rayos_images.bzimage import extract_vmlinux
 
 ELF = b"\x7fELF" + bytes(range(256)) * 40
 

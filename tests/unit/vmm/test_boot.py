@@ -9,20 +9,22 @@ import pytest
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.qemu.boot import FirmwareKind, KernelKind, firmware_kind, inspect, kernel_kind
+from rayos_vmm.qemu.arch.x86_64 import X86_64
+from rayos_vmm.qemu.boot import HEAD_BYTES, FirmwareKind, firmware_kind, inspect, kernel_format
 
 LINUX = b"MZ" + bytes(0x200) + b"HdrS" + bytes(64)
-MULTIBOOT = b"\x7fELF" + bytes(4092) + struct.pack("<I", 0x1BADB002)
-PVH = b"\x7fELF" + bytes(20000) + struct.pack("<III", 4, 4, 18) + b"Xen\0" + bytes(8)
+MULTIBOOT = b"\x7fELF" + bytes(14) + b"\x03\0" + bytes(4076) + struct.pack("<I", 0x1BADB002)
+PVH = b"\x7fELF" + bytes(14) + b"\x3e\0" + bytes(20000) + struct.pack("<III", 4, 4, 18) + b"Xen\0" + bytes(8)
 
 
 def test_kernels_are_told_apart() -> None:
     """By the magic that QEMU's own loader looks for."""
-    assert kernel_kind(LINUX) is KernelKind.LINUX
-    assert kernel_kind(MULTIBOOT[:8192]) is KernelKind.MULTIBOOT
-    assert kernel_kind(PVH[:8192], whole=PVH) is KernelKind.PVH
-    assert kernel_kind(PVH[:8192]) is None
-    assert kernel_kind(b"") is None
+    files = {"linux": LINUX, "multiboot": MULTIBOOT, "pvh": PVH}
+    for name, whole in files.items():
+        found = kernel_format(X86_64, whole[:HEAD_BYTES], whole)
+        assert found is not None and found.name == name
+    assert kernel_format(X86_64, PVH[:HEAD_BYTES]) is None
+    assert kernel_format(X86_64, b"") is None
 
 
 def test_firmware_is_told_apart() -> None:
@@ -62,7 +64,12 @@ def test_what_cannot_boot_is_refused_with_key_and_file(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("hello")
     missing = tmp_path / "missing"
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(b"\x7fELF" + bytes(14) + b"\xb7\0" + bytes(100))
     cases = {
+        f"kernel {foreign} is an ELF file for machine 183; x86_64 starts those for 62, 3": VmSpec(
+            name="a", kernel=str(foreign)
+        ),
         f"kernel {missing} cannot be read: No such file": VmSpec(name="a", kernel=str(missing)),
         f"kernel {tmp_path} cannot be read: Is a directory": VmSpec(name="a", kernel=str(tmp_path)),
         f"kernel {text} starts with 68 65 6c 6c": VmSpec(name="a", kernel=str(text)),

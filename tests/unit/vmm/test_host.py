@@ -9,6 +9,7 @@ import pytest
 from rayos_vmm.config.host import Host, check_host, check_shape, read_host
 from rayos_vmm.config.spec import Disk, Gpu, Net, Quota, VmSpec
 from rayos_vmm.errors import Invalid
+from rayos_vmm.qemu.arch import check_board
 
 HOST = Host(cpus=2, memory_available_bytes=1 << 30)
 
@@ -16,6 +17,7 @@ HOST = Host(cpus=2, memory_available_bytes=1 << 30)
 def refusal(spec: VmSpec) -> str:
     with pytest.raises(Invalid) as refused:
         check_shape(spec)
+        check_board(spec)
         check_host(spec, HOST)
     return refused.value.message
 
