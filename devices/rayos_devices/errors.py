@@ -25,6 +25,14 @@ class RequestError(DeviceError):
     """A well-formed chain carries a request that cannot be done (class R)."""
 
 
+class DeniedError(RequestError):
+    """The gate does not let an operation of the host's happen; `op` is its name (`rayos_devices.gate.Op`)."""
+
+    def __init__(self, op: str, message: str) -> None:
+        super().__init__(message)
+        self.op = op
+
+
 class ChainError(DeviceError):
     """A descriptor chain that cannot be used (class C)."""
 

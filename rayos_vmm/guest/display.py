@@ -83,8 +83,8 @@ class MachineDisplay:
         if machine.worker is not None:
             try:
                 frame = await machine.worker.screenshot(scanout, with_cursor=with_cursor)
-            except (WorkerError, WorkerGone):
-                if scanout:
+            except (WorkerError, WorkerGone) as error:
+                if scanout or (isinstance(error, WorkerError) and error.denied):
                     with worker_errors(machine):
                         raise
             else:

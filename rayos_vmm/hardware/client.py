@@ -61,7 +61,7 @@ class PacketClient:
                     self.close()
                     raise
         if "error" in head:
-            raise WorkerError(head["error"], head.get("message", head["error"]))
+            raise WorkerError(head["error"], head.get("message", head["error"]), head.get("denied", ""))
         return head, body, fds
 
     async def _exchange(self, request: bytes) -> tuple[dict[str, Any], bytes, list[int]]:

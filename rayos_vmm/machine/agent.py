@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 import trio
@@ -197,7 +197,8 @@ class Agent:
         return reply or Ready()
 
     async def _kill(self) -> None:
-        with trio.move_on_after(_KILL_TIMEOUT_S, shield=True):
+        # Without the right to the console nobody hears: the guest kills it at the next hello.
+        with suppress(WorkerError, WorkerGone), trio.move_on_after(_KILL_TIMEOUT_S, shield=True):
             if self._protocol.state is AgentState.WAITING and not self._is_over:
                 self._replied = trio.Event()
                 await self._worker.console_write(self._port, self._protocol.kill())

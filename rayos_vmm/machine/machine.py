@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from rayos_devices.gate import Op
 from rayos_vmm.config.fault import FaultPlan
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, one_error
 from rayos_vmm.events import EventLog
@@ -27,6 +28,7 @@ from rayos_vmm.machine.recording import Recordings
 from rayos_vmm.machine.remains import Remains
 from rayos_vmm.machine.seats import Seats
 from rayos_vmm.machine.view import ExitReason, VmState, VmView
+from rayos_vmm.policy.capability import missing, needed
 from rayos_vmm.qemu.qmp import Qmp, Transcript
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
@@ -312,6 +314,9 @@ def worker_errors(machine: Machine) -> Iterator[None]:
     try:
         yield
     except WorkerError as error:
+        if error.denied:
+            op = Op(error.denied)
+            raise missing(machine.name, needed(op), op.value) from None
         if error.code in ("no_such_port", "no_such_device"):
             raise NotFound(f"{machine.name}: {error}", code=error.code) from None
         raise Invalid(f"{machine.name}: {error}", code=error.code) from None

@@ -30,7 +30,7 @@ from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, Room, open_audit
 from rayos_vmm.policy.audit_trail import AuditTrail
 from rayos_vmm.policy.audit_witness import AuditWitness, Heads
-from rayos_vmm.policy.capability import Capability, names, parse
+from rayos_vmm.policy.capability import Capability, missing, names, parse
 from rayos_vmm.policy.constraint import NO_BOUNDS, NO_CONSTRAINTS, Bounds, Constraints, port_rules
 from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
@@ -251,6 +251,23 @@ class Authority:
             lambda table, now: table.revoke_rights(vm, rights, now), vm, capabilities=names(rights)
         )
 
+    def need(self, vm: str, rights: Capability, what: str) -> None:
+        """Returns when a machine has these rights now, under the rules too.
+
+        Raises:
+            Forbidden: it lacks one; `what` needs it.
+        """
+        lacks = rights & ~self.book.narrow(vm, self._table.holds(vm))
+        if lacks:
+            raise missing(vm, [next(iter(lacks))], what)
+
+    async def watch(self, vm: str, rights: Capability, what: str) -> None:
+        """Raises Forbidden as soon as a machine does not have these rights; ends when cancelled."""
+        while True:
+            changed = self._changed
+            self.need(vm, rights, what)
+            await changed.wait()
+
     def port_rules(self, vm: str) -> list[OwnedRule]:
         """Firewall rules that keep a machine to the ports of its grants; before all others."""
         return port_rules(self._table.bounds(vm).ports, "grants")
@@ -425,6 +442,8 @@ class Authority:
         for vm in vms & self._pages.keys():
             self._pages[vm].write(compiler.words(self._table, self.book, vm))
         self._compare(vms)
+        if vms:
+            self._wake()
 
     def _compare(self, vms: Iterable[str]) -> None:
         """Tells who has to be told when constraints came or went."""

@@ -10,6 +10,7 @@ from enum import IntFlag
 from typing import Final
 
 from rayos_devices.gate import Op
+from rayos_vmm.errors import Forbidden
 
 
 class Capability(IntFlag):
@@ -66,6 +67,21 @@ def mask(capabilities: Capability) -> int:
             for operation in operations:
                 word |= 1 << operation.index
     return word
+
+
+def needed(op: Op) -> list[Capability]:
+    """The capabilities that allow an operation, each by itself."""
+    return [capability for capability, operations in OPERATIONS.items() if op in operations]
+
+
+def missing(vm: str, capabilities: Iterable[Capability], what: str) -> Forbidden:
+    """The error for a right that a machine does not have: it names the right, and the command that gives it."""
+    found = " or ".join(str(capability.name) for capability in capabilities)
+    return Forbidden(
+        f"{vm} does not have {found}, which {what} needs",
+        hint=f"rayos grant {vm} {found.split(' ')[0]}",
+        code="capability_missing",
+    )
 
 
 def names(capabilities: Capability) -> list[str]:

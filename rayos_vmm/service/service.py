@@ -30,7 +30,7 @@ from rayos_vmm.config.firewall import FirewallConfig
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.settings import AuditConfig, ServiceConfig
 from rayos_vmm.config.spec import SNAP_MAXIMUM, Net, VmSpec, is_name
-from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
+from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_, one_error
 from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest import card, consoles, disks, faults
 from rayos_vmm.guest.accounts import MachineAccounts
@@ -42,12 +42,13 @@ from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.build import Dependencies, end_orphans, orphans
 from rayos_vmm.machine.lifecycle import LifeEvent
 from rayos_vmm.machine.line import SERIAL_PORT
-from rayos_vmm.machine.machine import Machine
+from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.run import adopt_machine, run_machine
 from rayos_vmm.machine.seats import Preference, Seat
 from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
 from rayos_vmm.paths import Paths
+from rayos_vmm.policy.capability import Capability
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.qemu.arch import architecture_of, check_board
 from rayos_vmm.service.connections import ConnectionCounts
@@ -57,6 +58,8 @@ from rayos_vmm.shared.timed import Span
 
 Condition = Literal["ready", "running", "stopped"]
 STOP_TIMEOUT_S: Final = 20.0
+#: Its commands come over the console, and its answers go over it.
+AGENT_RIGHTS: Final = Capability.CAP_CONSOLE_R | Capability.CAP_CONSOLE_W
 _END_TIMEOUT_S: Final = 20.0
 #: A healthy guest is adopted in less, so that nobody who asks at once meets it half adopted.
 ADOPTION_GRACE_S: Final = 0.5
@@ -316,7 +319,8 @@ class Service:
         """Tells the guest the size of its terminal; a line of the board has no way to."""
         machine = self._machine(name)
         if port < SERIAL_PORT:
-            await machine.need_worker().console_resize(port, columns, rows)
+            with worker_errors(machine):
+                await machine.need_worker().console_resize(port, columns, rows)
 
     def input(self, name: str) -> MachineInput:
         """A machine's keyboard, mouse, tablet and touch screen, to be used.
@@ -363,18 +367,18 @@ class Service:
             GuestGone: the guest has no agent, or it went away.
             Timeout_: it did not end in time; it was killed.
         """
-        async with self._machine(name).alive():
-            return await self._agent(name).run_command(command, timeout_s=timeout_s)
+        async with self._agent(name) as agent:
+            return await agent.run_command(command, timeout_s=timeout_s)
 
     async def read_file(self, name: str, path: str) -> bytes:
         """A file of the guest."""
-        async with self._machine(name).alive():
-            return await self._agent(name).read_file(path)
+        async with self._agent(name) as agent:
+            return await agent.read_file(path)
 
     async def write_file(self, name: str, path: str, data: bytes, mode: int = 0o644) -> None:
         """Makes or replaces a file in the guest."""
-        async with self._machine(name).alive():
-            await self._agent(name).write_file(path, data, mode)
+        async with self._agent(name) as agent:
+            await agent.write_file(path, data, mode)
 
     async def stats(self, name: str) -> dict[str, Any]:
         """Returns the counters of the machine's devices."""
@@ -576,12 +580,25 @@ class Service:
         machine.record.spec = msgspec.structs.replace(machine.record.spec, firewall=config)
         await self._parts.store.save(machine.record)
 
-    def _agent(self, name: str) -> Agent:
+    @asynccontextmanager
+    async def _agent(self, name: str) -> AsyncIterator[Agent]:
+        """The agent of a guest, for as long as the guest may speak with it.
+
+        Raises:
+            Forbidden: the machine does not have the rights to its console, or loses one meanwhile.
+            GuestGone: it has no agent.
+        """
         machine = self._machine(name)
-        machine.need_qmp()
-        if machine.agent is None:
-            raise GuestGone(f"{name} has no agent", hint="the agent is part of RayOS's own guest")
-        return machine.agent
+        async with machine.alive():
+            machine.need_qmp()
+            if machine.agent is None:
+                raise GuestGone(f"{name} has no agent", hint="the agent is part of RayOS's own guest")
+            self.policy.need(name, AGENT_RIGHTS, "the guest's agent")
+            with one_error():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.policy.watch, name, AGENT_RIGHTS, "the guest's agent")
+                    yield machine.agent
+                    nursery.cancel_scope.cancel()
 
     def _check_disks_are_free(self, machine: Machine) -> None:
         wanted = {disk.path: disk.read_only for disk in machine.record.spec.disks if disk.path}
@@ -600,7 +617,8 @@ class Service:
             if architecture_of(machine.record.spec).has_power_button:
                 await qmp.execute("system_powerdown")
             if machine.agent is not None and machine.record.is_ready:
-                await machine.agent.power_off()
+                async with self._agent(machine.name) as agent:
+                    await agent.power_off()
 
     async def _end(self, machine: Machine) -> VmView:
         if machine.process is not None:

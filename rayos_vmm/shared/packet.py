@@ -20,11 +20,12 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class WorkerError(Exception):
-    """The worker refused a request; `code` is for programs."""
+    """The worker refused a request; `code` is for programs, `denied` the operation that the gate did not allow."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, denied: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.denied = denied
 
 
 class WorkerGone(GuestGone):

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from rayos_devices.backend import Backend
 from rayos_devices.blk.backend import BlkBackend
 from rayos_devices.console.backend import ConsoleBackend
-from rayos_devices.errors import RequestError
+from rayos_devices.errors import DeniedError, RequestError
 from rayos_devices.faults import Fault, Faults
 from rayos_devices.gpu.backend import GpuBackend
 from rayos_devices.input.backend import InputBackend
@@ -108,6 +108,8 @@ class Control:
             if operation is None:
                 raise Refused("unknown_operation", f"known: {', '.join(self._operations)}")
             answer = operation(head, payload)
+        except DeniedError as error:
+            answer = {"error": "denied", "message": str(error), "denied": error.op}, b"", []
         except RequestError as error:
             answer = {"error": "refused", "message": str(error)}, b"", []
         except (KeyError, TypeError, ValueError) as error:

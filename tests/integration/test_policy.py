@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
 from typing import Any
@@ -13,7 +13,7 @@ import trio
 
 from rayos_vmm.config.settings import ServiceConfig
 from rayos_vmm.config.spec import Disk, VmSpec
-from rayos_vmm.errors import RayosError
+from rayos_vmm.errors import Forbidden, RayosError, one_error
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.constraint import Constraints
@@ -145,6 +145,39 @@ async def constraints(service: Service, paths: Paths, host: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def missing(service: Service) -> None:
+    """Whatever needs a right that was taken says at once which, and how it is given; so does a command under way."""
+    policy = service.policy
+
+    async def refused(right: str, *asked: Callable[[], Awaitable[object]]) -> None:
+        await policy.revoke_rights("svc", [right])
+        for ask in asked:
+            with trio.fail_after(1), pytest.raises(Forbidden, match=f"svc does not have {right}") as error:
+                await ask()
+            assert (error.value.code, error.value.hint) == ("capability_missing", f"rayos grant svc {right}")
+        await policy.grant("svc", [right], None, "given back")
+
+    agent = [
+        lambda: service.exec("svc", "true"),
+        lambda: service.read_file("svc", "/etc/passwd"),
+        lambda: service.write_file("svc", "/tmp/x", b"x"),
+    ]
+    await refused("CAP_CONSOLE_W", *agent)
+    typed = [lambda: service.console_write("svc", 0, b"x"), lambda: service.console_resize("svc", 0, 80, 25)]
+    await refused("CAP_CONSOLE_R", *agent, *typed)
+    await refused("CAP_INPUT", lambda: service.input("svc").press("a"))
+    await refused("CAP_GPU", lambda: service.display("svc").screenshot())
+    assert (await run(service, "echo again")) == (0, "again\n")
+    with trio.fail_after(10), pytest.raises(Forbidden, match="svc does not have CAP_CONSOLE_W"):
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.exec, "svc", "sleep 60")
+                await trio.sleep(0.2)
+                await policy.revoke_rights("svc", ["CAP_CONSOLE_W"])
+    await policy.grant("svc", ["CAP_CONSOLE_W"], None, "given back")
+    assert (await run(service, "echo again")) == (0, "again\n")
+
+
 async def greet(stream: trio.SocketStream) -> None:
     async with stream:
         with suppress(trio.BrokenResourceError):
@@ -183,6 +216,7 @@ async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> 
 
             await rules(service, paths, ping)
             await constraints(service, paths, host)
+            await missing(service)
 
             await policy.revoke_rights("svc", ["CAP_GPU"])
             await run(service, DRAW)

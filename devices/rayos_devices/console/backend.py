@@ -34,7 +34,7 @@ from rayos_devices.console.wire import (
     tx_queue,
 )
 from rayos_devices.durable import DurableBackend
-from rayos_devices.errors import ConfigurationError, RequestError
+from rayos_devices.errors import ConfigurationError, DeniedError, RequestError
 from rayos_devices.gate import OPEN, Denial, Gate, Op
 from rayos_devices.idempotency import IdempotentResults
 from rayos_devices.limits import Limit
@@ -204,7 +204,9 @@ class ConsoleBackend(DurableBackend):
         denial = self.gate.check(Op.CONSOLE_READ, len(data))
         if denial is not None:
             self.stats.deny(Op.CONSOLE_READ, denial, len(data), started)
-            raise RequestError(f"{len(data)} bytes for console port {port} refused: {denial.value}")
+            raise DeniedError(
+                Op.CONSOLE_READ.value, f"{len(data)} bytes for console port {port} refused: {denial.value}"
+            )
         size = target.give(data)
         if size:
             self._results.remember(token, size)
@@ -232,7 +234,9 @@ class ConsoleBackend(DurableBackend):
         denial = self.gate.check(Op.CONSOLE_RESIZE, 0)
         if denial is not None:
             self.stats.deny(Op.CONSOLE_RESIZE, denial, 0, started)
-            raise RequestError(f"resize of console port {port} refused: {denial.value}")
+            raise DeniedError(
+                Op.CONSOLE_RESIZE.value, f"resize of console port {port} refused: {denial.value}"
+            )
         if self.is_undecided:
             return False
         target.columns, target.rows = columns, rows

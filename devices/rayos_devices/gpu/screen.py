@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rayos_devices.errors import RequestError
+from rayos_devices.errors import DeniedError, RequestError
 from rayos_devices.gate import Gate, Op
 from rayos_devices.gpu.blend import blend
 from rayos_devices.gpu.damage import Damage, DamageLog
@@ -85,7 +85,9 @@ class Screen:
         denial = self._gate.check(Op.GPU_READBACK, size)
         if denial is not None:
             self._stats.deny(Op.GPU_READBACK, denial, size, started)
-            raise RequestError(f"reading a picture of {size} bytes back is denied ({denial.value})")
+            raise DeniedError(
+                Op.GPU_READBACK.value, f"reading a picture of {size} bytes back is denied ({denial.value})"
+            )
         pixels = bytes(size) if shown.resource is None else shown.picture(self._pixels)
         cursor = self.cursor(index) if with_cursor else None
         if cursor is not None:

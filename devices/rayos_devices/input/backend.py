@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, ClassVar, Final, Literal
 
 from rayos_devices.durable import DurableBackend
-from rayos_devices.errors import ConfigurationError, QueueError, RequestError
+from rayos_devices.errors import ConfigurationError, DeniedError, QueueError, RequestError
 from rayos_devices.gate import OPEN, Denial, Gate, Op
 from rayos_devices.idempotency import IdempotentResults
 from rayos_devices.input.codes import key_name
@@ -179,7 +179,10 @@ class InputBackend(DurableBackend):
         denial = self.gate.check(Op.INPUT_INJECT, size)
         if denial is not None:
             self.stats.deny(Op.INPUT_INJECT, denial, size, started)
-            raise RequestError(f"{len(events)} events for the {self.kind.name} refused: {denial.value}")
+            raise DeniedError(
+                Op.INPUT_INJECT.value,
+                f"{len(events)} events for the {self.kind.name} refused: {denial.value}",
+            )
         return reports
 
     def _admit(self, report: list[Event]) -> int:
