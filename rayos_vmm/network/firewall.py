@@ -105,16 +105,22 @@ def no_zone(word: str) -> Iterable[str]:
 
 
 class Firewall:
-    """Use it from one trio run. `subnet` is where the guests live; its first address is the host's.
+    """Use it from one trio run. `subnet` is where the guests live; the host has its first address, and those of `host`.
 
     `merge(vm, own)` gives a machine's effective rules from its own (`own_only` until a policy says more), `zone(word)`
     the machines in a `zone:NAME`, `leases(mac)` the addresses that a card has now; `save(vm, config)` stores what a
     machine's own rules have become. Who changes what `merge` or `zone` answer calls `refresh` afterwards.
     """
 
-    def __init__(self, subnet: Callable[[], IPv4Network], kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        subnet: Callable[[], IPv4Network],
+        kernel: Kernel | None = None,
+        host: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self._subnet = subnet
         self._kernel = kernel
+        self._host = host
         self._ports: dict[str, _Port] = {}
         self.merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]] = own_only
         self.zone: Callable[[str], Iterable[str]] = no_zone
@@ -249,6 +255,11 @@ class Firewall:
             used = names(one.rule for one in port.rules)
             if word in used or any(not one.startswith(VM) for one in used):
                 self._stale.add(vm)
+
+    def host_changed(self) -> None:
+        """The host has other addresses: the defaults of every machine mean something else now."""
+        self._stale.update(self._ports)
+        self._is_stale.set()
 
     async def run(self) -> None:
         """Tells workers what the names in their rules stand for now. Ends when cancelled."""
@@ -393,13 +404,21 @@ class Firewall:
         return channel
 
     def _defaults(self) -> list[OwnedRule]:
-        """With the host everything, with other guests nothing, with the rest what the guest begins."""
+        """From the host everything; to it DHCP, names and ping; to other guests nothing; to the rest all it begins."""
         host, subnet = f"{self._server}/32", str(self._subnet())
+        here: dict[str, Any] = {
+            "direction": "out",
+            "to": sorted({host, *(f"{one}/32" for one in self._host())}),
+        }
         return [
             OwnedRule(DEFAULT, FirewallRule(name=name, action=action, priority=_LAST, **sides))  # type: ignore[arg-type]
             for name, action, sides in (
                 ("host-in", "allow", {"direction": "in", "from_": host}),
-                ("host-out", "allow", {"direction": "out", "to": host}),
+                ("host-dhcp", "allow", {**here, "protocol": "udp", "ports": 67}),
+                ("host-dns", "allow", {**here, "protocol": "udp", "ports": 53}),
+                ("host-dns-tcp", "allow", {**here, "protocol": "tcp", "ports": 53}),
+                ("host-ping", "allow", {**here, "protocol": "icmp"}),
+                ("host", "reject", here),
                 ("isolation", "deny", {"direction": "out", "to": subnet}),
             )
         ]

@@ -21,6 +21,7 @@ from rayos_vmm.host.process import start_time
 from rayos_vmm.machine.needs import Tpms
 from rayos_vmm.network.bridge import HostNetwork, open_network
 from rayos_vmm.network.firewall import Firewall
+from rayos_vmm.network.local import local_addresses
 from rayos_vmm.network.taps import TapGuards
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.audit_log import Room
@@ -152,7 +153,7 @@ async def open_parts(
             open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
-            firewall = Firewall(lambda: network.subnet, TapGuards())
+            firewall = Firewall(lambda: network.subnet, TapGuards(), local_addresses)
             firewall.leases = network.addresses_of
             revisions.give_rules_to(firewall)
             network.committed = firewall.commit

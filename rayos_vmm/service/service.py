@@ -47,6 +47,7 @@ from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.run import adopt_machine, run_machine
 from rayos_vmm.machine.seats import Preference, Seat
 from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
+from rayos_vmm.network.local import follow_addresses
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.capability import Capability
 from rayos_vmm.policy.hierarchy import Place
@@ -791,6 +792,7 @@ async def open_service(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.run_jobs, receive)
             nursery.start_soon(service.firewall.run)
+            nursery.start_soon(follow_addresses, service.firewall.host_changed)
             nursery.start_soon(service.workers.run)
             await service.load()
             nursery.start_soon(service.adopt_networks)

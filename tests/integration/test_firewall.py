@@ -15,8 +15,9 @@ from rayos_vmm.config.firewall import FirewallRule
 from rayos_vmm.config.spec import Gpu, VmSpec
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.machine.view import VmState
+from rayos_vmm.network.local import local_addresses
 from rayos_vmm.service.service import Service
-from tests.integration.service_lab import home, lab
+from tests.integration.service_lab import BRIDGE, home, lab
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
@@ -104,6 +105,38 @@ async def check_defaults(service: Service, host: str, other: str) -> None:
     assert not await reaches(service, other)
     assert await hits(service, "a", "isolation") >= 1
     assert (await service.stats("a"))["net"]["denials"]["firewall"] >= 1
+
+
+async def check_host(service: Service, host: str) -> None:
+    """A service of the host that listens everywhere is reached nowhere, until a rule says so; new addresses as well."""
+    late = "198.51.100.86"
+    (listener,) = await trio.open_tcp_listeners(0, host="0.0.0.0")
+    port = listener.socket.getsockname()[1]
+
+    async def connects(address: str) -> bool:
+        return await status(service, "a", f"nc -w 5 {address} {port} </dev/null >/dev/null 2>&1") == 0
+
+    async def is_refused() -> bool:
+        packet = f"tcp {(await service.get('a')).address}:4000 > {late}:{port}"
+        return (await service.firewall.explain("a", packet))["rule"] == "host"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, trio.SocketStream.aclose, [listener])
+        others = local_addresses() - {host}
+        assert others
+        for address in (host, min(others)):
+            assert not await connects(address)
+        assert not await is_refused()
+        await trio.run_process(["ip", "addr", "add", f"{late}/32", "dev", BRIDGE])
+        await until(is_refused)
+        assert not await connects(late)
+        opened = FirewallRule(
+            name="web", action="allow", direction="out", protocol="tcp", ports=port, to=host
+        )
+        await service.firewall.set_own("a", [opened])
+        assert await connects(host) and not await connects(late)
+        await service.firewall.set_own("a", [])
+        nursery.cancel_scope.cancel()
 
 
 async def check_spoofs(service: Service, host: str) -> None:
@@ -205,6 +238,7 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             host = a.rsplit(".", 1)[0] + ".1"
             assert [await kernel_guards(name) for name in "ab"] == [{a}, {b}]
             await check_defaults(service, host, b)
+            await check_host(service, host)
             await service.firewall.set_own("a", [FirewallRule(name="to-b", action="allow", to="vm:b")])
             assert not await reaches(service, b)  # b does not let it in
             await service.firewall.set_own("b", [FirewallRule(name="from-a", action="allow", from_="vm:a")])

@@ -20,6 +20,7 @@ from scapy.layers.inet import ICMP
 from scapy.layers.l2 import Ether
 from scapy.utils import RawPcapNgReader
 
+from rayos_vmm.config.firewall import FirewallConfig, FirewallRule
 from rayos_vmm.config.spec import Net, Quota, VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.hardware.client import KeeperClient, WorkerClient
@@ -30,7 +31,14 @@ from tests.integration.service_lab import BRIDGE, home, lab, running
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
-CARD = VmSpec(name="svc", cpus=2, tpm=False, net=Net(mtu=1400, queues=2), quota=Quota(net_rate="10Gbit/s"))
+CARD = VmSpec(
+    name="svc",
+    cpus=2,
+    tpm=False,
+    net=Net(mtu=1400, queues=2),
+    quota=Quota(net_rate="10Gbit/s"),
+    firewall=FirewallConfig(rules=[FirewallRule(name="host", action="allow")]),
+)
 # linux/if_packet.h, linux/if_ether.h
 SOL_PACKET, PACKET_AUXDATA, ETH_P_ALL = 263, 8, 3
 #: VIRTIO 1.3, 5.1.3: what the driver must have accepted, and who answers for it.

@@ -37,6 +37,7 @@ SUBNET = IPv4Network("10.0.0.0/24")
 MAC = "52:59:00:00:00:01"
 OTHER = "52:59:00:00:00:02"
 HOST, GUEST, PEER = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+UPLINK = "192.0.2.2"
 
 
 class Worker:
@@ -96,7 +97,7 @@ def rule(name: str, action: str = "allow", **fields: Any) -> FirewallRule:
 
 @pytest.fixture
 def firewall() -> Firewall:
-    made = Firewall(lambda: SUBNET)
+    made = Firewall(lambda: SUBNET, host=lambda: [UPLINK])
     made.define("a", FirewallConfig(), MAC)
     made.define("b", FirewallConfig(), OTHER)
     return made
@@ -107,12 +108,18 @@ async def says(firewall: Firewall, packet: str) -> tuple[str, str, str]:
     return told["action"], told["rule"], told["origin"]
 
 
-async def test_by_default_a_guest_has_the_host_and_the_world_but_no_other_guest(firewall: Firewall) -> None:
+async def test_by_default_a_guest_has_the_world_but_neither_the_host_nor_other_guests(
+    firewall: Firewall,
+) -> None:
     """With no rule of anybody's, running or not; before its lease it has nothing."""
     assert (await firewall.explain("a", f"tcp {GUEST}:1 > {HOST}:53"))["reason"] == "source_address"
     firewall.bind(MAC, GUEST)
     for packet, expected in (
-        (f"udp {GUEST}:1 > {HOST}:53", ("allow", "host-out", "default")),
+        (f"udp {GUEST}:1 > {HOST}:53", ("allow", "host-dns", "default")),
+        (f"tcp {GUEST}:1 > {HOST}:53", ("allow", "host-dns-tcp", "default")),
+        (f"icmp {GUEST} > {HOST}", ("allow", "host-ping", "default")),
+        (f"tcp {GUEST}:1 > {HOST}:22", ("reject", "host", "default")),
+        (f"tcp {GUEST}:1 > {UPLINK}:22", ("reject", "host", "default")),
         (f"tcp {GUEST}:1 > 93.184.216.34:443", ("allow", "", "")),
         (f"tcp {GUEST}:1 > {PEER}:22", ("deny", "isolation", "default")),
         (f"in tcp {HOST}:1 > {GUEST}:22", ("allow", "host-in", "default")),
@@ -157,7 +164,7 @@ async def test_merged_rules_keep_their_origins(firewall: Firewall, tmp_path: Pat
     )
     assert await says(firewall, f"tcp {GUEST}:1 > 93.184.216.34:25") == ("deny", "no-smtp", "host")
     assert await says(firewall, f"tcp {GUEST}:1 > {PEER}:80") == ("allow", "web", "vm:a")
-    assert [one.origin for one in firewall.rules("a")] == ["host", "vm:a", "vm:a", *["default"] * 3]
+    assert [one.origin for one in firewall.rules("a")] == ["host", "vm:a", "vm:a", *["default"] * 7]
 
 
 async def test_rules_are_in_force_when_set_rules_returns(firewall: Firewall, tmp_path: Path) -> None:
@@ -165,6 +172,7 @@ async def test_rules_are_in_force_when_set_rules_returns(firewall: Firewall, tmp
     judge = await start(firewall, "a", tmp_path / "a")
     await firewall.attach("a", tmp_path / "a", Worker(judge))
     firewall.bind(MAC, GUEST)
+    await firewall.set_own("a", [rule("yes", to=HOST)])
     frame = udp4()
     assert judge.judge(frame, True, 1.0) & ACTION_MASK == ALLOW
     epoch = judge.epoch[0]
