@@ -25,6 +25,8 @@ from rayos_vmm.errors import Invalid
 
 SECTOR_BYTES: Final = 512
 _MIB: Final = 1 << 20
+#: QEMU under TCG, keeper, worker, TPM process and swtpm take 85 MiB beside the guest's memory (rss of their group).
+OVERHEAD_BYTES: Final = 96 << 20
 STORAGE_DAEMON: Final = "qemu-storage-daemon"
 
 
@@ -96,6 +98,13 @@ def check_shape(spec: VmSpec) -> None:
         )
     if memory % _MIB:
         raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
+    host_memory = spec.quota.host_memory_bytes
+    if host_memory is not None and host_memory < memory + OVERHEAD_BYTES:
+        raise Invalid(
+            f"quota.host_memory = {spec.quota.host_memory!r} does not hold memory = {spec.memory!r} and the "
+            f"{format_size(OVERHEAD_BYTES)} that the processes around it take",
+            hint=f'write at least host_memory = "{format_size(memory + OVERHEAD_BYTES)}"',
+        )
     if spec.quota.disk_bytes < _MIB:
         raise Invalid(f"quota.disk = {spec.quota.disk!r}; at least 1MiB is needed")
     if spec.quota.net_rate_bits_per_second < 1000:
@@ -151,4 +160,21 @@ def check_host(spec: VmSpec, host: Host, *, is_strict: bool = False) -> list[str
     for index, disk in enumerate(spec.disks):
         for problem in _disk_problems(index, disk, spec.quota.disk_bytes):
             raise Invalid(problem)
+    total = sum(raw_bytes(disk) for disk in spec.disks)
+    if total > spec.quota.disk_bytes:
+        raise Invalid(
+            f"the disks have {format_size(total)} in all, which exceeds the machine's quota.disk = "
+            f"{format_size(spec.quota.disk_bytes)!r}",
+            hint="make them smaller, or the quota larger",
+        )
     return notes
+
+
+def raw_bytes(disk: Disk) -> int:
+    """Bytes of the host's storage that a disk may come to take: none if it is read-only or not raw. Blocking."""
+    if disk.read_only or disk.format != "raw":
+        return 0
+    if disk.size is not None:
+        return parse_size(disk.size)
+    path = Path(disk.path or "")
+    return path.stat().st_size if path.is_file() else 0

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from rayos_vmm.config.host import raw_bytes
 from rayos_vmm.config.spec import Disk
 from rayos_vmm.config.units import format_size, parse_size
 from rayos_vmm.errors import Invalid, NotFound
@@ -63,7 +64,8 @@ async def resize(machine: Machine, index: int, size_bytes: int) -> None:
     """
     disk, path = _find(machine, index)
     now_bytes = view(machine, index).size_bytes
-    quota_bytes = machine.record.spec.quota.disk_bytes
+    others = sum(raw_bytes(one) for at, one in enumerate(machine.record.spec.disks) if at != index)
+    quota_bytes = machine.record.spec.quota.disk_bytes - others
     if disk.format != "raw":
         raise Invalid(
             f"{machine.name}: disk {index} is {disk.format}: stop the machine and use qemu-img resize"
@@ -73,7 +75,8 @@ async def resize(machine: Machine, index: int, size_bytes: int) -> None:
     if size_bytes % _SECTOR_BYTES or not now_bytes <= size_bytes <= quota_bytes:
         raise Invalid(
             f"{machine.name}: disk {index} cannot have {size_bytes} bytes: multiples of {_SECTOR_BYTES} "
-            f"from {format_size(now_bytes)} (it only grows) to {format_size(quota_bytes)} (quota.disk) are allowed"
+            f"from {format_size(now_bytes)} (it only grows) to {format_size(quota_bytes)} (quota.disk, which all its "
+            "disks share) are allowed"
         )
     if path.is_file():
         if size_bytes > now_bytes:

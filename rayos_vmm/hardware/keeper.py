@@ -45,7 +45,7 @@ def _devices(
             read_only=disk.is_read_only,
             serial=disk.serial,
             queues=disk.queues,
-            quota_bytes=quota.disk_bytes,
+            quota_bytes=_storage_bytes(quota.disk_bytes, disks, disk),
             rate_bytes_per_second=quota.disk_rate_bytes_per_second,
             operations_per_second=quota.disk_operations,
         )
@@ -76,6 +76,16 @@ def _devices(
         Device(kind="console", name="console", ports=("", *spec.console_ports[1:]), chardev=not has_console)
     )
     return [msgspec.structs.replace(device, packed=spec.packed) for device in devices]
+
+
+def _storage_bytes(quota_bytes: int, disks: Sequence[DiskImage], disk: DiskImage) -> int:
+    """A disk's part of its machine's quota: a raw one is bounded by its size, the others share what that leaves."""
+    if disk.format == "raw":
+        return quota_bytes
+    writable = [one for one in disks if not one.is_read_only]
+    raw = [one.path for one in writable if one.format == "raw"]
+    rest = quota_bytes - sum(path.stat().st_size for path in raw if path.is_file())
+    return max(rest, 0) // max(1, len(writable) - len(raw))
 
 
 def _judged(device: Device, firewall: WorkerFirewall) -> Device:

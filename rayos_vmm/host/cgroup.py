@@ -126,6 +126,18 @@ def enclose(group: str, quota: Quota, pids: Sequence[int], *, root: Path = ROOT)
     return missing(root, groups)
 
 
+def memory_kills(group: str, *, root: Path = ROOT) -> int:
+    """How many processes of a group the kernel has killed because its memory was used up; 0 where it does not say."""
+    for path in (
+        root / PARENT / group / "memory.events",
+        root / "memory" / PARENT / group / "memory.oom_control",
+    ):
+        with suppress(OSError):
+            counted = dict(line.split() for line in path.read_text().splitlines())
+            return int(counted.get("oom_kill", 0))
+    return 0
+
+
 def remove(group: str, *, root: Path = ROOT) -> None:
     """Removes a machine's group once its processes are gone, for which it waits a moment. Blocking."""
     for directory in (root / PARENT, *(root / controller / PARENT for controller in CONTROLLERS)):

@@ -302,6 +302,8 @@ async def dismantle(machine: Machine, dependencies: Dependencies) -> None:
                 reader.close()
         if live.swtpm is not None:
             await dependencies.tpms.stop(live.swtpm, machine.runtime)
+        kills = await trio.to_thread.run_sync(cgroup.memory_kills, machine.record.group)
+        machine.evidence.memory_kills = kills
         await trio.to_thread.run_sync(cgroup.remove, machine.record.group)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
     machine.process = None

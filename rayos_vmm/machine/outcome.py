@@ -23,6 +23,9 @@ _PANIC: Final = re.compile(r"^(?:\[ *\d+\.\d+\] ?)?Kernel panic - not syncing: (
 _READY: Final = re.compile(r"RAYOS-READY boot=(\d+(?:\.\d+)?) ip=(\S+)")
 
 
+_UNEXPLAINED: Final = frozenset({ExitReason.QEMU_CRASHED, ExitReason.DEVICES_LOST, ExitReason.LOST})
+
+
 @dataclass
 class Evidence:
     """The evidence about the end of a machine; filled in while it runs."""
@@ -37,6 +40,7 @@ class Evidence:
     has_reset_enough: int = 0  # how many resets, when on_reset says that this is the end
     expired: tuple[ExitReason, str] | None = None  # what the watchdog said
     lost: str = ""  # which process died that its devices need
+    memory_kills: int = 0  # of the machine's processes by the kernel, for want of memory of its group
     exit_status: int | None = None  # QEMU's; None when it was not our child
     last_log_line: str = ""
     resets: deque[float] = field(default_factory=lambda: deque(maxlen=RESET_LOOP_COUNT))
@@ -87,6 +91,18 @@ def count_of(reaction: str) -> int | None:
 
 def judge(evidence: Evidence) -> tuple[ExitReason, str]:
     """The reason as a word and as a sentence."""
+    exit_reason, reason = _judge(evidence)
+    return exit_reason, reason + (memory_note(evidence) if exit_reason in _UNEXPLAINED else "")
+
+
+def memory_note(evidence: Evidence) -> str:
+    """What to add where a process died and the kernel says that the machine had used up its memory."""
+    if not evidence.memory_kills:
+        return ""
+    return "; the kernel ended it because the machine had used up its quota.host_memory"
+
+
+def _judge(evidence: Evidence) -> tuple[ExitReason, str]:
     if evidence.is_reset_loop:
         count = len(evidence.resets)
         return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"

@@ -16,7 +16,7 @@ from rayos_vmm.host.process import Process, adopt
 from rayos_vmm.machine.build import LOG_FIFO, Dependencies, build, dismantle, end_orphans
 from rayos_vmm.machine.lifecycle import MEANT, LifeEvent
 from rayos_vmm.machine.machine import Machine
-from rayos_vmm.machine.outcome import judge
+from rayos_vmm.machine.outcome import judge, memory_note
 from rayos_vmm.machine.supervisor import Supervisor
 from rayos_vmm.machine.view import ExitReason, VmState
 
@@ -141,7 +141,7 @@ async def _finish(machine: Machine, dependencies: Dependencies) -> None:
     if machine.evidence.asked is not None and exit_reason is not machine.evidence.asked and not has_run:
         exit_reason, reason = machine.evidence.asked, "it was stopped while it was starting"
     elif error is not None and machine.evidence.asked is None and not has_run:
-        exit_reason, reason = ExitReason.START_FAILED, error.message
+        exit_reason, reason = ExitReason.START_FAILED, error.message + memory_note(machine.evidence)
     elif error is not None and exit_reason in (ExitReason.LOST, ExitReason.QEMU_CRASHED):
         reason = f"{reason}; {error.message}"
     event = LifeEvent.EXIT if MEANT[exit_reason] else LifeEvent.FAIL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rayos_vmm.errors import GuestGone
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.host import cgroup
+from rayos_vmm.machine.view import ExitReason
 from rayos_vmm.service.service import Service
 from tests.integration.service_lab import home, lab, running
 
@@ -90,5 +92,20 @@ async def test_a_machine_is_bounded_as_a_whole_or_says_why_not() -> None:
         else:
             await running(service, SPEC)
             await check_bounds(service, paths.vm_runtime("bounded"))
-            await service.kill("bounded")
+            await check_exhaustion(service)
         assert not groups()
+
+
+async def check_exhaustion(service: Service) -> None:
+    """A guest at work whose memory group is full is ended by the kernel, and its sentence names the quota."""
+    group = cgroup.available()["memory"] / next(path.name for path in groups())
+    is_unified = (group / "memory.max").exists()
+    usage, limit = (
+        ("memory.current", "memory.max") if is_unified else ("memory.usage_in_bytes", "memory.limit_in_bytes")
+    )
+    (group / limit).write_text(str(int((group / usage).read_text()) + (24 << 20)))
+    with suppress(GuestGone):
+        await service.exec("bounded", "dd if=/dev/urandom of=/tmp/load bs=1M count=120", 60)
+    view = await service.wait("bounded", "stopped", 60)
+    assert view.exit_reason in (ExitReason.QEMU_CRASHED, ExitReason.DEVICES_LOST)
+    assert "used up its quota.host_memory" in view.reason

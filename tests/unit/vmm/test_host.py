@@ -29,10 +29,16 @@ def test_limits_are_named(tmp_path: Path) -> None:
     wrong = {
         "cpus = 2 exceeds the 1 of machine = 'isapc'": VmSpec(name="a", cpus=2, machine="isapc"),
         "at least 1MiB": VmSpec(name="a", memory="1000KiB", kernel="/k"),
-        "at least 96MiB": VmSpec(name="a", memory="95MiB"),
-        "not a whole number of MiB": VmSpec(name="a", memory="100000KiB"),
+        "at least 112MiB": VmSpec(name="a", memory="111MiB"),
+        "not a whole number of MiB": VmSpec(name="a", memory="200000KiB"),
         "neither of path and size": VmSpec(name="a", disks=[Disk()]),
         "both of path and size": VmSpec(name="a", disks=[Disk(path="/x", size="1MiB")]),
+        "the disks have 12GiB in all, which exceeds the machine's quota.disk = '10GiB'": VmSpec(
+            name="a", disks=[Disk(size="6GiB"), Disk(size="6GiB")]
+        ),
+        "quota.host_memory = '300MiB' does not hold memory = '256MiB' and the 96MiB": VmSpec(
+            name="a", quota=Quota(host_memory="300MiB")
+        ),
         "exceeds quota.disk = '10GiB'": VmSpec(name="a", disks=[Disk(size="11GiB")]),
         "disks[1].path /nowhere does not exist": VmSpec(
             name="a", disks=[Disk(size="1MiB"), Disk(path="/nowhere")]

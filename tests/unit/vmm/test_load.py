@@ -23,7 +23,7 @@ WRONG = {
     '[service]\nsubnet = "10.0.0.1/24"': "service.subnet = '10.0.0.1/24' is not an IPv4 network",
     '[service]\nidle_exit = "10"': "service.idle_exit = '10': a time is a number",
     "x =": "not TOML",
-    '[vm.dev]\nmemory = "64MiB"': "vm.dev.memory = '64MiB' is too small; at least 96MiB",
+    '[vm.dev]\nmemory = "64MiB"': "vm.dev.memory = '64MiB' is too small; at least 112MiB",
     '[vm.dev]\nname = "other"': "vm.dev.name = 'other' differs",
     '[vm.dev.net]\nmac = "x"': "vm.dev.net.mac = 'x': a MAC is",
     '[vm.dev.quota]\nnet_rate = "100MBit"': "vm.dev.quota.net_rate = '100MBit': a rate is",
