@@ -96,7 +96,7 @@ def judge(evidence: Evidence) -> tuple[ExitReason, str]:
 
 
 def memory_note(evidence: Evidence) -> str:
-    """What to add where a process died and the kernel says that the machine had used up its memory."""
+    """The clause to add where a process died and the kernel says that the machine had used up its memory."""
     if not evidence.memory_kills:
         return ""
     return "; the kernel ended it because the machine had used up its quota.host_memory"
