@@ -118,7 +118,7 @@ async def check_host(service: Service, host: str) -> None:
 
     async def is_refused() -> bool:
         packet = f"tcp {(await service.get('a')).address}:4000 > {late}:{port}"
-        return (await service.firewall.explain("a", packet))["rule"] == "host"
+        return bool((await service.firewall.explain("a", packet))["rule"] == "host")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, trio.SocketStream.aclose, [listener])
