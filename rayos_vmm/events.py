@@ -23,6 +23,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     Types: `vm.state` {state, reason}, `vm.boot` {stage, ms}, `vm.ready` {ready_ms, guest_ms, address},
     `vm.adopted` {pid}, `vm.silent` {reason}, `vm.unrecorded` {pids}, `vm.removed`, `net.link` {up},
     `vm.qemu` {event, data} (any other QMP event), `devices.worker_exited`, `devices.worker_started` {pid, restarts},
+    `devices.worker_silent` {pid, seconds},
     `dhcp.*`, `images.*`, `gap` {missed}.
     """
 

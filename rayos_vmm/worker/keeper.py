@@ -4,7 +4,7 @@ It owns the sockets QEMU is connected to (through relays), the image and tap des
 devices keep their state. It parses nothing a guest wrote. A worker is a fork of it: the code is loaded, the descriptors
 are there, so a successor serves within milliseconds. A worker that dies again and again within MIN_LIFE seconds is
 restarted with growing pauses; more than DEGRADED_DEATHS in DEGRADED_SECONDS and the VM is reported degraded.
-A death that was asked for counts as neither.
+A death that was asked for counts as neither. A worker that lives and does not answer for SILENCE seconds is replaced.
 
 A worker can be moved: it ends what it began, and its successor goes on where it stood, on other processors.
 
@@ -47,6 +47,9 @@ DEGRADED_SECONDS: Final = 60.0
 LINGER: Final = 15.0
 #: Seconds that a worker has to hand over; then it is killed, which loses nothing either.
 HAND_OVER_LIMIT: Final = 2.0
+#: Seconds, counted by the keeper's own timer, in which a worker must answer; and from its fork until it can.
+SILENCE: Final = 5
+BIRTH: Final = 30
 #: Connections of services at a time.
 MAX_CLIENTS: Final = 8
 
@@ -76,6 +79,7 @@ class Keeper:
         self._short_lives = 0
         self._deaths: deque[float] = deque(maxlen=DEGRADED_DEATHS + 1)
         self._is_asked_for = False
+        self._unanswered = 0
         self.restarts = -1
         self.moves = 0
         self._cores: set[int] = set()  # none: any
@@ -139,6 +143,7 @@ class Keeper:
         self._pidfd = os.pidfd_open(pid)
         self._loop.register(self._pidfd, self._worker_died)
         self._started_at = self._loop.now()
+        self._unanswered = SILENCE - BIRTH
         if self._movers:
             self.moves += 1
         else:
@@ -209,7 +214,10 @@ class Keeper:
                 self._relays[head["device"]].drop(head["reason"])
         elif head["op"] == "event":
             self._tell(head["event"])
+        elif head["op"] == "pong":
+            self._unanswered = 0
         elif head["op"] == "confined":
+            self._unanswered = 0
             self._confined(head["layers"])
 
     def _confined(self, layers: dict[str, Any]) -> None:
@@ -347,6 +355,24 @@ class Keeper:
         except OSError as error:
             log.debug("a service takes no packets: %s", error)
 
+    def _check_worker(self) -> None:
+        """Replace a worker that is stopped or hangs: it lives, serves nobody, and has not answered for SILENCE seconds.
+
+        Counted in rounds of this timer, so that a machine that slept as a whole has missed one.
+        """
+        self._loop.call_at(self._loop.now() + 1.0, self._check_worker)
+        if self._link is None or self._pidfd < 0:
+            return
+        if self._unanswered >= SILENCE:
+            log.error("worker %d has not answered for %d s; it is replaced", self._worker_pid, SILENCE)
+            self._tell({"event": "worker_silent", "pid": self._worker_pid, "seconds": SILENCE})
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._unanswered = SILENCE - BIRTH  # its end is told by its pidfd
+            return
+        self._unanswered += 1
+        with suppress(OSError):  # full: it has not read those before either
+            self._link.send(packet.encode({"op": "ping"}), socket.MSG_NOSIGNAL)
+
     def _check_linger(self) -> None:
         """End when everybody has been gone for LINGER seconds."""
         abandoned = self._was_connected and not self._clients.sockets
@@ -368,6 +394,7 @@ class Keeper:
         self._inherited = sandbox.confine_keeper(self._spec.sandbox)
         self._spawn()
         self._check_linger()
+        self._check_worker()
         try:
             ready()
             self._loop.run()

@@ -86,6 +86,9 @@ class Worker:
         for _, _, content in ancillary:
             fds.frombytes(content[:4])
         head, _ = packet.decode(data)
+        if head["op"] == "ping":
+            self._tell({"op": "pong"})
+            return
         if head["op"] == "hand_over":
             self.loop.stop()  # after this round: no request is half done then
             return

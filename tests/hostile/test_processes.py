@@ -302,3 +302,65 @@ async def test_P6_a_machine_whose_disk_reader_died_has_failed(
         assert event.data["exit_reason"] == "devices_lost"
     # Clusters that were allocated and not yet named are leaks (status 3); errors would be 2.
     assert qemu_img("check", "-q", str(image)) in (0, 3)
+
+
+# -- P9, P10: workers that stop, disks that grow ------------------------------------------------------------------
+
+#: Writes blocks with their number in them, again and again, and counts the rounds in /tmp/rounds.
+WRITER: Final = """
+n=0
+while :; do
+  n=$((n+1))
+  dd if=/tmp/pattern of=/dev/vda bs=64k count=16 seek=16 oflag=direct 2>/dev/null || echo bad >>/tmp/bad
+  dd if=/dev/vda bs=64k count=16 skip=16 iflag=direct 2>/dev/null | cmp -s - /tmp/pattern || echo bad >>/tmp/bad
+  echo $n >/tmp/rounds
+done
+"""
+
+
+async def rounds(guest: Guest) -> int:
+    return int(await guest.succeed("cat /tmp/rounds"))
+
+
+async def worker_of(runtime: Path) -> int:
+    client = KeeperClient(runtime)
+    try:
+        return int((await client.status())["worker_pid"])
+    finally:
+        client.close()
+
+
+async def test_P9_P10_a_stopped_worker_is_replaced_and_a_disk_grows_under_all_of_that(
+    guest_factory: GuestFactory, rayos_daemon: PrivateDaemon
+) -> None:
+    """Under writes that are read back: a SIGSTOP, which its keeper notices; new sizes while workers are killed."""
+    async with guest_factory(
+        disk="64MiB", gpu={"enabled": False}, net={"enabled": False}, tpm=False
+    ) as guest:
+        await guest.write_file("/tmp/writer", WRITER.encode())
+        await guest.succeed(
+            "dd if=/dev/urandom of=/tmp/pattern bs=64k count=16 2>/dev/null; echo 0 >/tmp/rounds"
+        )
+        await guest.succeed("sh /tmp/writer >/dev/null 2>&1 &")
+        await guest.wait_until_succeeds("[ $(cat /tmp/rounds) -gt 0 ]")
+        runtime = rayos_daemon.paths.vm_runtime(guest.name)
+        stopped = await worker_of(runtime)
+        os.kill(stopped, signal.SIGSTOP)
+        with trio.fail_after(60):
+            async with guest.client.events(since=0) as events:
+                async for event in events:
+                    if event.type == "devices.worker_silent" and event.data["pid"] == stopped:
+                        break
+        before = await rounds(guest)
+        assert await worker_of(runtime) != stopped
+        await guest.wait_until_succeeds(f"[ $(cat /tmp/rounds) -gt {before + 1} ]")
+
+        async with trio.open_nursery() as nursery:
+            for mebibytes in range(65, 85):
+                if mebibytes % 4 == 0:
+                    nursery.start_soon(guest.kill_worker)
+                await guest.client.resize_disk(guest.name, f"{mebibytes}MiB")
+        await guest.wait_until_succeeds(f"[ $(blockdev --getsize64 /dev/vda) -eq {84 << 20} ]")
+        last = await rounds(guest)
+        await guest.wait_until_succeeds(f"[ $(cat /tmp/rounds) -gt {last + 1} ]")
+        await guest.fail("cat /tmp/bad")
