@@ -1,11 +1,14 @@
 """Serve one backend alone on a unix socket, for any VMM or tool that speaks vhost-user.
 
     python -P -m rayos_devices.serve blk --socket S --image F [--read-only] [--direct] [--serial TEXT] [--queues N]
+    python -P -m rayos_devices.serve blk --socket S --image F --nbd
     python -P -m rayos_devices.serve net --socket S (--tap NAME | --echo | --sink | --join S2) [--queues N]
     python -P -m rayos_devices.serve gpu --socket S [--mode WxH] [--scanouts N]
     python -P -m rayos_devices.serve input --socket S [--kind keyboard|mouse|tablet|touch]
     python -P -m rayos_devices.serve console --socket S
 
+`--nbd` serves a client of NBD, such as QEMU's controllers, and `--stream` QEMU's `-netdev stream`, in place of a
+vhost-user frontend.
 `--join` serves a second network device on S2: two guests, each other's network, without a tap between them.
 As qemu-storage-daemon and the rust-vmm daemons are used; unlike most of them it listens again when the frontend left.
 Memory may be any file that can be mapped, sealed or not. Why a session ended is told on standard error.
@@ -25,10 +28,14 @@ from pathlib import Path
 from typing import Final
 
 from rayos_devices.backend import Backend
+from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.nbd import NbdPort
 from rayos_devices.bucket import TokenBucket
 from rayos_devices.errors import DeviceError
 from rayos_devices.loop import Loop
+from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import EchoPort, NetPort, SinkPort, join_ports, open_tap, tap_ports
+from rayos_devices.net.stream import StreamPort
 from rayos_devices.standard_io import join_events, join_terminal
 from rayos_devices.vhost_user.connection import Connection
 from rayos_devices.vhost_user.lost_memory import LostMemory
@@ -127,13 +134,22 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
+def front(
+    arguments: argparse.Namespace, backend: Backend, loop: Loop, listening: socket.socket
+) -> Listener | NbdPort | StreamPort:
+    """Serves a backend on its socket: to vhost-user frontends, or to whom was asked for in their place."""
+    if isinstance(backend, BlkBackend) and arguments.nbd:
+        return NbdPort(backend, listening, loop)
+    if isinstance(backend, NetBackend) and arguments.stream:
+        return StreamPort(backend, listening, loop)
+    return Listener(backend, loop, listening)
+
+
 def build_all(arguments: argparse.Namespace, loop: Loop) -> list[tuple[Path, Backend]]:
     """Builds the backends that the command line describes, and says where each is served. Errors: DeviceError,
     OSError.
     """
     if arguments.device == "net" and arguments.join:
-        from rayos_devices.net.backend import NetBackend
-
         cables = [join_ports() for _ in range(arguments.queues)]
         return [
             (path, NetBackend(f"net{end}", loop, *ports, rate_bytes_per_second=arguments.rate))
@@ -148,7 +164,6 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
     """One backend. Errors: DeviceError, OSError."""
     match arguments.device:
         case "blk":
-            from rayos_devices.blk.backend import BlkBackend
             from rayos_devices.blk.store import RawStore
 
             mode = os.O_RDONLY if arguments.read_only else os.O_RDWR
@@ -159,8 +174,6 @@ def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
                 "blk", loop, store, serial=arguments.serial, queues=arguments.queues, poll_ns=poll_ns
             )
         case "net":
-            from rayos_devices.net.backend import NetBackend
-
             return NetBackend("net", loop, *_ports(arguments), rate_bytes_per_second=arguments.rate)
         case "gpu":
             from rayos_devices.gpu.backend import GpuBackend
@@ -206,12 +219,16 @@ def parser() -> argparse.ArgumentParser:
         if name == "blk":
             device.add_argument("--image", type=Path, required=True, help="raw file or block device")
             device.add_argument("--read-only", action="store_true")
+            device.add_argument("--nbd", action="store_true", help="speak NBD, not vhost-user")
             device.add_argument("--direct", action="store_true", help="past the page cache (O_DIRECT)")
             device.add_argument("--serial", default="", help="up to 20 bytes")
             device.add_argument("--queues", type=int, choices=range(1, 17), default=1, metavar="1..16")
         elif name == "net":
             port = device.add_mutually_exclusive_group(required=True)
             port.add_argument("--tap", help="name of the tap to create or attach to")
+            device.add_argument(
+                "--stream", action="store_true", help="speak QEMU's -netdev stream, not vhost-user"
+            )
             port.add_argument("--echo", action="store_true", help="send every frame back")
             port.add_argument("--sink", action="store_true", help="take every frame")
             port.add_argument("--join", type=Path, help="socket of a second device: each other's network")
@@ -249,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: loop.stop())
     try:
         served = build_all(arguments, loop)
-        listeners = [Listener(backend, loop, listen(path)) for path, backend in served]
+        listeners = [front(arguments, backend, loop, listen(path)) for path, backend in served]
     except (DeviceError, OSError) as error:
         print(f"rayos device serve: {error}", file=sys.stderr)
         return 1
@@ -258,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def lose(address: int) -> None:
         for listener in listeners:
-            listener.lose(address)
+            if isinstance(listener, Listener):
+                listener.lose(address)
 
     lost_memory = LostMemory(loop, lose)
     try:

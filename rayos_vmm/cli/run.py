@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -22,9 +22,9 @@ from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.cli.terminal import Ending, attach
 from rayos_vmm.client.client import Client
 from rayos_vmm.client.daemon import ensure_daemon
+from rayos_vmm.config.disk_words import parse_disk
 from rayos_vmm.config.load import load, resolve_paths, to_spec
-from rayos_vmm.config.spec import DiskFormat, VmSpec
-from rayos_vmm.config.units import parse_size
+from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
 from rayos_vmm.events import Event
 from rayos_vmm.machine.view import ExitReason, VmView
@@ -51,8 +51,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--disk",
         action="append",
-        metavar="SIZE|FILE",
-        help="an empty disk, or an image: raw, or by its name .qcow2, .vmdk, .vdi, .vhdx; again for more",
+        metavar="SIZE|FILE|fat:DIR[,KEY=VALUE…]",
+        help="an empty disk; an image, raw or by its name .qcow2, .vmdk, .vdi, .vhdx; or a directory as a FAT disk; "
+        "with bus=ahci|ide|nvme|usb|scsi|floppy|sd, snapshot, read-only, cache=unsafe, …; again for more",
     )
     machine.add_argument("--cdrom", metavar="FILE", help="an ISO image to boot from")
     machine.add_argument("--firmware", metavar="FILE", help="firmware, such as OVMF.fd")
@@ -77,15 +78,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _disk(text: str) -> dict[str, Any]:
-    """A size, or a file whose name says its format: what is in it may be a guest's."""
-    if "/" in text or Path(text).exists():
-        suffix = Path(text).suffix.lstrip(".")
-        return {"path": text, "format": suffix} if suffix in get_args(DiskFormat) else {"path": text}
     try:
-        parse_size(text)
+        return parse_disk(text)
     except ValueError as error:
-        raise Invalid(f"--disk {text}: there is no such file, and {error}") from None
-    return {"size": text}
+        raise Invalid(f"--disk {error}") from None
 
 
 def _from_file(args: argparse.Namespace) -> dict[str, Any]:

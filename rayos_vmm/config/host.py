@@ -16,6 +16,7 @@ from typing import Final
 from rayos_vmm.config.firewall import check_firewall
 from rayos_vmm.config.spec import (
     FOREIGN_MEMORY_MINIMUM_BYTES,
+    LARGE_BLOCK_BUSES,
     MEMORY_MINIMUM_BYTES,
     Disk,
     VmSpec,
@@ -24,6 +25,7 @@ from rayos_vmm.config.units import format_size, parse_size
 from rayos_vmm.errors import Invalid
 
 SECTOR_BYTES: Final = 512
+_STAT_BLOCK_BYTES: Final = 512  # stat(2), st_blocks, whatever the file system's block is
 _MIB: Final = 1 << 20
 #: QEMU under TCG, keeper, worker, TPM process and swtpm take 85 MiB beside the guest's memory (rss of their group).
 OVERHEAD_BYTES: Final = 96 << 20
@@ -49,9 +51,19 @@ def read_host(meminfo: Path = Path("/proc/meminfo")) -> Host:
 
 def _disk_problems(index: int, disk: Disk, quota_bytes: int) -> Iterator[str]:
     key = f"disks[{index}]"
-    if (disk.path is None) == (disk.size is None):
-        seen = "neither" if disk.path is None else "both"
-        yield f"{key} has {seen} of path and size; exactly one is needed"
+    sources = [name for name in ("path", "size", "directory") if getattr(disk, name) is not None]
+    if len(sources) != 1:
+        yield f"{key} has {' and '.join(sources) or 'none'} of path, size and directory; exactly one is needed"
+        return
+    yield from _bus_problems(key, disk)
+    if disk.directory is not None:
+        path = Path(disk.directory)
+        if disk.format != "raw" or disk.read_only or disk.snapshot:
+            yield f"{key} is a directory, which is a raw disk thrown away at the end"
+        elif not path.is_absolute():
+            yield f"{key}.directory = {disk.directory!r} is a relative path; the service needs an absolute one"
+        elif not path.is_dir():
+            yield f"{key}.directory {path} is no directory"
         return
     if disk.format != "raw":
         if disk.size is not None:
@@ -59,6 +71,8 @@ def _disk_problems(index: int, disk: Disk, quota_bytes: int) -> Iterator[str]:
         if shutil.which(STORAGE_DAEMON) is None:
             yield f"{key}.format = {disk.format!r} needs {STORAGE_DAEMON} (Debian: qemu-system-common)"
     if disk.size is not None:
+        if disk.snapshot:
+            yield f"{key} is a new empty disk and snapshot; it is thrown away with the machine anyway"
         size_bytes = parse_size(disk.size)
         if disk.read_only:
             yield f"{key} is a new empty disk and read_only; such a disk is of no use"
@@ -72,15 +86,26 @@ def _disk_problems(index: int, disk: Disk, quota_bytes: int) -> Iterator[str]:
         yield f"{key}.path = {disk.path!r} is a relative path; the service needs an absolute one"
     elif not path.exists():
         yield f"{key}.path {path} does not exist"
-    elif not os.access(path, os.R_OK if disk.read_only else os.R_OK | os.W_OK):
-        yield f"{key}.path {path} cannot be {'read' if disk.read_only else 'written'}"
+    elif not os.access(path, os.R_OK if disk.read_only or disk.snapshot else os.R_OK | os.W_OK):
+        yield f"{key}.path {path} cannot be {'read' if disk.read_only or disk.snapshot else 'written'}"
     elif disk.format != "raw":
         return  # its size is its reader's to know
-    elif path.is_file() and path.stat().st_size % SECTOR_BYTES:
-        yield f"{key}.path {path} has {path.stat().st_size} bytes; a disk is a multiple of {SECTOR_BYTES}"
-    elif path.is_file() and path.stat().st_size > quota_bytes:
-        size = path.stat().st_size
-        yield f"{key}.path {path} has {size} bytes; quota.disk allows {format_size(quota_bytes)}"
+    elif path.is_file() and path.stat().st_size == 0:
+        yield f"{key}.path {path} has 0 bytes; a disk has at least 1"
+    elif path.is_file() and path.stat().st_blocks * _STAT_BLOCK_BYTES > quota_bytes:
+        taken = path.stat().st_blocks * _STAT_BLOCK_BYTES
+        yield f"{key}.path {path} takes {taken} bytes; quota.disk allows {format_size(quota_bytes)}"
+
+
+def _bus_problems(key: str, disk: Disk) -> Iterator[str]:
+    """The options of a disk that its bus does not have."""
+    if disk.queues is not None and disk.bus != "virtio":
+        yield f"{key}.queues = {disk.queues}: bus = {disk.bus!r} has one; virtio has several"
+    if disk.logical_block_size != SECTOR_BYTES and disk.bus not in LARGE_BLOCK_BUSES:
+        yield (
+            f"{key}.logical_block_size = {disk.logical_block_size}: bus = {disk.bus!r} has {SECTOR_BYTES}; "
+            f"{', '.join(LARGE_BLOCK_BUSES)} take others"
+        )
 
 
 def check_shape(spec: VmSpec) -> None:
@@ -160,7 +185,7 @@ def check_host(spec: VmSpec, host: Host, *, is_strict: bool = False) -> list[str
     for index, disk in enumerate(spec.disks):
         for problem in _disk_problems(index, disk, spec.quota.disk_bytes):
             raise Invalid(problem)
-    total = sum(raw_bytes(disk) for disk in spec.disks)
+    total = sum(raw_bytes(disk, spec.quota.disk_bytes) for disk in spec.disks)
     if total > spec.quota.disk_bytes:
         raise Invalid(
             f"the disks have {format_size(total)} in all, which exceeds the machine's quota.disk = "
@@ -170,11 +195,20 @@ def check_host(spec: VmSpec, host: Host, *, is_strict: bool = False) -> list[str
     return notes
 
 
-def raw_bytes(disk: Disk) -> int:
-    """Bytes of the host's storage that a disk may come to take: none if it is read-only or not raw. Blocking."""
-    if disk.read_only or disk.format != "raw":
+def raw_bytes(disk: Disk, quota_bytes: int) -> int:
+    """Bytes of the host's storage that a disk counts for: none if it is read-only, not raw, or a directory. Blocking.
+
+    An image that is larger than the quota counts for what it takes now; its worker bounds what it comes to take.
+    """
+    if disk.read_only or disk.format != "raw" or disk.directory is not None:
         return 0
     if disk.size is not None:
         return parse_size(disk.size)
     path = Path(disk.path or "")
-    return path.stat().st_size if path.is_file() else 0
+    return counted_bytes(path, quota_bytes) if path.is_file() else 0
+
+
+def counted_bytes(image: Path, quota_bytes: int) -> int:
+    """What a raw image counts for: all of its size, or what it takes if it is sparse and larger than the quota."""
+    status = image.stat()
+    return status.st_size if status.st_size <= quota_bytes else status.st_blocks * _STAT_BLOCK_BYTES

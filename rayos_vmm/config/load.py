@@ -195,7 +195,10 @@ def resolve_paths(spec: VmSpec, base: Path) -> VmSpec:
         firmware=firmware,
         cdrom=absolute(spec.cdrom),
         tpm=tpm(spec.tpm),
-        disks=[msgspec.structs.replace(disk, path=absolute(disk.path)) for disk in spec.disks],
+        disks=[
+            msgspec.structs.replace(disk, path=absolute(disk.path), directory=absolute(disk.directory))
+            for disk in spec.disks
+        ],
     )
 
 

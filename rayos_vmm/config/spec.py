@@ -85,18 +85,39 @@ CAPABILITIES: Final[tuple[CapabilityName, ...]] = get_args(CapabilityName)
 DiskFormat = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx"]
 
 
-class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A disk image, or a size for an empty one that lives and dies with the machine.
+#: All but virtio's are controllers of QEMU's, which read the disk through our worker.
+DiskBus = Literal["virtio", "ahci", "ide", "nvme", "usb", "scsi", "floppy", "sd"]
+#: How many disks each bus takes.
+BUS_MAXIMUM: Final[dict[str, int]] = {"ahci": 5, "ide": 3, "floppy": 2, "sd": 1}
+#: The buses that take blocks of 4096 bytes.
+LARGE_BLOCK_BUSES: Final = ("virtio", "nvme", "usb", "scsi")
 
-    `format` is never guessed: what a guest wrote to a raw disk must not decide how it is read.
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A disk image, a size for an empty one that lives and dies with the machine, or a directory as a FAT disk.
+
+    `format` is never guessed: what a guest wrote to a raw disk must not decide how it is read. `snapshot`: the machine
+    writes to a copy of the image, which is thrown away at its end; a file system that can clone files makes it at
+    once. `directory` is copied to a disk of one FAT partition (GPT) at each start, and never written to.
+    `cache = "unsafe"`: flushes stay in the host's memory, and a host that loses power loses what was promised.
     """
 
     path: str | None = None
     size: Size | None = None
+    directory: str | None = None
+    bus: DiskBus = "virtio"
+    snapshot: bool = False
+    cache: Literal["writeback", "unsafe"] = "writeback"
+    logical_block_size: Literal[512, 4096] = 512
     format: DiskFormat = "raw"
     read_only: bool = False
     serial: Annotated[str, Meta(max_length=20)] = ""  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_ID_BYTES is 20
     queues: Annotated[int, Meta(ge=1, le=QUEUES_MAXIMUM)] | None = None  # None: one a CPU, at most 4
+
+    @property
+    def is_thrown_away(self) -> bool:
+        """True when the machine's own copy is gone at its end."""
+        return self.snapshot or self.directory is not None
 
 
 class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -325,8 +346,14 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def memory_bytes(self) -> int:
         return parse_size(self.memory)
 
+    def disk_serial(self, index: int) -> str:
+        """The serial number that a guest reads of its `index`-th disk."""
+        return self.disks[index].serial or f"rayos-{index}"
+
     def disk_queues(self, disk: Disk) -> int:
         """How many request queues a disk has."""
+        if disk.bus != "virtio":
+            return 1
         return disk.queues or min(self.cpus, QUEUES_DEFAULT)
 
     @property

@@ -52,6 +52,7 @@ def view(machine: Machine, index: int) -> DiskView:
         is_read_only=disk.read_only,
         format=disk.format,
         queues=spec.disk_queues(disk),
+        bus=disk.bus,
     )
 
 
@@ -64,14 +65,21 @@ async def resize(machine: Machine, index: int, size_bytes: int) -> None:
     """
     disk, path = _find(machine, index)
     now_bytes = view(machine, index).size_bytes
-    others = sum(raw_bytes(one) for at, one in enumerate(machine.record.spec.disks) if at != index)
-    quota_bytes = machine.record.spec.quota.disk_bytes - others
+    quota_bytes = whole = machine.record.spec.quota.disk_bytes
+    quota_bytes -= sum(
+        raw_bytes(one, whole) for at, one in enumerate(machine.record.spec.disks) if at != index
+    )
     if disk.format != "raw":
         raise Invalid(
             f"{machine.name}: disk {index} is {disk.format}: stop the machine and use qemu-img resize"
         )
     if disk.read_only:
         raise Invalid(f"{machine.name}: disk {index} is read-only")
+    if disk.bus != "virtio" and machine.is_live:
+        raise Invalid(
+            f"{machine.name}: disk {index} has bus = {disk.bus!r}, whose controller reads a size once: "
+            "stop the machine first"
+        )
     if size_bytes % _SECTOR_BYTES or not now_bytes <= size_bytes <= quota_bytes:
         raise Invalid(
             f"{machine.name}: disk {index} cannot have {size_bytes} bytes: multiples of {_SECTOR_BYTES} "

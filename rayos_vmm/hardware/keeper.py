@@ -45,6 +45,10 @@ def _devices(
             read_only=disk.is_read_only,
             serial=disk.serial,
             queues=disk.queues,
+            size_bytes=disk.size_bytes,
+            block_bytes=disk.block_bytes,
+            is_unsafe=disk.is_unsafe,
+            front="vhost-user" if disk.bus == "virtio" else "nbd",
             quota_bytes=_storage_bytes(quota.disk_bytes, disks, disk),
             rate_bytes_per_second=quota.disk_rate_bytes_per_second,
             operations_per_second=quota.disk_operations,
@@ -75,17 +79,27 @@ def _devices(
     devices.append(
         Device(kind="console", name="console", ports=("", *spec.console_ports[1:]), chardev=not has_console)
     )
-    return [msgspec.structs.replace(device, packed=spec.packed) for device in devices]
+    return [
+        msgspec.structs.replace(device, packed=spec.packed and device.front == "vhost-user")
+        for device in devices
+    ]
 
 
 def _storage_bytes(quota_bytes: int, disks: Sequence[DiskImage], disk: DiskImage) -> int:
-    """A disk's part of its machine's quota: a raw one is bounded by its size, the others share what that leaves."""
-    if disk.format == "raw":
+    """A disk's part of its machine's quota: a raw one is bounded by its size, the others share what that leaves.
+
+    A raw image that is larger than the quota is one of the others.
+    """
+    if _is_bounded(disk, quota_bytes):
         return quota_bytes
     writable = [one for one in disks if not one.is_read_only]
-    raw = [one.path for one in writable if one.format == "raw"]
-    rest = quota_bytes - sum(path.stat().st_size for path in raw if path.is_file())
-    return max(rest, 0) // max(1, len(writable) - len(raw))
+    bounded = [one.path for one in writable if _is_bounded(one, quota_bytes)]
+    rest = quota_bytes - sum(path.stat().st_size for path in bounded if path.is_file())
+    return max(rest, 0) // max(1, len(writable) - len(bounded))
+
+
+def _is_bounded(disk: DiskImage, quota_bytes: int) -> bool:
+    return disk.format == "raw" and (not disk.path.is_file() or disk.path.stat().st_size <= quota_bytes)
 
 
 def _judged(device: Device, firewall: WorkerFirewall) -> Device:

@@ -28,6 +28,11 @@ class DiskImage:
     serial: str
     queues: int = 1
     format: str = "raw"
+    bus: str = "virtio"
+    #: The disk's, where that is more than the image's.
+    size_bytes: int = 0
+    block_bytes: int = 512
+    is_unsafe: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ from typing import Final
 import trio
 
 from rayos_vmm.config.host import check_host, read_host
-from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Busy, GuestGone
 from rayos_vmm.hardware.protocols import WORKER_LOG, DiskImage, Hardware, Plugged
 from rayos_vmm.host import cgroup
 from rayos_vmm.host.confine import Reach, confined, program_directories
 from rayos_vmm.host.identity import user
 from rayos_vmm.host.process import ProcessId, adopt, find_by_output, spawn
+from rayos_vmm.machine.images import prepare_disks, throw_away
 from rayos_vmm.machine.line import line_socket
 from rayos_vmm.machine.machine import PICTURE, Machine
 from rayos_vmm.machine.needs import MeasuredTpm, Network, Platform, Tpms
@@ -59,23 +59,6 @@ def _make_directories(machine: Machine) -> None:
     shutil.rmtree(machine.runtime, ignore_errors=True)
     machine.runtime.mkdir(parents=True, mode=0o700)
     machine.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-
-def _prepare_disks(machine: Machine) -> list[DiskImage]:
-    spec, images = machine.record.spec, []
-    for index, disk in enumerate(spec.disks):
-        path = machine.disk_path(index)
-        if disk.size is not None and not path.exists():
-            temporary = path.with_suffix(".new")
-            with temporary.open("wb") as file:
-                file.truncate(parse_size(disk.size))
-            temporary.rename(path)
-        images.append(
-            DiskImage(
-                path, disk.read_only, disk.serial or f"rayos-{index}", spec.disk_queues(disk), disk.format
-            )
-        )
-    return images
 
 
 def _own_firmware_variables(boot: Boot, directory: Path) -> Boot:
@@ -242,7 +225,7 @@ async def build(machine: Machine, dependencies: Dependencies) -> None:
     machine.note_stage("images", trio.current_time())
     try:
         _make_directories(machine)
-        disks = await trio.to_thread.run_sync(_prepare_disks, machine)
+        disks = await trio.to_thread.run_sync(prepare_disks, machine)
         boot = await trio.to_thread.run_sync(_own_firmware_variables, launch.boot, machine.state_directory)
     except OSError as error:
         raise Busy(f"{error.filename or machine.runtime}: {error.strerror}") from None
@@ -305,6 +288,7 @@ async def dismantle(machine: Machine, dependencies: Dependencies) -> None:
         kills = await trio.to_thread.run_sync(cgroup.memory_kills, machine.record.group)
         machine.evidence.memory_kills = kills
         await trio.to_thread.run_sync(cgroup.remove, machine.record.group)
+        await trio.to_thread.run_sync(throw_away, machine)
         await trio.to_thread.run_sync(lambda: shutil.rmtree(machine.runtime, ignore_errors=True))
     machine.process = None
     machine.close_log()

@@ -112,7 +112,9 @@ class Machine:
     def disk_path(self, index: int) -> Path:
         """Where the image of one of its disks is; an IndexError for a disk that it has not."""
         disk = self.record.spec.disks[index]
-        return Path(disk.path) if disk.path else self.state_directory / f"disk-{index}.img"
+        if disk.path and not disk.snapshot:
+            return Path(disk.path)
+        return self.state_directory / f"disk-{index}.img"
 
     def view(self) -> VmView:
         return self.record.view()

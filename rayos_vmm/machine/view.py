@@ -79,6 +79,7 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     is_read_only: bool
     format: str
     queues: int
+    bus: str = "virtio"
 
 
 class NetView(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,8 +15,9 @@ from typing import Final
 
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.qemu.arch import Architecture, architecture_of, board_of
+from rayos_vmm.qemu.arch import architecture_of, board_of
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
+from rayos_vmm.qemu.buses import disk_arguments, needs_usb
 from rayos_vmm.qemu.ports import port_arguments
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -64,8 +65,9 @@ def processor(spec: VmSpec, accelerator: str) -> str:
 def _chipset(spec: VmSpec, boot: Boot) -> str:
     """The options for the parts of the board that are there without being asked for."""
     board = board_of(spec)
-    with_cd, without_cd = board.cdrom_option
-    return ",".join(filter(None, (board.options, with_cd if boot.cdrom is not None else without_cd)))
+    with_drive, without_drive = board.cdrom_option
+    has_drive = boot.cdrom is not None or any(disk.bus == "ahci" for disk in spec.disks)
+    return ",".join(filter(None, (board.options, with_drive if has_drive else without_drive)))
 
 
 def _clock(spec: VmSpec) -> list[str]:
@@ -113,7 +115,7 @@ def _flash(boot: Boot) -> list[tuple[Path, bool]]:
     return flash
 
 
-def _boot(boot: Boot, architecture: Architecture) -> list[str]:
+def _boot(spec: VmSpec, boot: Boot) -> list[str]:
     arguments: list[str] = []
     for unit, (path, is_read_only) in enumerate(_flash(boot)):
         arguments += [
@@ -134,7 +136,7 @@ def _boot(boot: Boot, architecture: Architecture) -> list[str]:
             "-blockdev",
             f"driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename={_quote(boot.cdrom)}",
             "-device",
-            architecture.cdrom,
+            board_of(spec).cdrom or architecture_of(spec).cdrom,
         ]
     return arguments
 
@@ -164,12 +166,15 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     arguments: list[str] = []
     packed = ",packed=on" if spec.packed else ""
     for index, (disk, path) in enumerate(zip(spec.disks, sockets.disks, strict=True)):
+        if disk.bus != "virtio":
+            continue
         arguments += _vhost_user(f"disk{index}", path)
         queues, bootindex = spec.disk_queues(disk), index + 1
         arguments += [
             "-device",
             f"vhost-user-blk-pci,chardev=disk{index},num-queues={queues},bootindex={bootindex}{packed}",
         ]
+    arguments += disk_arguments(spec, sockets.disks)
     if sockets.net is not None:
         arguments += _vhost_user("net0", sockets.net)
         pairs = spec.net.queues
@@ -253,7 +258,9 @@ def command_line(
     arguments += port_arguments(spec, sockets.line_fds, has_pvpanic=has_pvpanic)
     if spec.watchdog_device != "none":
         arguments += ["-device", spec.watchdog_device]
-    arguments += _boot(boot, architecture_of(spec))
+    arguments += _boot(spec, boot)
+    if needs_usb(spec):
+        arguments += ["-device", "qemu-xhci,id=usb"]
     direct = direct_firmware(spec, boot)
     if tpm and direct is not None:
         arguments += ["-bios", direct]

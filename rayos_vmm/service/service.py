@@ -602,12 +602,15 @@ class Service:
                     nursery.cancel_scope.cancel()
 
     def _check_disks_are_free(self, machine: Machine) -> None:
-        wanted = {disk.path: disk.read_only for disk in machine.record.spec.disks if disk.path}
+        disks = machine.record.spec.disks
+        wanted = {disk.path: disk.read_only for disk in disks if disk.path and not disk.snapshot}
         for other in self._machines.values():
             if other is machine or not other.is_live:
                 continue
             for disk in other.record.spec.disks:
-                if disk.path in wanted and not (disk.read_only and wanted[disk.path]):
+                if disk.snapshot or disk.path not in wanted:
+                    continue
+                if not (disk.read_only and wanted[disk.path]):
                     raise Conflict(f"disk {disk.path} is in use by machine {other.name}", code="busy")
 
     async def _ask_to_power_down(self, machine: Machine) -> None:

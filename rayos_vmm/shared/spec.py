@@ -41,6 +41,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     serial: str = ""
     #: blk: request queues.
     queues: int = 1
+    #: blk: the disk's size where that is more than the image's, the logical block that its driver is told, and
+    #: whether flushes stay in the page cache.
+    size_bytes: int = 0
+    block_bytes: int = 512
+    is_unsafe: bool = False
+    #: Who connects: a vhost-user frontend, to the keeper; or QEMU's block layer by NBD (blk) or its `-netdev stream`
+    #: (net), to a socket on which the worker itself accepts.
+    front: Literal["vhost-user", "nbd", "stream"] = "vhost-user"
+    #: net behind a stream
+    mtu: int = 1500
     #: blk: storage; gpu: memory of all resources. Bytes.
     quota_bytes: int | None = None
     #: net, each direction; blk, together.
@@ -61,6 +71,13 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ports: tuple[str, ...] = ("",)
     #: console, where QEMU has no vhost-user console: one `<name>.<port>.sock` a port for its chardevs.
     chardev: bool = False
+
+    @property
+    def own_sockets(self) -> tuple[str, ...]:
+        """The file names of sockets on which the worker accepts, and not the keeper; none: it is the keeper."""
+        if self.chardev:
+            return tuple(f"{self.name}.{port}.sock" for port in range(len(self.ports)))
+        return () if self.front == "vhost-user" else (device_socket(self.name),)
 
     @property
     def queue_count(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 import trio
 
 from rayos_vmm.client.client import Client
+from rayos_vmm.config.disk_words import parse_disk
 from rayos_vmm.config.load import resolve_paths, to_spec
-from rayos_vmm.config.units import parse_size
 from rayos_vmm.errors import Conflict, NotFound, RayosError
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
@@ -23,14 +23,10 @@ END_TIMEOUT_S: Final = 60.0
 ARTIFACTS_TIMEOUT_S: Final = 30.0
 
 
-def _disk(text: str | Path) -> dict[str, Any]:
-    if isinstance(text, Path):
-        return {"path": str(text)}
-    try:
-        parse_size(text)
-    except ValueError:
-        return {"path": text}
-    return {"size": text}
+def _disk(disk: str | Path) -> dict[str, Any]:
+    """A disk's table; of an image the guest gets a copy, so that no test sees what another one wrote."""
+    table = parse_disk(f"./{disk}" if isinstance(disk, Path) and not disk.is_absolute() else str(disk))
+    return {"snapshot": True, **table} if "path" in table and not table.get("read_only") else table
 
 
 async def _remove(client: Client, name: str) -> None:
@@ -65,7 +61,8 @@ async def open_guest(
     """A guest, gone with its disks at the end of the block.
 
     Args:
-        disk: a size (`"64MiB"`) or a raw image; the first disk. `disks=[…]` of the specification gives more.
+        disk: `"64MiB"`, an image, `"fat:DIR"` (`config.disk_words`); the first disk, of an image a throw-away copy.
+            `disks=[…]` of the specification gives more.
         wait: until it is ready (has said so), running (its kernel may not know us), or only defined.
         timeout: seconds for that.
         artifacts: where consoles, state and last frame go when the block fails.

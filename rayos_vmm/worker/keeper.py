@@ -69,7 +69,7 @@ class Keeper:
         self._sessions: dict[int, int] = {}
         self._control = self._listen_packets(CONTROL_SOCKET, 16)
         self._relays = {index: self._relay(index, device) for index, device in _relayed(spec)}
-        self._chardevs = self._listen_chardevs()
+        self._accepting = self._listen_for_worker()
         self._own = self._listen_packets(KEEPER_SOCKET, 4)
         self._clients = Clients(self._loop, self._own, MAX_CLIENTS, self._answer)
         self._link: socket.socket | None = None
@@ -118,13 +118,8 @@ class Keeper:
 
         return Relay(device.name, device.queue_count, listening, self._loop, connect, forget)
 
-    def _listen_chardevs(self) -> list[list[socket.socket]]:
-        return [
-            [listen(self._path(f"{device.name}.{port}.sock")) for port in range(len(device.ports))]
-            if device.chardev
-            else []
-            for device in self._spec.devices
-        ]
+    def _listen_for_worker(self) -> list[list[socket.socket]]:
+        return [[listen(self._path(name)) for name in device.own_sockets] for device in self._spec.devices]
 
     # -- the worker ----------------------------------------------------------------------------------------------
 
@@ -162,11 +157,11 @@ class Keeper:
             kept.update(fd for device in self._spec.devices for fd in device.fds)
             kept.update(fd for memory in self._memory for fd in memory.fds)
             kept.update({self._spec.gate_fd, self._spec.accounts_fd} - {-1})
-            kept.update(sock.fileno() for socks in self._chardevs for sock in socks)
+            kept.update(sock.fileno() for socks in self._accepting for sock in socks)
             _close_all_but(kept)
             if self._cores:
                 os.sched_setaffinity(0, self._cores)
-            run_worker(self._spec, link, self._control, self._memory, self._chardevs, self._inherited)
+            run_worker(self._spec, link, self._control, self._memory, self._accepting, self._inherited)
             code = 0
         except BaseException:
             log.exception("worker died of an error of ours")
@@ -414,7 +409,7 @@ class Keeper:
 
 
 def _relayed(spec: WorkerSpec) -> list[tuple[int, Device]]:
-    return [(index, device) for index, device in enumerate(spec.devices) if not device.chardev]
+    return [(index, device) for index, device in enumerate(spec.devices) if not device.own_sockets]
 
 
 def _wakeup(loop: Loop) -> int:

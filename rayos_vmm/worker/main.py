@@ -14,6 +14,7 @@ from typing import Any
 
 from rayos_devices.backend import Backend
 from rayos_devices.blk.backend import BlkBackend
+from rayos_devices.blk.nbd import NbdPort
 from rayos_devices.blk.store import RawStore
 from rayos_devices.console.backend import ConsoleBackend
 from rayos_devices.console.chardev import ChardevPort
@@ -24,6 +25,7 @@ from rayos_devices.input.backend import InputBackend
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import tap_ports
+from rayos_devices.net.stream import StreamPort
 from rayos_devices.state import StateStore
 from rayos_devices.vhost_user.connection import Connection
 from rayos_vmm.shared import packet
@@ -49,7 +51,7 @@ class Worker:
         link: socket.socket,
         control: socket.socket,
         memory: list[DeviceMemory],
-        chardevs: list[list[socket.socket]],
+        accepting: list[list[socket.socket]],
     ) -> None:
         self.loop = Loop()
         self._link = link
@@ -59,10 +61,8 @@ class Worker:
         ]
         for backend, held in zip(self.backends, memory, strict=True):
             backend.offer_packed(held.journals)
-        for backend, listening in zip(self.backends, chardevs, strict=True):
-            if isinstance(backend, ConsoleBackend):
-                for port, sock in enumerate(listening):
-                    ChardevPort(backend, port, sock, self.loop)
+        for device, backend, listening in zip(spec.devices, self.backends, accepting, strict=True):
+            accept(device, backend, listening, self.loop)
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
         accounts = AccountWriter(spec.accounts_fd, self.backends, self.loop)
@@ -122,12 +122,28 @@ class Worker:
         self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)
 
 
+def accept(device: Device, backend: Backend, listening: list[socket.socket], loop: Loop) -> None:
+    """Serves a device on the sockets that are the worker's own, if it has any."""
+    for index, sock in enumerate(listening):
+        if isinstance(backend, ConsoleBackend):
+            ChardevPort(backend, index, sock, loop)
+        elif isinstance(backend, BlkBackend):
+            NbdPort(backend, sock, loop)
+        elif isinstance(backend, NetBackend):
+            StreamPort(backend, sock, loop, mtu=device.mtu)
+
+
 def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backend:
     """The backend of one device, in the state its predecessor left; it asks `gate` for each operation."""
     state = memory.store()
     match device.kind:
         case "blk":
-            store = RawStore(device.fd, read_only=device.read_only)
+            store = RawStore(
+                device.fd,
+                read_only=device.read_only,
+                size_bytes=device.size_bytes,
+                is_unsafe=device.is_unsafe,
+            )
             blk = BlkBackend(
                 device.name,
                 loop,
@@ -135,6 +151,7 @@ def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backe
                 serial=device.serial,
                 queues=device.queues,
                 quota_bytes=device.quota_bytes,
+                block_bytes=device.block_bytes,
                 gate=gate,
             )
             blk.set_limits(
@@ -202,14 +219,14 @@ def run_worker(
     link: socket.socket,
     control: socket.socket,
     memory: list[DeviceMemory],
-    chardevs: list[list[socket.socket]],
+    accepting: list[list[socket.socket]],
     inherited: Report,
 ) -> None:
     """Serve until the keeper closes the link, or wants to hand over to a successor.
 
     `inherited` is what the keeper gave up already.
     """
-    worker = Worker(spec, link, control, memory, chardevs)
+    worker = Worker(spec, link, control, memory, accepting)
     bounds = Bounds(spec.uid, len(spec.devices), spec.memory_bytes, shared_bytes(spec.devices))
     worker.confine(bounds, inherited, spec.sandbox)
     worker.loop.run()

@@ -7,10 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rayos_devices.blk import nbd
 from rayos_devices.console.backend import ConsoleBackend
 from rayos_devices.gate import OPEN, Gate
 from rayos_devices.gpu.backend import GpuBackend
 from rayos_devices.input.backend import InputBackend
+from rayos_devices.net import stream
 from rayos_devices.state import StateStore
 from rayos_devices.virtio.packed import JOURNAL_BYTES
 from rayos_net.firewall.memory import MEMORY_BYTES
@@ -73,9 +75,13 @@ def map_gate(fd: int) -> Gate:
 
 
 def shared_bytes(devices: Sequence[Device]) -> int:
-    """Memory that the devices of one VM may keep for pictures and history."""
+    """Memory that the devices of one VM may keep for pictures, history, and rings of their own."""
     return sum(
-        device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
+        nbd.MEMORY_BYTES
+        if device.front == "nbd"
+        else stream.memory_bytes(device.mtu)
+        if device.front == "stream"
+        else device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
         if device.kind == "gpu"
         else ConsoleBackend.history_bytes(len(device.ports))
         if device.kind == "console"

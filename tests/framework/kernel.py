@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -21,3 +22,16 @@ def build_kernel(name: str, directory: Path) -> Path:
     command = ["gcc", *_FLAGS, "-T", str(SOURCES / "link.ld"), "-o", str(target), *sources]
     subprocess.run(command, check=True, timeout=60)
     return target
+
+
+def build_bios_disk(name: str, tag: str) -> bytes:
+    """The first 32 sectors of a disk that boots `kernels/NAME.c` by BIOS; the second one holds `tag`."""
+    with tempfile.TemporaryDirectory() as directory:
+        sector, code = Path(directory) / "sector", Path(directory) / "code"
+        raw = ("-Wl,--oformat=binary", "-Wl,--build-id=none", "-nostdlib", "-static", "-no-pie", "-m32")
+        first = ["gcc", *raw, "-Wl,-Ttext=0x7c00", "-o", str(sector), str(SOURCES / "bios.S")]
+        rest = ["gcc", *_FLAGS, "-m16", "-T", str(SOURCES / "real.ld"), "-Wl,--oformat=binary"]
+        subprocess.run(first, check=True, timeout=60)
+        subprocess.run([*rest, "-o", str(code), str(SOURCES / f"{name}.c")], check=True, timeout=60)
+        head = sector.read_bytes()[:512] + tag.encode().ljust(7 * 512, b"\0")
+        return head + code.read_bytes().ljust(24 * 512, b"\0")

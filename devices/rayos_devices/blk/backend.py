@@ -67,7 +67,8 @@ _FAULTY: Final[dict[int, tuple[Op, str]]] = {
 
 class BlkBackend(Backend):
     """`quota_bytes` bounds the storage the image may take (not the traffic); None is unbounded. `poll_ns` is how long
-    an empty queue may be looked at before the loop sleeps; that costs at most an eighth of a CPU.
+    an empty queue may be looked at before the loop sleeps; that costs at most an eighth of a CPU. `block_bytes` is the
+    logical block that the driver is told; the protocol's unit is 512 whatever it says.
     """
 
     device_id = DeviceId.BLOCK
@@ -84,6 +85,7 @@ class BlkBackend(Backend):
         queues: int = 1,
         quota_bytes: int | None = None,
         poll_ns: int = 0,
+        block_bytes: int = SECTOR_BYTES,
         gate: Gate = OPEN,
     ) -> None:
         stats = Stats(Op.DISK_READ, Op.DISK_WRITE, Op.DISK_FLUSH, Op.DISK_FORMAT)
@@ -91,6 +93,7 @@ class BlkBackend(Backend):
         self.store = store
         self.quota_bytes = quota_bytes
         self._serial = serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
+        self._block_bytes = block_bytes
         self._no_uring = ""
         self._limiter = Limiter()
         self._operations_per_second = self._bytes_per_second = self._ceiling = 0.0
@@ -108,9 +111,9 @@ class BlkBackend(Backend):
         return Config(
             capacity_sectors=self.store.size_bytes // SECTOR_BYTES,
             seg_max=SEG_MAX,
-            block_size_bytes=SECTOR_BYTES,
-            physical_block_exponent=3,
-            optimal_io_blocks=256,
+            block_size_bytes=self._block_bytes,
+            physical_block_exponent=3 if self._block_bytes == SECTOR_BYTES else 0,
+            optimal_io_blocks=256 * SECTOR_BYTES // self._block_bytes,
             queues=len(self.queues),
             max_discard_sectors=MAX_SEGMENT_SECTORS,
             max_discard_segments=MAX_SEGMENTS,
@@ -133,6 +136,8 @@ class BlkBackend(Backend):
     def _choose_cache(self) -> None:
         """5.2.6.2: a driver without FLUSH counts on every write, and so does one that chose write-through."""
         acked = self.acked_features
+        if self.store.is_unsafe:
+            return
         is_durable = not acked & BlkFeature.FLUSH or (
             bool(acked & BlkFeature.CONFIG_WCE) and not self._wants_writeback
         )
@@ -529,7 +534,11 @@ class BlkBackend(Backend):
         return {
             **super().snapshot(),
             "size_bytes": self.store.size_bytes,
-            "cache": "write through" if self._rings[0].is_durable else "write back",
+            "cache": "unsafe"
+            if self.store.is_unsafe
+            else "write through"
+            if self._rings[0].is_durable
+            else "write back",
             "io": self._no_uring or "io_uring",
             "quota": {
                 "storage_bytes": self.store.allocated_bytes,

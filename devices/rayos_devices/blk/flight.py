@@ -152,6 +152,13 @@ class Flight:
             request.buffers.advance(result)
             if request.buffers.total == 0:
                 request.waiting = 0
+        elif (
+            result == 0
+            and request.kind == READ
+            and self.store.is_tail(request.offset + request.length - request.buffers.total)
+        ):
+            self.store.fill_tail(request.buffers)
+            request.waiting = 0
         elif result not in _AGAIN:
             # Nothing read: the image ends here, it was truncated under us. Nothing written: no file system says so.
             request.error = -result if result < 0 else errno.EIO
@@ -177,7 +184,7 @@ class Flight:
     def _sync(self, slot: int, request: DiskRequest) -> None:
         request.waiting = 1
         request.is_syncing = True
-        if self.is_async and not self.store.is_failed:
+        if self.is_async and not (self.store.is_failed or self.store.is_unsafe):
             self.uring.prepare(OP_FSYNC, self.fd, 0, 0, 0, FSYNC_DATASYNC, slot)
             self.uring.submit()
             return

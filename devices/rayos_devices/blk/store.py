@@ -1,5 +1,8 @@
 """A raw image: exact reads and writes, holes, durability, and how much of it is really allocated.
 
+A disk may be longer than its image: what is behind the image's end reads as zeros, and a write there makes the image
+longer. So an image need not be a multiple of 512 bytes.
+
 Invariants: a write is answered only when every byte of it was taken (short writes are continued); after one failed
 sync nothing may claim durability again, since Linux marks the lost pages clean (`is_failed` latches); an image has one
 writer.
@@ -13,12 +16,13 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
-from ctypes import CDLL, c_int, c_int64, get_errno
+from ctypes import CDLL, c_int, c_int64, get_errno, memset
 from typing import Final
 
 from rayos_devices.blk.wire import SECTOR_BYTES
 from rayos_devices.errors import ConfigurationError, RequestError
 from rayos_devices.gate import Denial
+from rayos_devices.native import Buffers
 from rayos_devices.virtio.chain import gather, scatter
 
 #: linux/falloc.h.
@@ -66,6 +70,10 @@ def _go_direct(fd: int) -> None:
         ) from error
 
 
+def _round_up(size_bytes: int) -> int:
+    return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+
+
 def _measure(fd: int) -> int:
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
@@ -78,19 +86,32 @@ def _measure(fd: int) -> int:
 class RawStore:
     """Wraps an open descriptor, which becomes the store's own.
 
-    `is_direct` goes past the page cache (O_DIRECT). Errors of construction: ConfigurationError for a file that is
-    empty, no multiple of 512 bytes, locked by another, or that cannot be read directly by the sector.
+    `size_bytes` is the disk's, where that is more than the image's; `is_direct` goes past the page cache (O_DIRECT);
+    `is_unsafe`: no sync reaches the disk, and a host that loses power loses what was promised. Errors of construction:
+    ConfigurationError for a file that is empty, locked by another, or that cannot be read directly by the sector.
 
     `on_full("quota" or "host")` is called for each write that was refused for want of room.
     """
 
-    def __init__(self, fd: int, *, read_only: bool = False, is_direct: bool = False) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        read_only: bool = False,
+        is_direct: bool = False,
+        is_unsafe: bool = False,
+        size_bytes: int = 0,
+    ) -> None:
         self.on_full: Callable[[str], object] = _unheard
-        self.size_bytes = _measure(fd)
-        if self.size_bytes == 0 or self.size_bytes % SECTOR_BYTES:
+        image_bytes = _measure(fd)
+        if image_bytes == 0:
+            raise ConfigurationError("a disk image of 0 bytes: at least 1 is allowed")
+        if is_direct and image_bytes % SECTOR_BYTES:
             raise ConfigurationError(
-                f"a disk image of {self.size_bytes} bytes: a multiple of {SECTOR_BYTES} above 0 is allowed"
+                f"a disk image of {image_bytes} bytes past the page cache: a multiple of {SECTOR_BYTES} is allowed"
             )
+        self._image_bytes = image_bytes
+        self.size_bytes = _round_up(max(image_bytes, size_bytes))
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -100,6 +121,7 @@ class RawStore:
         self.fd = fd
         self.read_only = read_only
         self.is_direct = is_direct
+        self.is_unsafe = is_unsafe
         self.is_failed = False
 
     @property
@@ -110,18 +132,22 @@ class RawStore:
     def grow(self) -> None:
         """Take up the size that the image has now.
 
-        Errors: RequestError when it is smaller (the guest may have read beyond it) or no multiple of 512 bytes.
+        Errors: RequestError when it is smaller, since the guest may have read beyond it.
         """
-        size_bytes = _measure(self.fd)
-        if size_bytes < self.size_bytes or size_bytes % SECTOR_BYTES:
-            raise RequestError(
-                f"the image has {size_bytes} bytes: a multiple of {SECTOR_BYTES} from {self.size_bytes} is allowed"
-            )
+        size_bytes = _round_up(_measure(self.fd))
+        if size_bytes < self.size_bytes:
+            raise RequestError(f"the image has {size_bytes} bytes: at least {self.size_bytes} are allowed")
         self.size_bytes = size_bytes
+        self._image_bytes = _measure(self.fd)
 
     def is_allocated(self, offset: int, length: int) -> bool:
         """Whether the range holds no hole: writing there takes no more storage."""
-        return os.lseek(self.fd, offset, os.SEEK_HOLE) >= offset + length
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_HOLE) >= offset + length
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return False  # behind the image's end
 
     def read(self, buffers: list[memoryview], offset: int) -> None:
         """Fill the buffers from `offset`. Errors: OSError; RequestError at an early end of file."""
@@ -157,6 +183,10 @@ class RawStore:
                 buffers = buffers[MAX_BUFFERS:]
                 offset += done
                 continue
+            if done == 0 and operation is os.preadv and self.is_tail(offset):
+                for buffer in buffers:
+                    buffer[:] = bytes(len(buffer))
+                return
             if done == 0:
                 raise RequestError(f"the image ends at byte {offset}: it was truncated under us")
             offset += done
@@ -164,6 +194,16 @@ class RawStore:
                 done -= len(buffers[0])
                 buffers = buffers[1:]
             buffers = [buffers[0][done:], *buffers[1:]]
+
+    def is_tail(self, offset: int) -> bool:
+        """Whether the disk goes on there behind the end that the image had when it was opened."""
+        return offset >= self._image_bytes
+
+    def fill_tail(self, buffers: Buffers) -> None:
+        """Zeros, for a read that begins behind the image's end."""
+        for index in range(buffers.count):
+            address, length = buffers.at(index)
+            memset(address, 0, length)
 
     def denial(self, code: int) -> Denial:
         """Returns how a request that failed with this errno is counted, and reports a full host."""
@@ -174,6 +214,8 @@ class RawStore:
 
     def sync(self) -> None:
         """Make every completed write durable. Errors: OSError, and for ever after the first."""
+        if self.is_unsafe:
+            return
         if self.is_failed:
             raise OSError(errno.EIO, "an earlier sync failed: durability cannot be promised any more")
         try:

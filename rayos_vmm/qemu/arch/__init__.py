@@ -5,9 +5,10 @@ Nothing else asks which architecture it is: whoever has to do with one reads the
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
-from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.config.spec import BUS_MAXIMUM, VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.arch.record import Architecture, Board, Firmware, KernelFormat
 from rayos_vmm.qemu.arch.x86_64 import X86_64
@@ -34,6 +35,21 @@ def check_board(spec: VmSpec) -> None:
     maximum = board_of(spec).cpus_maximum
     if spec.cpus > maximum:
         raise Invalid(f"cpus = {spec.cpus} exceeds the {maximum} of machine = {spec.machine!r}")
+    buses = board_of(spec).buses
+    for bus, count in Counter(disk.bus for disk in spec.disks).items():
+        if count > BUS_MAXIMUM.get(bus, count):
+            raise Invalid(f"{count} disks have bus = {bus!r}; at most {BUS_MAXIMUM[bus]} are allowed")
+        if bus not in buses:
+            raise Invalid(
+                f"a disk has bus = {bus!r}, which machine = {spec.machine!r} has not; allowed are {', '.join(buses)}"
+            )
+    if spec.machine == "isapc" and (spec.gpu.enabled or spec.net.enabled):
+        raise Invalid(
+            "machine = 'isapc' has no PCI for a display or a card",
+            hint="gpu = { enabled = false }, net = { enabled = false }; or --no-gpu --no-net",
+        )
+    if spec.machine == "microvm" and spec.cdrom is not None:
+        raise Invalid("machine = 'microvm' has no CD drive", hint="use q35 or pc")
 
 
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from rayos_images.arch import Architecture as Images
 
@@ -28,13 +29,18 @@ class KernelFormat:
     needs_vga: bool = False
 
 
+_PCI_BUSES: Final = ("virtio", "ahci", "nvme", "usb", "scsi", "sd")
+
+
 @dataclass(frozen=True, slots=True)
 class Board:
     """A machine type of QEMU's. Devices and options are QEMU's words, with fields in braces for `str.format`.
 
     Attributes:
         options: of `-machine`, for the parts that are there without being asked for.
-        cdrom_option: of `-machine`, when there is a CD, and when not.
+        cdrom_option: of `-machine`, when there is a CD or a disk on AHCI, and when not.
+        cdrom: the device for a CD where it is not the architecture's.
+        buses: that disks may hang on.
         cpus_maximum: that QEMU gives it and firmware starts.
         cpu: the model where it takes no other than old ones; None where any will do.
         serial_lines: how many serial lines are its own (`-serial`); `serial_device` is for those above.
@@ -47,6 +53,8 @@ class Board:
     tpms: Mapping[str, str]
     cpu: str | None = None
     cdrom_option: tuple[str, str] = ("", "")
+    cdrom: str | None = None
+    buses: tuple[str, ...] = _PCI_BUSES
     serial_lines: int = 4
     serial_device: str = ""
     pvpanic: str = "pci"

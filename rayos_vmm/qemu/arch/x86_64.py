@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 from typing import Final
 
 from rayos_images.arch import X86_64 as IMAGES
@@ -43,7 +44,10 @@ _PC: Final = Board(
     cdrom_option=("sata=on", "sata=off"),
     cpus_maximum=255,  # beyond, a processor needs x2APIC, which firmware does not start
     tpms=_BOTH_TPMS,
+    buses=("virtio", "ahci", "ide", "nvme", "usb", "scsi", "floppy", "sd"),
 )
+#: A PC's CD drive is the first of its second channel, or the third port of AHCI.
+_SECOND_CHANNEL: Final = "ide-cd,drive=cd0,bus=ide.1,unit=0,bootindex=0"
 
 X86_64: Final = Architecture(
     name="x86_64",
@@ -51,7 +55,7 @@ X86_64: Final = Architecture(
     elf_machines=(IMAGES.elf_machine, _EM_386),
     boards={
         "q35": _PC,
-        "pc": _PC,
+        "pc": replace(_PC, cdrom=_SECOND_CHANNEL),
         "microvm": Board(
             options="usb=off,pcie=on,rtc=on,pit=on,pic=on,isa-serial=on",
             cpus_maximum=255,
@@ -59,7 +63,15 @@ X86_64: Final = Architecture(
             serial_device="isa-serial,chardev={name},index={index}",
             tpms=_BOTH_TPMS,
         ),
-        "isapc": Board(options="usb=off", cpus_maximum=1, cpu="486", pvpanic="isa", tpms=_BOTH_TPMS),
+        "isapc": Board(
+            options="usb=off",
+            cpus_maximum=1,
+            cpu="486",
+            pvpanic="isa",
+            tpms=_BOTH_TPMS,
+            cdrom=_SECOND_CHANNEL,
+            buses=("ide", "floppy"),
+        ),
     },
     firmware=Firmware(
         built_in="bios-256k.bin",
@@ -76,7 +88,7 @@ X86_64: Final = Architecture(
     our_cpu="qemu64",
     foreign_cpu="max",
     vga="vhost-user-vga",
-    cdrom="ide-cd,drive=cd0,bus=ide.0,bootindex=0",
+    cdrom="ide-cd,drive=cd0,bus=ide.2,bootindex=0",
     debugcon="isa-debugcon,iobase={port},chardev={name}",
     debug_exit="isa-debug-exit,iobase={port},iosize=4",  # a kernel writes a byte, a word or a double word
     pvpanics={"pci": "pvpanic-pci", "isa": "pvpanic"},

@@ -133,7 +133,7 @@ def test_kernels_disks_and_firmware_are_passed_as_they_are() -> None:
     assert values(linux, "-append") == ["console=ttyS0 a,b"]
     assert "sata=off" in values(linux, "-machine")[0]
     iso = line(boot=Boot(cdrom=Path("/a,b.iso"), needs_vga=True), gpu=Path("/r/gpu"))
-    assert "ide-cd,drive=cd0,bus=ide.0,bootindex=0" in values(iso, "-device")
+    assert "ide-cd,drive=cd0,bus=ide.2,bootindex=0" in values(iso, "-device")
     assert "file.filename=/a,,b.iso" in values(iso, "-blockdev")[0]
     assert "sata=on" in values(iso, "-machine")[0]
     assert "vhost-user-vga,chardev=gpu0,queue_reset=off,max_outputs=1,xres=1280,yres=800" in values(
@@ -210,3 +210,37 @@ def test_a_machine_has_the_clock_and_the_ends_that_it_asks_for() -> None:
 def test_arguments_for_qemu_itself_come_last_and_as_they_are() -> None:
     """So they win, and so one sees them."""
     assert line(VmSpec(name="dev", qemu_arguments=("-device", "edu")))[-2:] == ["-device", "edu"]
+
+
+def test_a_disk_hangs_on_the_bus_that_was_asked_for() -> None:
+    """QEMU's controller reads it over NBD, waits for the next worker, and tells the guest of errors as they come."""
+    disks = [
+        Disk(size="1MiB", bus=bus) for bus in ("ahci", "ahci", "ahci", "ide", "nvme", "usb", "scsi", "floppy")
+    ]
+    paths = tuple(Path(f"/r/{index},.sock") for index in range(8))
+    arguments = line(VmSpec(name="dev", disks=disks), disks=paths)
+    assert values(arguments, "-blockdev")[0] == (
+        "driver=nbd,node-name=disk0,read-only=off,discard=unmap,"
+        "server.type=unix,server.path=/r/0,,.sock,reconnect-delay=60,open-timeout=30"
+    )
+    ends = "rerror=report,werror=report"
+    assert values(arguments, "-device")[1:] == [
+        "qemu-xhci,id=usb",
+        "piix3-ide,id=pata",
+        "virtio-scsi-pci,id=scsi",
+        "isa-fdc",
+        f"ide-hd,bus=ide.0,drive=disk0,bootindex=1,serial=rayos-0,{ends}",
+        f"ide-hd,bus=ide.1,drive=disk1,bootindex=2,serial=rayos-1,{ends}",
+        f"ide-hd,bus=ide.3,drive=disk2,bootindex=3,serial=rayos-2,{ends}",
+        f"ide-hd,bus=pata.0,unit=0,drive=disk3,bootindex=4,serial=rayos-3,{ends}",
+        "nvme,drive=disk4,bootindex=5,serial=rayos-4",
+        f"usb-storage,bus=usb.0,drive=disk5,bootindex=6,serial=rayos-5,{ends}",
+        f"scsi-hd,bus=scsi.0,scsi-id=0,drive=disk6,bootindex=7,serial=rayos-6,{ends}",
+        "floppy,unit=0,drive=disk7",
+    ]
+    assert values(arguments, "-global") == ["isa-fdc.bootindexA=8"]
+    assert "sata=on" in values(arguments, "-machine")[0]
+    large = line(
+        VmSpec(name="dev", disks=[Disk(size="1MiB", bus="nvme", logical_block_size=4096)]), disks=paths[:1]
+    )
+    assert "logical_block_size=4096,physical_block_size=4096" in values(large, "-device")[-1]

@@ -24,15 +24,16 @@ def refusal(spec: VmSpec) -> str:
 
 def test_limits_are_named(tmp_path: Path) -> None:
     """Each limit has its sentence."""
-    odd = tmp_path / "odd.img"
-    odd.write_bytes(b"x" * 700)
+    empty, full = tmp_path / "empty.img", tmp_path / "full.img"
+    empty.touch()
+    full.write_bytes(b"x" * (2 << 20))
     wrong = {
         "cpus = 2 exceeds the 1 of machine = 'isapc'": VmSpec(name="a", cpus=2, machine="isapc"),
         "at least 1MiB": VmSpec(name="a", memory="1000KiB", kernel="/k"),
         "at least 112MiB": VmSpec(name="a", memory="111MiB"),
         "not a whole number of MiB": VmSpec(name="a", memory="200000KiB"),
-        "neither of path and size": VmSpec(name="a", disks=[Disk()]),
-        "both of path and size": VmSpec(name="a", disks=[Disk(path="/x", size="1MiB")]),
+        "none of path, size and directory": VmSpec(name="a", disks=[Disk()]),
+        "path and size of path, size and directory": VmSpec(name="a", disks=[Disk(path="/x", size="1MiB")]),
         "the disks have 12GiB in all, which exceeds the machine's quota.disk = '10GiB'": VmSpec(
             name="a", disks=[Disk(size="6GiB"), Disk(size="6GiB")]
         ),
@@ -44,7 +45,24 @@ def test_limits_are_named(tmp_path: Path) -> None:
             name="a", disks=[Disk(size="1MiB"), Disk(path="/nowhere")]
         ),
         "relative path": VmSpec(name="a", disks=[Disk(path="disk.img")]),
-        "has 700 bytes; a disk is a multiple of 512": VmSpec(name="a", disks=[Disk(path=str(odd))]),
+        "has 0 bytes; a disk has at least 1": VmSpec(name="a", disks=[Disk(path=str(empty))]),
+        "bytes; quota.disk allows 1MiB": VmSpec(
+            name="a", disks=[Disk(path=str(full))], quota=Quota(disk="1MiB")
+        ),
+        "is no directory": VmSpec(name="a", disks=[Disk(directory=str(full))]),
+        "thrown away at the end": VmSpec(name="a", disks=[Disk(directory="/", read_only=True)]),
+        "queues = 2: bus = 'ide' has one": VmSpec(name="a", disks=[Disk(size="1MiB", bus="ide", queues=2)]),
+        "bus = 'ahci' has 512": VmSpec(
+            name="a", disks=[Disk(size="1MiB", bus="ahci", logical_block_size=4096)]
+        ),
+        "3 disks have bus = 'floppy'; at most 2": VmSpec(
+            name="a", disks=[Disk(size="1MiB", bus="floppy")] * 3
+        ),
+        "which machine = 'isapc' has not; allowed are ide, floppy": VmSpec(
+            name="a", machine="isapc", disks=[Disk(size="1MiB", bus="nvme")]
+        ),
+        "machine = 'isapc' has no PCI for a display": VmSpec(name="a", machine="isapc"),
+        "machine = 'microvm' has no CD drive": VmSpec(name="a", machine="microvm", cdrom="/a.iso"),
         "net.address = 'upstream' with net.bridge = None": VmSpec(name="a", net=Net(address="upstream")),
         "net.address = 'ours' with net.bridge = 'br0'": VmSpec(name="a", net=Net(bridge="br0")),
         "does not hold one frame of 4096x4096": VmSpec(
@@ -70,6 +88,13 @@ def test_what_exceeds_the_host_is_a_note_unless_the_service_is_strict() -> None:
     ]
     with pytest.raises(Invalid, match="cpus = 3 exceeds the host's 2"):
         check_host(VmSpec(name="a", cpus=3), HOST, is_strict=True)
+
+
+def test_a_sparse_disk_counts_for_what_it_takes(tmp_path: Path) -> None:
+    """An installer's target of 256 GiB takes nothing until something is installed."""
+    with (tmp_path / "large.img").open("wb") as file:
+        file.truncate(256 << 30)
+    check_host(VmSpec(name="a", disks=[Disk(path=str(tmp_path / "large.img"))]), HOST)
 
 
 def test_a_kernel_of_somebody_elses_may_have_a_mebibyte() -> None:
