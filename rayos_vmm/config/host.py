@@ -209,6 +209,6 @@ def raw_bytes(disk: Disk, quota_bytes: int) -> int:
 
 
 def counted_bytes(image: Path, quota_bytes: int) -> int:
-    """What a raw image counts for: all of its size, or what it takes if it is sparse and larger than the quota."""
+    """A raw image's size; of one that is larger than the quota the bytes that it takes, since it may be sparse."""
     status = image.stat()
     return status.st_size if status.st_size <= quota_bytes else status.st_blocks * _STAT_BLOCK_BYTES

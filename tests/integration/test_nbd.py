@@ -44,14 +44,10 @@ def test_libnbd_and_qemu_read_and_write_what_is_on_the_image(tmp_path: Path) -> 
         run("nbdcopy", "--requests=16", uri, str(back))
         assert back.read_bytes() == image.read_bytes().ljust(32 * MIB, b"\0")
         assert back.read_bytes()[: 24 * MIB] == data.read_bytes()
-        steps = (
-            "write -P 51 1M 3M",
-            "write -z 2M 1M",
-            "read -P 0 2M 1M",
-            "read -P 51 3M 1M",
-            "discard 1M 1M",
-        )
-        steps += ("read -P 0 1M 1M", "write -f -P 7 0 512", "flush", "write -z -u 24M 8M", "read -P 0 31M 1M"]
+        steps = [
+            *("write -P 51 1M 3M", "write -z 2M 1M", "read -P 0 2M 1M", "read -P 51 3M 1M", "discard 1M 1M"),
+            *("read -P 0 1M 1M", "write -f -P 7 0 512", "flush", "write -z -u 24M 8M", "read -P 0 31M 1M"),
+        ]
         said = run("qemu-io", "-f", "raw", *(word for step in steps for word in ("-c", step)), uri)
         assert "failed" not in said and "differ" not in said
         run("qemu-img", "compare", "-f", "raw", "-F", "raw", uri, str(image))

@@ -40,7 +40,7 @@ def test_a_medium_is_larger_than_what_is_on_it(tmp_path: Path) -> None:
 
 
 def test_an_image_that_became_shorter_is_an_error_and_not_zeros(tmp_path: Path) -> None:
-    """What was there is lost, and the guest must hear of it."""
+    """The guest hears that its bytes are lost."""
     disk = store(tmp_path / "cut.img", b"x" * 4096)
     os.truncate(tmp_path / "cut.img", 1024)
     with pytest.raises(RequestError, match="truncated"):
