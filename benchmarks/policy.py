@@ -85,7 +85,7 @@ async def measure(count: int, changes: int) -> tuple[list[float], list[float], f
             while state.broadcasts[-1].latency_s is None:
                 await revisions.broadcaster.changed()
         latencies = [(entry.latency_s or 0.0) * 1000 for entry in state.broadcasts]
-        return latencies, calls, state.view()["success_rate"]
+        return latencies, calls, state.view().success_rate or 0.0
 
 
 def main() -> None:

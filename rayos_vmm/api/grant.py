@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
-from typing import Any
 
+import msgspec
 import trio
 from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
-from rayos_vmm.contract.answers import AuditKey, AuditRecords, Grants
+from rayos_vmm.contract.answers import AuditKey, AuditRecords, Grants, Security
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.errors import NotFound
 from rayos_vmm.policy.audit_key import public_text
+from rayos_vmm.policy.view import GrantView, PolicyView, Verified
 
 
 @serves(operations.POLICY_GRANTS)
@@ -23,7 +24,7 @@ async def _grants(call: Call) -> Grants:
 
 
 @serves(operations.POLICY_GRANT)
-async def _grant(call: Call) -> dict[str, Any]:
+async def _grant(call: Call) -> GrantView:
     ask = call.body
     return await call.service.policy.grant(
         call.name, ask.capabilities, ask.ttl_s, ask.reason, ask.constraints.constraints()
@@ -31,7 +32,7 @@ async def _grant(call: Call) -> dict[str, Any]:
 
 
 @serves(operations.POLICY_DELEGATE)
-async def _delegate(call: Call) -> dict[str, Any]:
+async def _delegate(call: Call) -> GrantView:
     ask = call.body
     return await call.service.policy.delegate(
         call.name, ask.to, ask.capabilities, ask.ttl_s, ask.constraints.constraints()
@@ -54,13 +55,14 @@ async def _revoke_rights(call: Call) -> Grants:
 
 
 @serves(operations.POLICY_EXPLAIN)
-async def _explain(call: Call) -> dict[str, Any]:
+async def _explain(call: Call) -> PolicyView:
     return call.service.revisions.explain(call.name)
 
 
 @serves(operations.POLICY_SECURITY)
-async def _security(call: Call) -> dict[str, Any]:
-    return {**call.service.policy.status(), **call.service.gatekeeper.status()}
+async def _security(call: Call) -> Security:
+    asdict = msgspec.structs.asdict
+    return Security(**asdict(call.service.policy.status()), **asdict(call.service.gatekeeper.status()))
 
 
 @serves(operations.POLICY_AUDIT)
@@ -70,7 +72,7 @@ async def _audit(call: Call) -> AuditRecords:
 
 
 @serves(operations.POLICY_VERIFY)
-async def _verify(call: Call) -> dict[str, Any]:
+async def _verify(call: Call) -> Verified:
     return await call.service.policy.verify()
 
 

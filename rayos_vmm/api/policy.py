@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
-from rayos_vmm.contract.answers import Changes, History, Shown, Zones
-
-
-def _changes(answer: dict[str, Any]) -> Changes:
-    return msgspec.convert(answer, Changes)
+from rayos_vmm.contract.answers import History, Zones
+from rayos_vmm.policy.view import Changes, Shown
 
 
 @serves(operations.HIERARCHY_SHOW)
 async def _show(call: Call) -> Shown:
-    return msgspec.convert(call.service.revisions.show(), Shown)
+    return call.service.revisions.show()
 
 
 @serves(operations.HIERARCHY_APPLY)
 async def _apply(call: Call) -> Changes:
     ask = call.body
-    return _changes(await call.service.revisions.apply(ask.document, ask.reason, ask.base))
+    return await call.service.revisions.apply(ask.document, ask.reason, ask.base)
 
 
 @serves(operations.HIERARCHY_DIFF)
@@ -38,24 +31,24 @@ async def _history(call: Call) -> History:
 
 @serves(operations.HIERARCHY_ROLLBACK)
 async def _rollback(call: Call) -> Changes:
-    return _changes(await call.service.revisions.rollback(call.body.revision))
+    return await call.service.revisions.rollback(call.body.revision)
 
 
 @serves(operations.HIERARCHY_ZONES)
 async def _zones(call: Call) -> Zones:
-    return msgspec.convert({"zones": call.service.revisions.zones()}, Zones)
+    return Zones(zones=call.service.revisions.zones())
 
 
 @serves(operations.HIERARCHY_CREATE_ZONE)
 async def _create_zone(call: Call) -> Changes:
-    return _changes(await call.service.revisions.create_zone(call.body.zone))
+    return await call.service.revisions.create_zone(call.body.zone)
 
 
 @serves(operations.HIERARCHY_REMOVE_ZONE)
 async def _remove_zone(call: Call) -> Changes:
-    return _changes(await call.service.revisions.remove_zone(call.name))
+    return await call.service.revisions.remove_zone(call.name)
 
 
 @serves(operations.HIERARCHY_ASSIGN)
 async def _assign(call: Call) -> Changes:
-    return _changes(await call.service.revisions.assign(call.name, call.body.zone, call.body.parent))
+    return await call.service.revisions.assign(call.name, call.body.zone, call.body.parent)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid, RayosError
+from rayos_vmm.policy.audit import Entry
+from rayos_vmm.policy.view import Verified
 
 
 class AuditDamaged(RayosError):
@@ -42,21 +42,20 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
-def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
+def _row(entry: Entry) -> tuple[str, ...]:
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.time))
     data = " ".join(
         f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for key, value in entry["data"].items()
+        for key, value in entry.data.items()
         if value is not None
     )
-    decision = "allow" if entry["allowed"] else "deny"
-    return (str(entry["seq"]), clock, entry["op"], entry["vm"] or "-", decision, data or "-")
+    decision = "allow" if entry.allowed else "deny"
+    return (str(entry.seq), clock, entry.op.value, entry.vm or "-", decision, data or "-")
 
 
-def _said(result: dict[str, Any]) -> str:
-    first = result.get("first", 1)
-    since = f" from record {first} on" if first > 1 else ""
-    return f"{result['records']} records, unbroken{since}, signed up to {result['signed']}"
+def _said(result: Verified) -> str:
+    since = f" from record {result.first} on" if result.first and result.first > 1 else ""
+    return f"{result.records} records, unbroken{since}, signed up to {result.signed}"
 
 
 def _read(path: Path) -> bytes:
@@ -86,14 +85,14 @@ def _verify_here(data: bytes, key: bytes | None, place: str | None, out: Output)
     except Damage as damage:
         raise AuditDamaged(f"the audit record is damaged: {damage}") from None
     held = sum(head.seq >= found.first for head in heads)
-    result = {
-        "ok": True,
-        "records": found.anchor.seq,
-        "first": found.first,
-        "digest": found.anchor.digest,
-        "signed": found.signed,
-        "heads": held,
-    }
+    result = Verified(
+        ok=True,
+        records=found.anchor.seq,
+        first=found.first,
+        digest=found.anchor.digest,
+        signed=found.signed,
+        heads=held,
+    )
     against = f"; it holds {held} heads that the witness kept" if place is not None else ""
     out.result(result, f"{_said(result)}{against}")
 
@@ -101,21 +100,21 @@ def _verify_here(data: bytes, key: bytes | None, place: str | None, out: Output)
 async def run_audit(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     if args.verb == "list":
-        found = msgspec.json.decode(await client.request("GET", "/audit", query={"limit": args.limit}))
+        found = await client.call(operations.POLICY_AUDIT, query=asks.AuditQuery(limit=args.limit))
         header = ("SEQ", "TIME", "OPERATION", "MACHINE", "DECISION", "DETAILS")
-        out.table(found, header, [_row(entry) for entry in found["records"]])
-        if found["lost"]:
-            out.note(f"{found['lost']} records could not be written")
+        out.table(found, header, [_row(entry) for entry in found.records])
+        if found.lost:
+            out.note(f"{found.lost} records could not be written")
     elif args.verb == "key":
-        found = msgspec.json.decode(await client.request("GET", "/audit/key"))
-        out.result(found, found["public"].rstrip())
+        key = await client.call(operations.POLICY_KEY)
+        out.result(key, key.public.rstrip())
     elif args.verb == "verify" and (args.key, args.file, args.witness) != (None, None, None):
-        data = _read(args.file) if args.file is not None else await client.request("GET", "/audit/export")
+        data = _read(args.file) if args.file is not None else await client.call(operations.POLICY_EXPORT)
         _verify_here(data, _read(args.key) if args.key is not None else None, args.witness, out)
     elif args.verb == "verify":
-        result = msgspec.json.decode(await client.request("GET", "/audit/verify"))
-        if not result["ok"]:
-            raise AuditDamaged(f"the audit file is damaged: {result['problem']}")
-        out.result(result, f"{_said(result)}; {result['lost']} lost")
+        result = await client.call(operations.POLICY_VERIFY)
+        if not result.ok:
+            raise AuditDamaged(f"the audit file is damaged: {result.problem}")
+        out.result(result, f"{_said(result)}; {result.lost} lost")
     else:
-        out.write(await client.request("GET", "/audit/export"))
+        out.write(await client.call(operations.POLICY_EXPORT))

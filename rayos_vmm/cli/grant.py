@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 from typing import Any, Final
-from urllib.parse import quote
-
-import msgspec
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name, machine_names
@@ -14,7 +11,9 @@ from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import CAPABILITIES
 from rayos_vmm.config.units import format_rate
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
+from rayos_vmm.policy.view import GrantView
 
 _HEADER: Final = ("ID", "MACHINE", "CAPABILITIES", "KIND", "LEFT", "FROM", "CONSTRAINTS", "REASON")
 
@@ -26,21 +25,21 @@ def _words(parser: argparse.ArgumentParser, **options: Any) -> None:
     action.completer = lambda **_: [*CAPABILITIES, "all"]  # type: ignore[attr-defined]  # argcomplete's convention
 
 
-def _left(grant: dict[str, Any]) -> str:
-    return "-" if grant["left_s"] is None else f"{grant['left_s']:.1f} s"
+def _left(grant: GrantView) -> str:
+    return "-" if grant.left_s is None else f"{grant.left_s:.1f} s"
 
 
-def constraint_words(grant: dict[str, Any]) -> list[str]:
+def constraint_words(grant: GrantView) -> list[str]:
     """A grant's constraints, as they are given to `rayos grant`."""
-    given = grant["constraints"]
+    given = grant.constraints
     words = []
-    if ports := given.get("ports"):
+    if ports := given.ports:
         words.append(f"ports={','.join(str(a) if a == b else f'{a}-{b}' for a, b in ports)}")
-    if (rate := given.get("bandwidth")) is not None:
+    if (rate := given.bandwidth) is not None:
         words.append(f"bandwidth={format_rate(rate)}")
-    if (count := given.get("concurrent")) is not None:
+    if (count := given.concurrent) is not None:
         words.append(f"concurrent={count}")
-    return words + (["audit"] if given.get("audit") else [])
+    return words + (["audit"] if given.audit else [])
 
 
 def _add_constraints(parser: argparse.ArgumentParser) -> None:
@@ -50,31 +49,29 @@ def _add_constraints(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audit", action="store_true", help="record each second of use")
 
 
-def _constraints(args: argparse.Namespace) -> dict[str, Any]:
+def _constraints(args: argparse.Namespace) -> asks.AskConstraints:
     ports = args.ports.split(",") if args.ports else []
-    return {"ports": ports, "bandwidth": args.bandwidth, "concurrent": args.concurrent, "audit": args.audit}
-
-
-def _row(grant: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        str(grant["id"]),
-        grant["vm"],
-        " ".join(grant["capabilities"]) or "none",
-        grant["kind"],
-        _left(grant),
-        str(grant["parent"] or "-"),
-        " ".join(constraint_words(grant)) or "-",
-        grant["reason"] or "-",
+    return asks.AskConstraints(
+        ports=ports, bandwidth=args.bandwidth, concurrent=args.concurrent, audit=args.audit
     )
 
 
-def show(out: Output, grants: list[dict[str, Any]]) -> None:
+def _row(grant: GrantView) -> tuple[str, ...]:
+    return (
+        str(grant.id),
+        grant.vm,
+        " ".join(grant.capabilities) or "none",
+        grant.kind,
+        _left(grant),
+        str(grant.parent or "-"),
+        " ".join(constraint_words(grant)) or "-",
+        grant.reason or "-",
+    )
+
+
+def show(out: Output, grants: list[GrantView]) -> None:
     """Grants as a table."""
     out.table(grants, _HEADER, [_row(grant) for grant in grants])
-
-
-def _vm(name: str) -> str:
-    return f"/vms/{quote(name, safe='')}"
 
 
 def add_grant(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +83,13 @@ def add_grant(parser: argparse.ArgumentParser) -> None:
 
 
 async def run_grant(args: argparse.Namespace, out: Output) -> None:
-    body = {
-        "capabilities": args.capabilities,
-        "ttl_s": args.ttl,
-        "reason": args.reason,
-        "constraints": _constraints(args),
-    }
-    grant = msgspec.json.decode(await the_daemon().request("POST", f"{_vm(args.name)}/grants", body=body))
+    body = asks.AskGrant(
+        capabilities=args.capabilities,
+        ttl_s=args.ttl,
+        reason=args.reason,
+        constraints=_constraints(args),
+    )
+    grant = await the_daemon().call(operations.POLICY_GRANT, args.name, body=body)
     out.table(grant, _HEADER, [_row(grant)])
 
 
@@ -105,16 +102,16 @@ def add_revoke(parser: argparse.ArgumentParser) -> None:
 async def run_revoke(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     if args.capabilities:
-        body = {"capabilities": args.capabilities}
-        answer = await client.request("POST", f"{_vm(args.what)}/revoke", body=body)
+        body = asks.Rights(capabilities=args.capabilities)
+        gone = await client.call(operations.POLICY_REVOKE_RIGHTS, args.what, body=body)
     elif args.what.isdecimal():
-        answer = await client.request("DELETE", f"/grants/{args.what}")
+        gone = await client.call(operations.POLICY_REVOKE, args.what)
     else:
         raise Invalid(
             f"{args.what!r} is not a grant's number, and no capability was named",
             hint=f"rayos revoke {args.what} CAP_NET, or rayos revoke ID with an ID of `rayos grants`",
         )
-    show(out, msgspec.json.decode(answer)["grants"])
+    show(out, gone.grants)
 
 
 def add_grants(parser: argparse.ArgumentParser) -> None:
@@ -123,8 +120,8 @@ def add_grants(parser: argparse.ArgumentParser) -> None:
 
 
 async def run_grants(args: argparse.Namespace, out: Output) -> None:
-    query = {"vm": args.name} if args.name else None
-    show(out, msgspec.json.decode(await the_daemon().request("GET", "/grants", query=query))["grants"])
+    found = await the_daemon().call(operations.POLICY_GRANTS, query=asks.GrantsQuery(vm=args.name))
+    show(out, found.grants)
 
 
 def add_delegate(parser: argparse.ArgumentParser) -> None:
@@ -139,12 +136,8 @@ def add_delegate(parser: argparse.ArgumentParser) -> None:
 
 
 async def run_delegate(args: argparse.Namespace, out: Output) -> None:
-    body = {
-        "to": args.to,
-        "capabilities": args.capabilities,
-        "ttl_s": args.ttl,
-        "constraints": _constraints(args),
-    }
-    answer = await the_daemon().request("POST", f"{_vm(args.name)}/delegations", body=body)
-    grant = msgspec.json.decode(answer)
+    body = asks.AskDelegation(
+        to=args.to, capabilities=args.capabilities, ttl_s=args.ttl, constraints=_constraints(args)
+    )
+    grant = await the_daemon().call(operations.POLICY_DELEGATE, args.name, body=body)
     out.table(grant, _HEADER, [_row(grant)])

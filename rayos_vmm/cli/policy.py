@@ -7,14 +7,16 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output, render_table
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
+from rayos_vmm.policy.revisions import Revision
+from rayos_vmm.policy.view import Changes, PolicyView, RightView
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
@@ -53,39 +55,36 @@ def _read(name: str) -> dict[str, Any]:
         raise Invalid(f"{name}: {error.message}") from None
 
 
-def show_changes(out: Output, answer: dict[str, Any]) -> None:
+def show_changes(out: Output, answer: Changes) -> None:
     """Prints the changes, a path a line."""
-    lines = [f"{_SIGNS[change['what']]} {change['path']}" for change in answer["changes"]] or ["no change"]
-    if answer["revision"] is not None:
-        lines.append(f"revision {answer['revision']} is in force")
-    if answer["lagging"]:
-        lines.append(f"not yet applied by {', '.join(answer['lagging'])}: see rayos scalability vms")
+    lines = [f"{_SIGNS[change.what]} {change.path}" for change in answer.changes] or ["no change"]
+    if answer.revision is not None:
+        lines.append(f"revision {answer.revision} is in force")
+    if answer.lagging:
+        lines.append(f"not yet applied by {', '.join(answer.lagging)}: see rayos scalability vms")
     out.result(answer, "\n".join(lines))
 
 
-def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
-    return (str(entry["number"]), clock, str(entry["changes"]), entry["reason"] or "-")
+def _row(entry: Revision) -> tuple[str, ...]:
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.time))
+    return (str(entry.number), clock, str(entry.changes), entry.reason or "-")
 
 
-def _source(right: dict[str, Any]) -> str:
-    if right["denied_by"]:
-        return f"denied by {right['denied_by']}"
-    ways = [" -> ".join(f"{link['vm']}#{link['id']}" for link in way) for way in right["from"]]
+def _source(right: RightView) -> str:
+    if right.denied_by:
+        return f"denied by {right.denied_by}"
+    ways = [" -> ".join(f"{link.vm}#{link.id}" for link in way) for way in right.from_]
     return ", ".join(ways) or "never granted"
 
 
-def _explained(found: dict[str, Any]) -> str:
+def _explained(found: PolicyView) -> str:
     rights = [
-        (right["capability"], "allow" if right["allowed"] else "deny", _source(right))
-        for right in found["rights"]
+        (right.capability, "allow" if right.allowed else "deny", _source(right)) for right in found.rights
     ]
-    limits = [(name, str(entry["limit"]), entry["from"]) for name, entry in found["limits"].items()]
-    rules = [
-        (str(rule["priority"]), rule["action"], rule["name"], rule["from"]) for rule in found["firewall"]
-    ]
+    limits = [(name, str(entry.limit), entry.from_) for name, entry in found.limits.items()]
+    rules = [(str(rule.priority), rule.action, rule.name, rule.from_) for rule in found.firewall]
     parts = [
-        f"revision {found['revision']}; inherits from {', '.join(found['levels'])}",
+        f"revision {found.revision}; inherits from {', '.join(found.levels)}",
         render_table(("CAPABILITY", "DECISION", "BY"), rights),
     ]
     if limits:
@@ -97,23 +96,21 @@ def _explained(found: dict[str, Any]) -> str:
 
 async def run_policy(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
-    decode = msgspec.json.decode
     if args.verb == "show":
-        found = decode(await client.request("GET", "/policy"))
-        out.result(found, msgspec.json.format(msgspec.json.encode(found["document"])).decode())
+        shown = await client.call(operations.HIERARCHY_SHOW)
+        out.result(shown, msgspec.json.format(msgspec.json.encode(shown.document)).decode())
     elif args.verb == "apply":
-        body = {"document": _read(args.file), "reason": args.reason, "base": args.base}
-        show_changes(out, decode(await client.request("PUT", "/policy", body=body)))
+        body = asks.Apply(document=_read(args.file), reason=args.reason, base=args.base)
+        show_changes(out, await client.call(operations.HIERARCHY_APPLY, body=body))
     elif args.verb == "diff":
-        show_changes(
-            out, decode(await client.request("POST", "/policy/diff", body={"document": _read(args.file)}))
-        )
+        compared = asks.Compare(document=_read(args.file))
+        show_changes(out, await client.call(operations.HIERARCHY_DIFF, body=compared))
     elif args.verb == "history":
-        found = decode(await client.request("GET", "/policy/history"))["revisions"]
-        out.table(found, ("REVISION", "TIME", "CHANGES", "REASON"), [_row(entry) for entry in found])
+        kept = (await client.call(operations.HIERARCHY_HISTORY)).revisions
+        out.table(kept, ("REVISION", "TIME", "CHANGES", "REASON"), [_row(entry) for entry in kept])
     elif args.verb == "rollback":
-        body = {"revision": args.revision}
-        show_changes(out, decode(await client.request("POST", "/policy/rollback", body=body)))
+        back = asks.Rollback(revision=args.revision)
+        show_changes(out, await client.call(operations.HIERARCHY_ROLLBACK, body=back))
     else:
-        found = decode(await client.request("GET", f"/vms/{quote(args.name, safe='')}/policy"))
+        found = await client.call(operations.POLICY_EXPLAIN, args.name)
         out.result(found, _explained(found))

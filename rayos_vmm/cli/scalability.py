@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import msgspec
 
 from rayos_vmm.cli.completion import machine_names
 from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
+from rayos_vmm.policy.view import LaggingVm
+from rayos_vmm.service.balance import LoadView, Moved, Rebalanced
 
 
 def add_scalability(parser: argparse.ArgumentParser) -> None:
@@ -35,24 +37,24 @@ def add_scalability(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
-def _applied(entry: dict[str, Any]) -> str:
-    if entry["applied"] is None:
-        return entry["problem"] or "not running"
-    lag = f", {entry['lag']} behind" if entry["lag"] else ""
-    return f"{entry['applied']}{lag}{': ' + entry['problem'] if entry['problem'] else ''}"
+def _applied(entry: LaggingVm) -> str:
+    if entry.applied is None:
+        return entry.problem or "not running"
+    lag = f", {entry.lag} behind" if entry.lag else ""
+    return f"{entry.applied}{lag}{': ' + entry.problem if entry.problem else ''}"
 
 
-def _tree(vms: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _tree(vms: list[LaggingVm]) -> list[tuple[str, ...]]:
     """The machines below their parents, two spaces a level."""
-    children: dict[str | None, list[dict[str, Any]]] = {}
+    children: dict[str | None, list[LaggingVm]] = {}
     for entry in vms:
-        children.setdefault(entry["parent"], []).append(entry)
+        children.setdefault(entry.parent, []).append(entry)
     rows: list[tuple[str, ...]] = []
 
-    def add(entry: dict[str, Any], depth: int) -> None:
-        rules = str(entry["firewall_rules"])
-        rows.append(("  " * depth + entry["vm"], entry["zone"] or "-", rules, _applied(entry)))
-        for child in children.get(entry["vm"], []):
+    def add(entry: LaggingVm, depth: int) -> None:
+        rules = str(entry.firewall_rules)
+        rows.append(("  " * depth + entry.vm, entry.zone or "-", rules, _applied(entry)))
+        for child in children.get(entry.vm, []):
             add(child, depth + 1)
 
     for entry in children.get(None, []):
@@ -63,54 +65,51 @@ def _tree(vms: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 async def _run_load(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     if args.verb == "move":
-        body = {"core": args.core}
-        made = msgspec.json.decode(await client.request("POST", f"/vms/{args.name}/worker", body=body))
-        out.result(made, _moved(made))
+        moved = await client.call(operations.SCALABILITY_MOVE, args.name, body=asks.Place(core=args.core))
+        out.result(moved, _moved(moved))
         return
     if args.verb == "auto":
-        body = {"on": args.switch == "on"}
-        found = msgspec.json.decode(await client.request("PUT", "/scalability/auto", body=body))
-        out.result(found, f"workers are{'' if body['on'] else ' not'} moved without being asked")
+        switch = asks.Switch(on=args.switch == "on")
+        status = await client.call(operations.SCALABILITY_SWITCH, body=switch)
+        out.result(status, f"workers are{'' if switch.on else ' not'} moved without being asked")
         return
+    found: LoadView
     if args.verb == "load":
-        found = msgspec.json.decode(await client.request("GET", "/scalability/load"))
+        found = await client.call(operations.SCALABILITY_LOAD)
     else:
-        found = msgspec.json.decode(await client.request("POST", "/scalability/rebalance"))
-    workers = [
-        (entry["vm"], str(entry["pid"]), str(entry["core"]), f"{entry['share']:.1%}")
-        for entry in found["workers"]
-    ]
+        found = await client.call(operations.SCALABILITY_REBALANCE)
+    workers = [(entry.vm, str(entry.pid), str(entry.core), f"{entry.share:.1%}") for entry in found.workers]
     out.table(found, ("MACHINE", "WORKER", "CORE", "BUSY"), workers)
-    for entry in found["cores"]:
-        out.note(f"core {entry['core']}: {entry['share']:.1%} busy with {entry['workers']} workers")
-    automatic = "on" if found["automatic"]["on"] else "off"
+    for entry in found.cores:
+        out.note(f"core {entry.core}: {entry.share:.1%} busy with {entry.workers} workers")
+    automatic = "on" if found.automatic.on else "off"
     out.note(
-        f"imbalance {found['imbalance']:.1%}, variance {found['variance']:.4f}, {found['moves']} moves so far; "
-        f"automatic: {automatic}, {found['automatic']['moves']} of them"
+        f"imbalance {found.imbalance:.1%}, variance {found.variance:.4f}, {found.moves} moves so far; "
+        f"automatic: {automatic}, {found.automatic.moves} of them"
     )
-    for made in found.get("made", []):
+    for made in found.made if isinstance(found, Rebalanced) else []:
         out.note(_moved(made))
 
 
-def _moved(made: dict[str, Any]) -> str:
-    return f"{made['vm']} is served on core {made['core']}, after a pause of {made['pause_ms']:.1f} ms"
+def _moved(made: Moved) -> str:
+    return f"{made.vm} is served on core {made.core}, after a pause of {made.pause_ms:.1f} ms"
 
 
 async def run_scalability(args: argparse.Namespace, out: Output) -> None:
     if args.verb in ("load", "rebalance", "move", "auto"):
         await _run_load(args, out)
         return
-    found = msgspec.json.decode(await the_daemon().request("GET", "/scalability"))
+    found = await the_daemon().call(operations.SCALABILITY_STATUS)
     if args.verb == "vms":
-        vms = found["vms"]
+        vms = found.vms
         out.table(vms, ("MACHINE", "ZONE", "FIREWALL RULES", "REVISION"), _tree(vms))
     elif args.verb == "zones":
-        zones = found["zones"]
+        zones = found.zones
         rows = [
-            (entry["zone"], str(entry["rules"]), str(len(entry["vms"])), " ".join(entry["lagging"]) or "-")
+            (entry.zone, str(entry.rules), str(len(entry.vms)), " ".join(entry.lagging) or "-")
             for entry in zones
         ]
         out.table(zones, ("ZONE", "RULES", "MACHINES", "LAGGING"), rows)
     else:
-        status = {**found["status"], "balance": found["balance"]}
+        status = {**msgspec.to_builtins(found.status), "balance": msgspec.to_builtins(found.balance)}
         out.table(status, ("SCALABILITY", "VALUE"), flatten(status))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import msgspec
 
 from rayos_vmm.cli import audit, grant
 from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import operations
+from rayos_vmm.policy.view import GrantView
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
@@ -26,18 +27,18 @@ def add_security(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
-def _is_shown(verb: str, entry: dict[str, Any]) -> bool:
+def _is_shown(verb: str, entry: GrantView) -> bool:
     if verb == "constraints":
-        return bool(entry["constraints"])
-    return bool(entry["kind"] == {"grants": "grant", "delegations": "delegation"}[verb])
+        return bool(entry.constraints.count)
+    return bool(entry.kind == {"grants": "grant", "delegations": "delegation"}[verb])
 
 
 async def run_security(args: argparse.Namespace, out: Output) -> None:
     if args.verb == "audit":
         await audit.run_audit(argparse.Namespace(verb="list", limit=args.limit), out)
     elif args.verb == "status":
-        status = msgspec.json.decode(await the_daemon().request("GET", "/security"))
-        out.table(status, ("SECURITY", "VALUE"), flatten(status))
+        status = await the_daemon().call(operations.POLICY_SECURITY)
+        out.table(status, ("SECURITY", "VALUE"), flatten(msgspec.to_builtins(status)))
     else:
-        found = msgspec.json.decode(await the_daemon().request("GET", "/grants"))["grants"]
+        found = (await the_daemon().call(operations.POLICY_GRANTS)).grants
         grant.show(out, [entry for entry in found if _is_shown(args.verb, entry)])

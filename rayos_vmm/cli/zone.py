@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 from typing import Any
-from urllib.parse import quote
-
-import msgspec
 
 from rayos_vmm.cli.completion import add_name, machine_names
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.policy import show_changes
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
 
 
@@ -24,8 +22,8 @@ def _zones(**_arguments: Any) -> list[str]:
 
     async def names() -> list[str]:
         with trio.move_on_after(DAEMON_TIMEOUT_S):
-            found = msgspec.json.decode(await the_daemon().request("GET", "/zones"))["zones"]
-            return [entry["zone"] for entry in found]
+            found = (await the_daemon().call(operations.HIERARCHY_ZONES)).zones
+            return [entry.zone for entry in found]
         return []
 
     try:
@@ -58,17 +56,17 @@ def add_zone(parser: argparse.ArgumentParser) -> None:
 async def run_zone(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     if args.verb == "list":
-        found = msgspec.json.decode(await client.request("GET", "/zones"))["zones"]
-        rows = [(entry["zone"], str(entry["rules"]), " ".join(entry["vms"]) or "-") for entry in found]
+        found = (await client.call(operations.HIERARCHY_ZONES)).zones
+        rows = [(entry.zone, str(entry.rules), " ".join(entry.vms) or "-") for entry in found]
         out.table(found, ("ZONE", "RULES", "MACHINES"), rows)
         return
     if args.verb == "create":
-        answer = await client.request("POST", "/zones", body={"zone": args.zone})
+        answer = await client.call(operations.HIERARCHY_CREATE_ZONE, body=asks.NewZone(zone=args.zone))
     elif args.verb == "rm":
-        answer = await client.request("DELETE", f"/zones/{quote(args.zone, safe='')}")
+        answer = await client.call(operations.HIERARCHY_REMOVE_ZONE, args.zone)
     else:
         if args.zone is None and args.parent is None:
             raise Invalid("neither a zone nor a parent was named", hint="rayos zone assign NAME ZONE")
-        body = {"zone": args.zone, "parent": args.parent}
-        answer = await client.request("PUT", f"/vms/{quote(args.name, safe='')}/place", body=body)
-    show_changes(out, msgspec.json.decode(answer))
+        body = asks.Assign(zone=args.zone, parent=args.parent)
+        answer = await client.call(operations.HIERARCHY_ASSIGN, args.name, body=body)
+    show_changes(out, answer)

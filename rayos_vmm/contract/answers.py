@@ -9,9 +9,10 @@ import msgspec
 from rayos_vmm.config.firewall import FirewallRule
 from rayos_vmm.machine.view import VmView
 from rayos_vmm.policy.audit import Entry
-from rayos_vmm.policy.document import Change
 from rayos_vmm.policy.gatekeeper import Issued
 from rayos_vmm.policy.revisions import Revision
+from rayos_vmm.policy.view import Decisions, GrantView, PolicyStatus, Propagation, Usage, Zone
+from rayos_vmm.service.balance import BalanceStatus
 
 # -- machines, guests and rights -----------------------------------------------------------------------------
 
@@ -37,7 +38,20 @@ class Leases(msgspec.Struct, frozen=True, kw_only=True):
 class Grants(msgspec.Struct, frozen=True, kw_only=True):
     """Grants; those taken away are told as they were."""
 
-    grants: list[dict[str, Any]]
+    grants: list[GrantView]
+
+
+class Security(PolicyStatus, frozen=True):
+    """How much there is of everything that has a limit; tokens and decisions, too."""
+
+    tokens: Usage
+    decisions: Decisions
+
+
+class Scalability(Propagation, frozen=True):
+    """How far the newest revision has come, and how evenly the workers are spread."""
+
+    balance: BalanceStatus
 
 
 class AuditRecords(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,33 +134,10 @@ class InputDevices(msgspec.Struct, frozen=True, kw_only=True):
 # -- the policy document -------------------------------------------------------------------------------------
 
 
-class Shown(msgspec.Struct, frozen=True, kw_only=True):
-    """The document in force; revision 0 before the first."""
-
-    revision: int
-    document: dict[str, Any]
-
-
-class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """Changes by path, the revision in force now, and the machines whose workers have not applied it."""
-
-    changes: list[Change]
-    revision: int | None = None
-    lagging: list[str] = []
-
-
 class History(msgspec.Struct, frozen=True, kw_only=True):
     """The revisions that are kept, oldest first."""
 
     revisions: list[Revision]
-
-
-class Zone(msgspec.Struct, frozen=True, kw_only=True):
-    """A zone, the number of its rules, and its machines."""
-
-    zone: str
-    rules: int
-    vms: list[str]
 
 
 class Zones(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,7 +29,7 @@ PNG: Final = "image/png"
 NDJSON: Final = "application/x-ndjson"
 JSONL: Final = "application/jsonl"
 
-A = TypeVar("A")
+A = TypeVar("A", covariant=True)
 _PARAMETER: Final = re.compile(r"{([a-z]+)}")
 
 

@@ -21,6 +21,8 @@ from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.view import Damage, DiskView, ExecResult, NetView, VmView
 from rayos_vmm.policy.capability import NONE, Capability
 from rayos_vmm.policy.gatekeeper import Issued
+from rayos_vmm.policy.view import Changes, GrantView, PolicyView, Shown, Verified
+from rayos_vmm.service.balance import BalanceStatus, LoadView, Moved, Rebalanced
 from rayos_vmm.shared.timed import Span
 
 ADMIN: Final = Capability.CAP_ADMIN
@@ -177,28 +179,28 @@ POLICY_GRANTS: Final = Operation[answers.Grants](
 POLICY_REVOKE: Final = Operation[answers.Grants](
     "policy.revoke", "DELETE", "/v1/grants/{id}", ADMIN, "Revoke a grant and what was passed on", answer=answers.Grants,
     fails=_LIVE)
-POLICY_GRANT: Final = Operation[dict[str, Any]](
+POLICY_GRANT: Final = Operation[GrantView](
     "policy.grant", "POST", f"{_VM}/grants", ADMIN, "Grant rights, for a time or until they are revoked",
-    body=asks.AskGrant, answer=dict[str, Any], status=201, fails=_LIVE, is_judged=True,
+    body=asks.AskGrant, answer=GrantView, status=201, fails=_LIVE, is_judged=True,
     makes=("/v1/grants/{id}", "$response.body#/id"))
-POLICY_DELEGATE: Final = Operation[dict[str, Any]](
+POLICY_DELEGATE: Final = Operation[GrantView](
     "policy.delegate", "POST", f"{_VM}/delegations", ADMIN, "Let a machine pass rights on to another",
-    body=asks.AskDelegation, answer=dict[str, Any], status=201, fails=_LIVE, reaches_beyond_vm=True, is_judged=True,
+    body=asks.AskDelegation, answer=GrantView, status=201, fails=_LIVE, reaches_beyond_vm=True, is_judged=True,
     makes=("/v1/grants/{id}", "$response.body#/id"))
 POLICY_REVOKE_RIGHTS: Final = Operation[answers.Grants](
     "policy.revoke_rights", "POST", f"{_VM}/revoke", ADMIN, "Take rights from a machine, wherever it has them from",
     body=asks.Rights, answer=answers.Grants, fails=_LIVE)
-POLICY_EXPLAIN: Final = Operation[dict[str, Any]](
+POLICY_EXPLAIN: Final = Operation[PolicyView](
     "policy.explain", "GET", f"{_VM}/policy", AUDIT, "All that holds for a machine and where it comes from",
-    answer=dict[str, Any])
-POLICY_SECURITY: Final = Operation[dict[str, Any]](
+    answer=PolicyView)
+POLICY_SECURITY: Final = Operation[answers.Security](
     "policy.security", "GET", "/v1/security", AUDIT,
-    "How much there is of everything that has a limit, and the limit", answer=dict[str, Any])
+    "How much there is of everything that has a limit, and the limit", answer=answers.Security)
 POLICY_AUDIT: Final = Operation[answers.AuditRecords](
     "policy.audit", "GET", "/v1/audit", AUDIT, "The last audit records",
     query=asks.AuditQuery, answer=answers.AuditRecords)
-POLICY_VERIFY: Final = Operation[dict[str, Any]](
-    "policy.verify", "GET", "/v1/audit/verify", AUDIT, "Check the audit file", answer=dict[str, Any])
+POLICY_VERIFY: Final = Operation[Verified](
+    "policy.verify", "GET", "/v1/audit/verify", AUDIT, "Check the audit file", answer=Verified)
 POLICY_KEY: Final = Operation[answers.AuditKey](
     "policy.key", "GET", "/v1/audit/key", AUDIT, "The key that the record is signed by",
     answer=answers.AuditKey, fails=(NotFound,))
@@ -208,52 +210,52 @@ POLICY_EXPORT: Final = Operation[bytes](
 
 # -- the policy document -------------------------------------------------------------------------------------
 
-HIERARCHY_SHOW: Final = Operation[answers.Shown](
-    "hierarchy.show", "GET", "/v1/policy", AUDIT, "The policy document in force", answer=answers.Shown)
-HIERARCHY_APPLY: Final = Operation[answers.Changes](
+HIERARCHY_SHOW: Final = Operation[Shown](
+    "hierarchy.show", "GET", "/v1/policy", AUDIT, "The policy document in force", answer=Shown)
+HIERARCHY_APPLY: Final = Operation[Changes](
     "hierarchy.apply", "PUT", "/v1/policy", ADMIN, "Put another document in force, whole",
-    body=asks.Apply, answer=answers.Changes, fails=(*_LIVE, NotFound), is_judged=True)
-HIERARCHY_DIFF: Final = Operation[answers.Changes](
+    body=asks.Apply, answer=Changes, fails=(*_LIVE, NotFound), is_judged=True)
+HIERARCHY_DIFF: Final = Operation[Changes](
     "hierarchy.diff", "POST", "/v1/policy/diff", AUDIT, "What another document would change",
-    body=asks.Compare, answer=answers.Changes, fails=(Conflict, NotFound), is_judged=True)
+    body=asks.Compare, answer=Changes, fails=(Conflict, NotFound), is_judged=True)
 HIERARCHY_HISTORY: Final = Operation[answers.History](
     "hierarchy.history", "GET", "/v1/policy/history", AUDIT, "The revisions that are kept", answer=answers.History)
-HIERARCHY_ROLLBACK: Final = Operation[answers.Changes](
+HIERARCHY_ROLLBACK: Final = Operation[Changes](
     "hierarchy.rollback", "POST", "/v1/policy/rollback", ADMIN,
     "Put the document of a former revision in force again",
-    body=asks.Rollback, answer=answers.Changes, fails=(*_LIVE, NotFound))
+    body=asks.Rollback, answer=Changes, fails=(*_LIVE, NotFound))
 HIERARCHY_ZONES: Final = Operation[answers.Zones](
     "hierarchy.zones", "GET", "/v1/zones", AUDIT, "The zones and who is in them", answer=answers.Zones)
-HIERARCHY_CREATE_ZONE: Final = Operation[answers.Changes](
+HIERARCHY_CREATE_ZONE: Final = Operation[Changes](
     "hierarchy.create_zone", "POST", "/v1/zones", ADMIN, "Make a zone",
-    body=asks.NewZone, answer=answers.Changes, status=201, fails=_LIVE,
+    body=asks.NewZone, answer=Changes, status=201, fails=_LIVE,
     makes=("/v1/zones/{name}", "$request.body#/zone"))
-HIERARCHY_REMOVE_ZONE: Final = Operation[answers.Changes](
+HIERARCHY_REMOVE_ZONE: Final = Operation[Changes](
     "hierarchy.remove_zone", "DELETE", "/v1/zones/{name}", ADMIN, "Remove an empty zone",
-    answer=answers.Changes, fails=_LIVE)
-HIERARCHY_ASSIGN: Final = Operation[answers.Changes](
+    answer=Changes, fails=_LIVE)
+HIERARCHY_ASSIGN: Final = Operation[Changes](
     "hierarchy.assign", "PUT", f"{_VM}/place", ADMIN, "Put a machine into a zone or under a parent",
-    body=asks.Assign, answer=answers.Changes, fails=_LIVE, reaches_beyond_vm=True, is_judged=True)
+    body=asks.Assign, answer=Changes, fails=_LIVE, reaches_beyond_vm=True, is_judged=True)
 
 # -- device workers ------------------------------------------------------------------------------------------
 
-SCALABILITY_STATUS: Final = Operation[dict[str, Any]](
+SCALABILITY_STATUS: Final = Operation[answers.Scalability](
     "scalability.status", "GET", "/v1/scalability", AUDIT,
     "How far the newest revision has come: in all, by machine, by zone; how evenly the workers are spread",
-    answer=dict[str, Any])
-SCALABILITY_LOAD: Final = Operation[dict[str, Any]](
+    answer=answers.Scalability)
+SCALABILITY_LOAD: Final = Operation[LoadView](
     "scalability.load", "GET", "/v1/scalability/load", AUDIT,
-    "How busy each device worker and each processor is; takes a second", answer=dict[str, Any])
-SCALABILITY_REBALANCE: Final = Operation[dict[str, Any]](
+    "How busy each device worker and each processor is; takes a second", answer=LoadView)
+SCALABILITY_REBALANCE: Final = Operation[Rebalanced](
     "scalability.rebalance", "POST", "/v1/scalability/rebalance", ADMIN,
-    "Measure, and move workers to idler processors where it is worth it", answer=dict[str, Any], fails=_LIVE)
-SCALABILITY_SWITCH: Final = Operation[dict[str, Any]](
+    "Measure, and move workers to idler processors where it is worth it", answer=Rebalanced, fails=_LIVE)
+SCALABILITY_SWITCH: Final = Operation[BalanceStatus](
     "scalability.switch", "PUT", "/v1/scalability/auto", ADMIN,
-    "Move workers without being asked while their load is uneven, or not", body=asks.Switch, answer=dict[str, Any])
-SCALABILITY_MOVE: Final = Operation[dict[str, Any]](
+    "Move workers without being asked while their load is uneven, or not", body=asks.Switch, answer=BalanceStatus)
+SCALABILITY_MOVE: Final = Operation[Moved](
     "scalability.move", "POST", f"{_VM}/worker", ADMIN,
     "Hand the devices over to a new worker on another processor, under the running guest",
-    body=asks.Place, answer=dict[str, Any], fails=_LIVE)
+    body=asks.Place, answer=Moved, fails=_LIVE)
 
 # -- tokens --------------------------------------------------------------------------------------------------
 

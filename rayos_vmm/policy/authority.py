@@ -36,6 +36,7 @@ from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
+from rayos_vmm.policy.view import GrantView, PolicyStatus, RecordState, RightView, Verified
 from rayos_vmm.shared.gate import PAGE_NAME, GatePage
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class Authority:
         ttl_s: float | None,
         reason: str,
         constraints: Constraints = NO_CONSTRAINTS,
-    ) -> dict[str, Any]:
+    ) -> GrantView:
         """Gives rights, for a time or until they are revoked; in force on the running devices when this returns.
 
         Raises:
@@ -219,7 +220,7 @@ class Authority:
         capabilities: Sequence[str],
         ttl_s: float | None,
         constraints: Constraints = NO_CONSTRAINTS,
-    ) -> dict[str, Any]:
+    ) -> GrantView:
         """One machine passes rights on to another. Raises as `grant`."""
         rights = parse_rights(capabilities)
         async with self.lock:
@@ -235,7 +236,7 @@ class Authority:
                 **_told(constraints),
             )
 
-    async def revoke(self, grant_id: int) -> list[dict[str, Any]]:
+    async def revoke(self, grant_id: int) -> list[GrantView]:
         """Ends a grant and all that was passed on from it; returns what went.
 
         Raises:
@@ -244,7 +245,7 @@ class Authority:
         """
         return await self._revoke(lambda table, now: table.revoke(grant_id, now), "", id=grant_id)
 
-    async def revoke_rights(self, vm: str, capabilities: Sequence[str]) -> list[dict[str, Any]]:
+    async def revoke_rights(self, vm: str, capabilities: Sequence[str]) -> list[GrantView]:
         """Takes rights from a machine, wherever it has them from. Raises as `revoke`, and Invalid."""
         rights = parse_rights(capabilities)
         return await self._revoke(
@@ -274,27 +275,27 @@ class Authority:
 
     # -- questions -----------------------------------------------------------------------------------------------
 
-    def grants(self, vm: str | None = None) -> list[dict[str, Any]]:
+    def grants(self, vm: str | None = None) -> list[GrantView]:
         """Returns all grants, the machines' own rights among them, oldest first."""
         now = self.now()
         return [grant.view(now) for grant in self._table.grants.values() if vm in (None, grant.holder)]
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> PolicyStatus:
         """How much there is of everything that has a limit, and whether decisions can be recorded."""
-        return {
-            "revision": self.book.revision,
+        return PolicyStatus(
+            revision=self.book.revision,
             **self._table.usage(),
             **self.book.usage(),
-            "audit": {
-                "records": self.audit.anchor.seq,
-                "in_memory": len(self.audit.ring),
-                "lost": self.audit.lost,
-                "trouble": self.audit.trouble,
-                "witness": self._heads.trouble,
-            },
-        }
+            audit=RecordState(
+                records=self.audit.anchor.seq,
+                in_memory=len(self.audit.ring),
+                lost=self.audit.lost,
+                trouble=self.audit.trouble,
+                witness=self._heads.trouble,
+            ),
+        )
 
-    def explain(self, vm: str) -> list[dict[str, Any]]:
+    def explain(self, vm: str) -> list[RightView]:
         """Each right of a machine and the chain of grants that it comes from.
 
         Raises:
@@ -308,7 +309,7 @@ class Authority:
         """The last records."""
         return list(self.audit.ring)[-limit:]
 
-    async def verify(self) -> dict[str, Any]:
+    async def verify(self) -> Verified:
         """Whether the audit record is what was written; where it is not."""
         await self.audit.sync()
         anchors = [self.audit.anchor]
@@ -319,23 +320,17 @@ class Authority:
             with closing(self.audit.lines()) as lines:
                 found = await trio.to_thread.run_sync(lambda: verify(lines, anchors, self.audit_key))
         except Damage as damage:
-            return {
-                "ok": False,
-                "problem": str(damage),
-                "seq": damage.seq,
-                "offset": damage.offset,
-                "lost": lost,
-            }
+            return Verified(ok=False, problem=str(damage), seq=damage.seq, offset=damage.offset, lost=lost)
         except OSError as error:
-            return {"ok": False, "problem": str(error), "seq": 0, "offset": 0, "lost": lost}
-        return {
-            "ok": True,
-            "records": found.anchor.seq,
-            "first": found.first,
-            "digest": found.anchor.digest,
-            "signed": found.signed,
-            "lost": lost,
-        }
+            return Verified(ok=False, problem=str(error), seq=0, offset=0, lost=lost)
+        return Verified(
+            ok=True,
+            records=found.anchor.seq,
+            first=found.first,
+            digest=found.anchor.digest,
+            signed=found.signed,
+            lost=lost,
+        )
 
     # -- the clock -----------------------------------------------------------------------------------------------
 
@@ -374,9 +369,7 @@ class Authority:
 
     # -- inner workings ------------------------------------------------------------------------------------------
 
-    async def _rise(
-        self, change: Callable[[Table], Grant], op: Operation, vm: str, **data: Any
-    ) -> dict[str, Any]:
+    async def _rise(self, change: Callable[[Table], Grant], op: Operation, vm: str, **data: Any) -> GrantView:
         """Tries the change on a copy, records it, makes it, stores it, and only then lets the devices know."""
         try:
             grant = change(self._table.copy())
@@ -417,7 +410,7 @@ class Authority:
 
     async def _revoke(
         self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
-    ) -> list[dict[str, Any]]:
+    ) -> list[GrantView]:
         async with self.lock:
             now = self.now()
             self._end(now)

@@ -6,6 +6,7 @@ from rayos_vmm.policy.capability import Capability, mask, names
 from rayos_vmm.policy.grant import Moment, chain
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Table
+from rayos_vmm.policy.view import RightView
 from rayos_vmm.shared.gate import Words
 
 
@@ -27,21 +28,21 @@ def words(table: Table, book: RuleBook, vm: str) -> Words:
     )
 
 
-def explain(table: Table, book: RuleBook, vm: str, now: Moment) -> list[dict[str, object]]:
+def explain(table: Table, book: RuleBook, vm: str, now: Moment) -> list[RightView]:
     """For each right of `vm`, the chains of grants that it comes from (none where it lacks it), and the rule that takes
     it away.
     """
     own = [grant for grant in table.grants.values() if grant.holder == vm]
     return [
-        {
-            "capability": name,
-            "allowed": Capability[name] in book.narrow(vm, table.holds(vm)),
-            "denied_by": book.of(vm).taken.get(name),
-            "from": [
+        RightView(
+            capability=name,
+            allowed=Capability[name] in book.narrow(vm, table.holds(vm)),
+            denied_by=book.of(vm).taken.get(name),
+            from_=[
                 [link.view(now) for link in chain(table.grants, grant)]
                 for grant in own
                 if Capability[name] in grant.capabilities
             ],
-        }
+        )
         for name in names(Capability(sum(Capability) & ~(Capability.CAP_AUDIT | Capability.CAP_ADMIN)))
     ]

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final
+from typing import Final
+
+from rayos_vmm.policy.view import DeadLetter, DistributionView
 
 QUEUE_MAXIMUM: Final = 512
 ATTEMPTS: Final = 8
@@ -43,16 +45,6 @@ class Target:
     def lag(self) -> int:
         """Revisions that it is behind; what has never acknowledged is behind all of them."""
         return self.wanted - max(self.applied, 0) if self.applied < self.wanted else 0
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A delivery that was given up."""
-
-    target: str
-    revision: int
-    problem: str
-    time: float
 
 
 @dataclass(slots=True)
@@ -178,33 +170,25 @@ class Distribution:
         """The targets that have not applied the newest revision."""
         return sorted(target.name for target in self.targets.values() if target.lag)
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> DistributionView:
         """For callers: who lags, what was given up, how quick it was."""
         counters = self.counters
         ended = counters.acknowledged + counters.dead
         latencies = sorted(entry.latency_s for entry in self.broadcasts if entry.latency_s is not None)
-        return {
-            "revision": self.revision,
-            "targets": len(self.targets),
-            "lagging": self.lagging(),
-            "queue": len(self.queue),
-            "queue_maximum": QUEUE_MAXIMUM,
-            "broadcasts": counters.broadcasts,
-            "deliveries": counters.deliveries,
-            "acknowledged": counters.acknowledged,
-            "failed": counters.failed,
-            "success_rate": round(counters.acknowledged / ended, 4) if ended else None,
-            "dead_letters": [
-                {
-                    "vm": letter.target,
-                    "revision": letter.revision,
-                    "problem": letter.problem,
-                    "time": letter.time,
-                }
-                for letter in self.dead
-            ],
-            "broadcast_median_ms": round(median(latencies) * 1000, 3) if latencies else None,
-        }
+        return DistributionView(
+            revision=self.revision,
+            targets=len(self.targets),
+            lagging=self.lagging(),
+            queue=len(self.queue),
+            queue_maximum=QUEUE_MAXIMUM,
+            broadcasts=counters.broadcasts,
+            deliveries=counters.deliveries,
+            acknowledged=counters.acknowledged,
+            failed=counters.failed,
+            success_rate=round(counters.acknowledged / ended, 4) if ended else None,
+            dead_letters=list(self.dead),
+            broadcast_median_ms=round(median(latencies) * 1000, 3) if latencies else None,
+        )
 
     def _queue(self, target: Target, now: float) -> None:
         if target.name not in self.queue and len(self.queue) >= QUEUE_MAXIMUM:
@@ -227,4 +211,4 @@ class Distribution:
     def _bury(self, target: Target, problem: str, now: float) -> None:
         target.is_dead, target.problem = True, problem
         self.counters.dead += 1
-        self.dead.append(DeadLetter(target.name, target.wanted, problem, now))
+        self.dead.append(DeadLetter(vm=target.name, revision=target.wanted, problem=problem, time=now))

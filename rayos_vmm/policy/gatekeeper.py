@@ -36,6 +36,7 @@ from rayos_vmm.policy.token import (
     parse,
     violated,
 )
+from rayos_vmm.policy.view import CallerStatus, Decisions, Usage
 
 TOKENS_MAXIMUM: Final = 256
 #: Requests a second of one caller that is not the owner, and how many at once.
@@ -311,12 +312,12 @@ class Gatekeeper:
             await self._audit.append(Operation.REVOKE, token=identifier, label=gone.label)
         return gone
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> CallerStatus:
         """The tokens that hold, and what was decided since the service started."""
-        return {
-            "tokens": {"used": len(self.tokens()), "limit": TOKENS_MAXIMUM},
-            "decisions": {"allowed": self.allowed, "denied": self.denied},
-        }
+        return CallerStatus(
+            tokens=Usage(used=len(self.tokens()), limit=TOKENS_MAXIMUM),
+            decisions=Decisions(allowed=self.allowed, denied=self.denied),
+        )
 
     def tokens(self) -> list[Issued]:
         """Those that hold, oldest first."""

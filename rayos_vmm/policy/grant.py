@@ -19,6 +19,7 @@ import msgspec
 
 from rayos_vmm.policy.capability import Capability, names
 from rayos_vmm.policy.constraint import NO_CONSTRAINTS, Constraints
+from rayos_vmm.policy.view import GrantView
 
 #: Longest life of a grant with an end, seconds: a year.
 TTL_MAXIMUM: Final = 366 * 86400.0
@@ -86,20 +87,20 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     def capabilities(self) -> Capability:
         return Capability(self.rights)
 
-    def view(self, now: Moment) -> dict[str, object]:
+    def view(self, now: Moment) -> GrantView:
         """For callers."""
-        return {
-            "id": self.id,
-            "kind": self.kind.value,
-            "vm": self.holder,
-            "capabilities": names(self.capabilities),
-            "reason": self.reason,
-            "expires": self.end.wall if self.end else None,
-            "left_s": round(self.end.left(now), 3) if self.end else None,
-            "parent": self.parent,
-            "hops": self.hops,
-            "constraints": msgspec.to_builtins(self.constraints),
-        }
+        return GrantView(
+            id=self.id,
+            kind=self.kind.value,
+            vm=self.holder,
+            capabilities=names(self.capabilities),
+            reason=self.reason,
+            expires=self.end.wall if self.end else None,
+            left_s=round(self.end.left(now), 3) if self.end else None,
+            parent=self.parent,
+            hops=self.hops,
+            constraints=self.constraints,
+        )
 
 
 def chain(grants: Mapping[int, Grant], grant: Grant) -> list[Grant]:

@@ -30,6 +30,7 @@ from rayos_vmm.policy.document import (
     PolicyRule,
     ResourceRule,
 )
+from rayos_vmm.policy.view import EffectiveView, InheritedRule, LimitView
 
 #: Machines from the top to the last child.
 DEPTH_MAXIMUM: Final = 8
@@ -78,27 +79,27 @@ class Effective:
         """The limits as numbers (bits a second, bytes, events), at least 1, as devices take them."""
         return {name: min(max(1, _LIMITS[name](limit)), MAXIMUM) for name, (limit, _) in self.limits.items()}
 
-    def view(self) -> dict[str, Any]:
+    def view(self) -> EffectiveView:
         """For callers."""
-        return {
-            "vm": self.vm,
-            "zone": self.zone,
-            "parent": self.parent,
-            "levels": list(self.levels),
-            "denied": dict(self.taken),
-            "limits": {
-                name: {"limit": limit, "from": origin} for name, (limit, origin) in self.limits.items()
+        return EffectiveView(
+            vm=self.vm,
+            zone=self.zone,
+            parent=self.parent,
+            levels=list(self.levels),
+            denied=dict(self.taken),
+            limits={
+                name: LimitView(limit=limit, from_=origin) for name, (limit, origin) in self.limits.items()
             },
-            "firewall": [
-                {
-                    "name": owned.rule.name,
-                    "action": owned.rule.action,
-                    "priority": owned.rule.priority,
-                    "from": owned.origin,
-                }
+            firewall=[
+                InheritedRule(
+                    name=owned.rule.name,
+                    action=owned.rule.action,
+                    priority=owned.rule.priority,
+                    from_=owned.origin,
+                )
                 for owned in self.firewall
             ],
-        }
+        )
 
 
 def place(document: Document, places: Mapping[str, Place], vm: str) -> Member:

@@ -21,6 +21,7 @@ from rayos_vmm.policy.distribution import Distribution
 from rayos_vmm.policy.document import Change, Document, Level, Member, check, difference, parse
 from rayos_vmm.policy.hierarchy import Effective
 from rayos_vmm.policy.rulebook import RuleBook
+from rayos_vmm.policy.view import Changes, LaggingVm, LaggingZone, PolicyView, Propagation, Shown, Zone
 
 #: Revisions that are kept to go back to.
 KEPT: Final = 100
@@ -90,15 +91,15 @@ class Revisions:
 
     # -- questions -----------------------------------------------------------------------------------------------
 
-    def show(self) -> dict[str, Any]:
+    def show(self) -> Shown:
         """The document in force and its revision; 0 before the first."""
-        return {"revision": self.book.revision, "document": msgspec.to_builtins(self.book.document)}
+        return Shown(revision=self.book.revision, document=msgspec.to_builtins(self.book.document))
 
     def history(self) -> list[Revision]:
         """The revisions that are kept, oldest first."""
         return [self._kept[number] for number in sorted(self._kept)]
 
-    def diff(self, tables: dict[str, Any]) -> list[Change]:
+    def diff(self, tables: Mapping[str, Any]) -> list[Change]:
         """Returns the changes that applying this document would make.
 
         Raises:
@@ -108,26 +109,28 @@ class Revisions:
         self.book.trial(document)
         return difference(self.book.document, document)
 
-    def explain(self, vm: str) -> dict[str, Any]:
+    def explain(self, vm: str) -> PolicyView:
         """All that holds for a machine, each with its origin, and its rights with the grants they come from.
 
         Raises:
             NotFound: there is no such machine.
         """
         rights = self.authority.explain(vm)
-        return {**self.book.of(vm).view(), "revision": self.book.revision, "rights": rights}
+        return PolicyView(
+            **msgspec.structs.asdict(self.book.of(vm).view()), revision=self.book.revision, rights=rights
+        )
 
-    def zones(self) -> list[dict[str, Any]]:
+    def zones(self) -> list[Zone]:
         """Each zone, how many rules it has, and the machines in it."""
         members: dict[str | None, list[str]] = {}
         for vm, effective in sorted(self.book.effective.items()):
             members.setdefault(effective.zone, []).append(vm)
         return [
-            {"zone": name, "rules": len(level.rules), "vms": members.get(name, [])}
+            Zone(zone=name, rules=len(level.rules), vms=members.get(name, []))
             for name, level in sorted(self.book.document.zone.items())
         ]
 
-    def scalability(self) -> dict[str, Any]:
+    def scalability(self) -> Propagation:
         """How far the newest revision has come: in all, for each machine, for each zone."""
         distribution = self.broadcaster.distribution
         status = distribution.view()
@@ -135,27 +138,28 @@ class Revisions:
         for vm, effective in sorted(self.book.effective.items()):
             target = distribution.targets.get(vm)
             vms.append(
-                {
-                    "vm": vm,
-                    "zone": effective.zone,
-                    "parent": effective.parent,
-                    "firewall_rules": len(effective.firewall),
-                    "applied": target.applied if target is not None and target.applied >= 0 else None,
-                    "lag": target.lag if target is not None else 0,
-                    "problem": target.problem if target is not None else "",
-                }
+                LaggingVm(
+                    vm=vm,
+                    zone=effective.zone,
+                    parent=effective.parent,
+                    firewall_rules=len(effective.firewall),
+                    applied=target.applied if target is not None and target.applied >= 0 else None,
+                    lag=target.lag if target is not None else 0,
+                    problem=target.problem if target is not None else "",
+                )
             )
         zones = [
-            {**zone, "lagging": [vm for vm in zone["vms"] if vm in status["lagging"]]}
+            LaggingZone(
+                **msgspec.structs.asdict(zone), lagging=[vm for vm in zone.vms if vm in status.lagging]
+            )
             for zone in self.zones()
         ]
-        return {"status": {**status, "vms": len(vms), "zones": len(zones)}, "vms": vms, "zones": zones}
+        status = msgspec.structs.replace(status, vms=len(vms), zones=len(zones))
+        return Propagation(status=status, vms=vms, zones=zones)
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    async def apply(
-        self, tables: dict[str, Any], reason: str = "", base: int | None = None
-    ) -> dict[str, Any]:
+    async def apply(self, tables: Mapping[str, Any], reason: str = "", base: int | None = None) -> Changes:
         """Puts a document in the place of the one in force, on the running devices too when this returns.
 
         Args:
@@ -169,7 +173,7 @@ class Revisions:
         document = parse(tables)
         return await self._change(lambda _now: document, reason, base)
 
-    async def rollback(self, number: int) -> dict[str, Any]:
+    async def rollback(self, number: int) -> Changes:
         """The document of a former revision holds again, as a new revision. Raises NotFound, and as `apply`."""
         if number != 0 and number not in self._kept:
             known = ", ".join(map(str, sorted(self._kept))) or "none"
@@ -179,7 +183,7 @@ class Revisions:
             document = msgspec.json.decode(await self._store.load_document(number), type=Document)
         return await self._change(lambda _now: document, f"back to revision {number}", None)
 
-    async def create_zone(self, zone: str) -> dict[str, Any]:
+    async def create_zone(self, zone: str) -> Changes:
         """A zone without rules. Raises Conflict when there is one of this name, and as `apply`."""
 
         def create(now: Document) -> Document:
@@ -189,7 +193,7 @@ class Revisions:
 
         return await self._change(create, f"create zone {zone}", None)
 
-    async def remove_zone(self, zone: str) -> dict[str, Any]:
+    async def remove_zone(self, zone: str) -> Changes:
         """Takes a zone and its rules away. Raises NotFound, Invalid when a machine is in it, and as `apply`."""
 
         def remove(now: Document) -> Document:
@@ -199,7 +203,7 @@ class Revisions:
 
         return await self._change(remove, f"remove zone {zone}", None)
 
-    async def assign(self, vm: str, zone: str | None, parent: str | None) -> dict[str, Any]:
+    async def assign(self, vm: str, zone: str | None, parent: str | None) -> Changes:
         """Puts a machine into a zone, or under a parent; None leaves as it is. Raises NotFound, and as `apply`."""
 
         def assign(now: Document) -> Document:
@@ -221,9 +225,7 @@ class Revisions:
             known = ", ".join(sorted(document.zone)) or "none"
             raise NotFound(f"there is no zone {zone!r}; known: {known}")
 
-    async def _change(
-        self, make: Callable[[Document], Document], reason: str, base: int | None
-    ) -> dict[str, Any]:
+    async def _change(self, make: Callable[[Document], Document], reason: str, base: int | None) -> Changes:
         authority, book = self.authority, self.book
         async with authority.lock:
             before = book.document
@@ -242,7 +244,7 @@ class Revisions:
                 authority.audit.note(Operation.POLICY, allowed=False, reason=reason, why=error.message)
                 raise
             changes = difference(before, document)
-            answer = {"revision": book.revision, "changes": msgspec.to_builtins(changes), "lagging": []}
+            answer = Changes(revision=book.revision, changes=changes)
             if not changes:
                 return answer
             number = book.revision + 1
@@ -270,7 +272,8 @@ class Revisions:
                 await self._refresh(vm)
             self.broadcaster.announce(number, stale)
         await self.broadcaster.wait_all_applied(APPLY_TIMEOUT_S)
-        return {**answer, "revision": number, "lagging": self.broadcaster.distribution.lagging()}
+        lagging = self.broadcaster.distribution.lagging()
+        return msgspec.structs.replace(answer, revision=number, lagging=lagging)
 
     def _check_firewall(self, effective: Mapping[str, Effective]) -> set[str]:
         """The machines whose firewall rules will be others. Raises Invalid when one of them cannot have these."""

@@ -20,6 +20,7 @@ from rayos_vmm.policy.document import (
     count_firewall_rules,
 )
 from rayos_vmm.policy.hierarchy import Effective, Place, compile_one, compile_policy, place
+from rayos_vmm.policy.view import Usage
 
 
 class RuleBook:
@@ -35,13 +36,13 @@ class RuleBook:
         """Returns the rules of a machine; for one that nobody knows, those of every machine."""
         return self.effective.get(vm) or compile_one(self.document, {}, vm)
 
-    def usage(self) -> dict[str, dict[str, int]]:
+    def usage(self) -> dict[str, Usage]:
         """How many there are of what has a limit, and the limit."""
         document = self.document
         return {
-            "zones": {"used": len(document.zone), "limit": ZONES_MAXIMUM},
-            "machines": {"used": len(self.effective), "limit": MACHINES_MAXIMUM},
-            "firewall_rules": {"used": count_firewall_rules(document), "limit": FIREWALL_RULES_MAXIMUM},
+            "zones": Usage(used=len(document.zone), limit=ZONES_MAXIMUM),
+            "machines": Usage(used=len(self.effective), limit=MACHINES_MAXIMUM),
+            "firewall_rules": Usage(used=count_firewall_rules(document), limit=FIREWALL_RULES_MAXIMUM),
         }
 
     def zone_of(self, vm: str) -> str | None:

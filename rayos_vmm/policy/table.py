@@ -25,6 +25,7 @@ from rayos_vmm.policy.grant import (
     earliest,
     subtree,
 )
+from rayos_vmm.policy.view import Usage
 
 MAX_GRANTS: Final = 256
 MAX_DELEGATIONS: Final = 128
@@ -75,14 +76,14 @@ class Table:
             (grant.capabilities, grant.constraints) for grant in self.grants.values() if grant.holder == vm
         )
 
-    def usage(self) -> dict[str, dict[str, int]]:
+    def usage(self) -> dict[str, Usage]:
         """How many there are of what has a limit, and the limit."""
         kinds = [grant.kind for grant in self.grants.values()]
         constraints = sum(grant.constraints.count for grant in self.grants.values())
         return {
-            "grants": {"used": kinds.count(Kind.GRANT), "limit": MAX_GRANTS},
-            "delegations": {"used": kinds.count(Kind.DELEGATION), "limit": MAX_DELEGATIONS},
-            "constraints": {"used": constraints, "limit": CONSTRAINTS_MAXIMUM},
+            "grants": Usage(used=kinds.count(Kind.GRANT), limit=MAX_GRANTS),
+            "delegations": Usage(used=kinds.count(Kind.DELEGATION), limit=MAX_DELEGATIONS),
+            "constraints": Usage(used=constraints, limit=CONSTRAINTS_MAXIMUM),
         }
 
     def is_known(self, vm: str) -> bool:

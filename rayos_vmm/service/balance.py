@@ -14,7 +14,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 #: What a move must take off the difference between two cores, as a part of one core.
 GAIN: Final = 0.1
@@ -30,6 +32,62 @@ LOOKS: Final = 3
 PAUSE: Final = 5.0
 PER_MINUTE: Final = 6
 _MINUTE: Final = 60.0
+
+
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A device worker, the core that it runs on, and its share of that (0 to 1)."""
+
+    vm: str
+    pid: int
+    core: int
+    share: float
+
+
+class CoreLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A core, how busy the workers on it are together (0 to 1), and how many they are."""
+
+    core: int
+    share: float
+    workers: int
+
+
+class AutomaticView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether workers are moved without being asked, whether one is about to be, and how often that was done."""
+
+    on: bool
+    acting: bool
+    moves: int
+    held_back: int
+
+
+class BalanceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How evenly the workers were spread when they were last measured."""
+
+    imbalance: float
+    variance: float
+    moves: int
+    automatic: AutomaticView
+
+
+class LoadView(BalanceStatus, frozen=True, kw_only=True):
+    """The load by worker and by core."""
+
+    workers: list[WorkerLoad]
+    cores: list[CoreLoad]
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that was moved, to which core, and for how many milliseconds nobody served."""
+
+    vm: str
+    core: int
+    pause_ms: float
+
+
+class Rebalanced(LoadView, frozen=True, kw_only=True):
+    """The load before, and each move that was made."""
+
+    made: list[Moved]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +192,27 @@ class Balancer:
         self.moves += 1
         self._moved[move.vm] = now
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self, automatic: AutomaticView) -> LoadView:
         """By worker and by core; `variance` is that of the cores' shares."""
         shares = self.shares()
-        return {
-            "workers": [
-                {"vm": load.vm, "pid": load.pid, "core": load.core, "share": round(load.share, 4)}
+        return LoadView(
+            workers=[
+                WorkerLoad(vm=load.vm, pid=load.pid, core=load.core, share=round(load.share, 4))
                 for load in sorted(self.loads.values(), key=lambda load: (-load.share, load.vm))
             ],
-            "cores": [
-                {
-                    "core": core,
-                    "share": round(share, 4),
-                    "workers": sum(load.core == core for load in self.loads.values()),
-                }
+            cores=[
+                CoreLoad(
+                    core=core,
+                    share=round(share, 4),
+                    workers=sum(load.core == core for load in self.loads.values()),
+                )
                 for core, share in shares.items()
             ],
-            "imbalance": round(self.imbalance, 4),
-            "variance": round(statistics.pvariance(shares.values()), 6),
-            "moves": self.moves,
-        }
+            imbalance=round(self.imbalance, 4),
+            variance=round(statistics.pvariance(shares.values()), 6),
+            moves=self.moves,
+            automatic=automatic,
+        )
 
 
 class Automatic:
@@ -189,11 +248,8 @@ class Automatic:
         self.moves += 1
         self._balancer.moved(move, now=now)
 
-    def snapshot(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            "on": self.is_on,
-            "acting": self._looks >= LOOKS,
-            "moves": self.moves,
-            "held_back": self.held_back,
-        }
+    def snapshot(self) -> AutomaticView:
+        """For callers."""
+        return AutomaticView(
+            on=self.is_on, acting=self._looks >= LOOKS, moves=self.moves, held_back=self.held_back
+        )

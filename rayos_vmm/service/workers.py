@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import trio
 
 from rayos_vmm.errors import GuestGone, Invalid, NotFound
@@ -13,7 +14,16 @@ from rayos_vmm.events import EventLog
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.host.process import STARTTIME_FIELD, stat_fields
 from rayos_vmm.machine.machine import Machine
-from rayos_vmm.service.balance import Automatic, Balancer, Move, Sample
+from rayos_vmm.service.balance import (
+    Automatic,
+    Balancer,
+    BalanceStatus,
+    LoadView,
+    Move,
+    Moved,
+    Rebalanced,
+    Sample,
+)
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 
 #: Seconds between two looks at the workers' counters, when somebody asks and when nobody does.
@@ -52,23 +62,25 @@ class Workers:
 
     # -- questions -----------------------------------------------------------------------------------------------
 
-    async def load(self) -> dict[str, Any]:
+    async def load(self) -> LoadView:
         """Load by worker and by core over WINDOW_S, imbalance, variance, moves so far."""
         async with self._lock:
             await self._measure()
             return self._snapshot()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> BalanceStatus:
         """As last measured, without the single workers."""
         found = self._snapshot()
-        return {key: found[key] for key in ("imbalance", "variance", "moves", "automatic")}
+        return BalanceStatus(
+            imbalance=found.imbalance, variance=found.variance, moves=found.moves, automatic=found.automatic
+        )
 
-    def _snapshot(self) -> dict[str, Any]:
-        return {**self._balancer.snapshot(), "automatic": self._automatic.snapshot()}
+    def _snapshot(self) -> LoadView:
+        return self._balancer.snapshot(self._automatic.snapshot())
 
     # -- moves ---------------------------------------------------------------------------------------------------
 
-    async def rebalance(self) -> dict[str, Any]:
+    async def rebalance(self) -> Rebalanced:
         """Measure, and move what is worth it. The answer has the load before, and each move with its pause."""
         async with self._lock:
             await self._measure()
@@ -77,10 +89,10 @@ class Workers:
                 pause_ms = await self._try(move)
                 if pause_ms is not None:
                     self._balancer.moved(move, now=trio.current_time())
-                    made.append({"vm": move.vm, "core": move.target, "pause_ms": pause_ms})
-            return {**self._snapshot(), "made": made}
+                    made.append(Moved(vm=move.vm, core=move.target, pause_ms=pause_ms))
+            return Rebalanced(**msgspec.structs.asdict(self._snapshot()), made=made)
 
-    async def move(self, name: str, core: int) -> dict[str, Any]:
+    async def move(self, name: str, core: int) -> Moved:
         """Hand a machine's devices over to a new worker on another processor; the guest does not notice.
 
         Raises:
@@ -99,7 +111,7 @@ class Workers:
             except WorkerGone as error:
                 raise GuestGone(str(error)) from None
             self._balancer.moved(Move(name, -1, core), now=trio.current_time())
-        return {"vm": name, "core": core, "pause_ms": pause_ms}
+        return Moved(vm=name, core=core, pause_ms=pause_ms)
 
     async def _try(self, move: Move, **why: Any) -> float | None:
         """The pause in milliseconds; None when the machine has ended meanwhile."""
@@ -120,7 +132,7 @@ class Workers:
 
     # -- by itself -----------------------------------------------------------------------------------------------
 
-    def switch(self, is_on: bool) -> dict[str, Any]:
+    def switch(self, is_on: bool) -> BalanceStatus:
         """Whether workers are moved without being asked."""
         self._automatic.is_on = is_on
         switched, self._switched = self._switched, trio.Event()

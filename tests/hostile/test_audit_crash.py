@@ -135,13 +135,13 @@ async def test_a_full_disk_lets_no_right_rise_and_is_told_once_there_is_room(
         assert "CAP_INPUT" not in str(policy.grants())
         with pytest.raises(AuditFailed):
             await policy.revoke_rights("a", ["net", "gpu"])
-        rights = [right["capability"] for right in policy.explain("a") if right["allowed"]]
+        rights = [right.capability for right in policy.explain("a") if right.allowed]
         assert rights == []
         lost = policy.audit.lost
         assert lost >= 3
         (small_disk / "ballast").unlink()
         await policy.grant("a", ["net"], None, "again")
         assert policy.records(1)[0].lost and sum(one.lost for one in policy.records(1024)) == lost
-        assert (await policy.verify())["ok"]
+        assert (await policy.verify()).ok
         with pytest.raises(Conflict):
             await policy.delegate("a", "a", ["net"], None)

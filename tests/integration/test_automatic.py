@@ -61,7 +61,7 @@ async def test_one_of_two_busy_workers_is_moved(tmp_path: Path) -> None:
             for machine in machines.values():
                 nursery.start_soon(look, machine.runtime)
             await trio.sleep(3 * PERIOD_S)
-            assert workers.status()["moves"] == 0, "it is switched off"
+            assert workers.status().moves == 0, "it is switched off"
             workers.switch(True)
             with trio.fail_after(30):
                 async with aclosing(events.follow(0)) as happened:
@@ -72,6 +72,6 @@ async def test_one_of_two_busy_workers_is_moved(tmp_path: Path) -> None:
             await trio.sleep(4 * PERIOD_S)
             load = await workers.load()
             nursery.cancel_scope.cancel()
-    assert {worker["core"] for worker in load["workers"]} == {event.data["source"], event.data["core"]}
-    assert (load["moves"], load["automatic"]["moves"]) == (1, 1)
-    assert load["imbalance"] < event.data["imbalance"]
+    assert {worker.core for worker in load.workers} == {event.data["source"], event.data["core"]}
+    assert (load.moves, load.automatic.moves) == (1, 1)
+    assert load.imbalance < event.data["imbalance"]

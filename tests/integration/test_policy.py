@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_network
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -72,7 +73,8 @@ async def rules(service: Service, paths: Paths, ping: str) -> None:
     await revisions.assign("svc", "lab", None)
     rule = {"kind": "capability", "deny": ["CAP_NET"]}
     document: dict[str, Any] = {"zone": {"lab": {"rules": {"no-net": rule}}}, "vm": {"svc": {"zone": "lab"}}}
-    revision = (await revisions.apply(document))["revision"]
+    revision = (await revisions.apply(document)).revision
+    assert revision is not None
     assert (await run(service, ping))[0] != 0
     await applied(service, revision)
     keeper = KeeperClient(paths.vm_runtime("svc"))
@@ -81,7 +83,7 @@ async def rules(service: Service, paths: Paths, ping: str) -> None:
     deny = {"kind": "firewall", "action": "deny", "direction": "out", "protocol": "icmp"}
     document["zone"]["lab"]["rules"] = {"no-ping": deny}
     answer = await revisions.apply(document)
-    assert answer["lagging"] == [] and (await run(service, ping))[0] != 0
+    assert answer.lagging == [] and (await run(service, ping))[0] != 0
     first = service.firewall.rules("svc")[0]
     assert (first.origin, first.rule.name) == ("zone:lab", "no-ping")
     counts = await service.firewall.counts("svc")
@@ -89,16 +91,18 @@ async def rules(service: Service, paths: Paths, ping: str) -> None:
     caps = {"kind": "resource", "disk": "1MiB", "gpu_memory": "16MiB", "input_queue": 16}
     document["host"] = {"rules": {"small": caps}}
     before = await allotted(service)
-    assert (await revisions.apply(document))["lagging"] == []
+    assert (await revisions.apply(document)).lagging == []
     assert await allotted(service) == (1 << 20, 16 << 20, 16) < before
     await keeper.kill_worker()
     assert await allotted(service) == (1 << 20, 16 << 20, 16)
-    revision = (await revisions.rollback(2))["revision"]
+    revision = (await revisions.rollback(2)).revision
+    assert revision is not None
     await applied(service, revision)
     assert (await run(service, ping))[0] == 0 and await allotted(service) == before
     assert (await keeper.status())["restarts"] == 2
     keeper.close()
-    assert revisions.scalability()["zones"] == [{"zone": "lab", "rules": 0, "vms": ["svc"], "lagging": []}]
+    (lab,) = revisions.scalability().zones
+    assert (lab.zone, lab.rules, lab.vms, lab.lagging) == ("lab", 0, ["svc"], [])
 
 
 async def constraints(service: Service, paths: Paths, host: str) -> None:
@@ -128,7 +132,7 @@ async def constraints(service: Service, paths: Paths, host: str) -> None:
             entry.data["operations"] for entry in policy.records(1000) if entry.data.get("device") == "net"
         ]
         assert any("net.tx" in operations for operations in used)
-        await policy.revoke(granted["id"])
+        await policy.revoke(granted.id)
         await policy.grant("svc", ["CAP_NET"], None, "all of it")
         disk = ["CAP_DISK_R", "CAP_DISK_W"]
         await policy.revoke_rights("svc", disk)
@@ -137,7 +141,7 @@ async def constraints(service: Service, paths: Paths, host: str) -> None:
         read = "dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct 2>&1 | grep -q '16+0 records in'"
         assert (await run(service, read))[0] == 0
         assert (await service.stats("svc"))["disk0"]["quota"]["requests_at_once"] == 1
-        await policy.revoke(one["id"])
+        await policy.revoke(one.id)
         await policy.grant("svc", disk, None, "all of it")
         assert await service.revisions.broadcaster.wait_applied("svc", 20)
         assert (await run(service, dial % ports[1])) == (0, "hello")
@@ -229,17 +233,17 @@ async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> 
             operations = [entry.op.value for entry in policy.records(1000)]
             assert {"GRANT", "REVOKE", "EXPIRE", "CHECK_FAIL", "STATE", "DEFINE"} <= set(operations)
             before = policy.grants()
-            records = (await policy.verify())["records"]
+            records = (await policy.verify()).records
 
         async with whole(paths) as service:
             after = service.policy.grants()
-            strip = [{key: value for key, value in grant.items() if key != "left_s"} for grant in after]
-            assert strip == [{k: v for k, v in grant.items() if k != "left_s"} for grant in before]
+            strip = [msgspec.structs.replace(grant, left_s=None) for grant in after]
+            assert strip == [msgspec.structs.replace(grant, left_s=None) for grant in before]
             found = await service.policy.verify()
-            assert found["ok"] and found["records"] >= records
+            assert found.ok and found.records >= records
             with paths.audit.open("r+b") as file:
                 byte = os.pread(file.fileno(), 1, 500)
                 os.pwrite(file.fileno(), bytes([byte[0] ^ 1]), 500)
                 found = await service.policy.verify()
                 os.pwrite(file.fileno(), byte, 500)
-            assert not found["ok"] and found["offset"] <= 500
+            assert not found.ok and found.offset <= 500

@@ -65,9 +65,9 @@ async def test_no_right_is_raised_over_a_record_that_was_touched(case: str, tmp_
     async with opened(tmp_path) as authority:
         with pytest.raises(AuditFailed, match=why):
             await authority.grant("a", ["console_r"], None, "after")
-        assert "damaged" in authority.status()["audit"]["trouble"]
-        assert not (await authority.verify())["ok"]
-        assert [one["vm"] for one in authority.grants("a")] == ["a", "a"]
+        assert "damaged" in authority.status().audit.trouble
+        assert not (await authority.verify()).ok
+        assert [one.vm for one in authority.grants("a")] == ["a", "a"]
         with pytest.raises(AuditFailed):
             await authority.revoke_rights("a", ["gpu"])
         assert "CAP_GPU" not in str(authority.grants("a"))
@@ -81,7 +81,7 @@ async def test_a_ghost_is_forgotten_and_recorded(tmp_path: Path) -> None:
             await authority.define(vm, ["net"])
         await authority.delegate("ghost", "kept", ["net"], None)
         assert await authority.forget_ghosts(["kept", "new"]) == ["ghost"]
-        assert [one["vm"] for one in authority.grants()] == ["kept"]
+        assert [one.vm for one in authority.grants()] == ["kept"]
         last = authority.records(1)[0]
         assert (last.op, last.vm, len(last.data["grants"])) == ("REMOVE", "ghost", 2)
         assert await authority.forget_ghosts(["kept"]) == []
@@ -126,7 +126,7 @@ async def test_a_witness_has_signed_heads_that_a_rewritten_host_cannot_hold(
         for _ in range(2):
             async with opened(tmp_path, witness) as authority:
                 await authority.define("a", ["net"])
-                assert authority.status()["audit"]["witness"] == ""
+                assert authority.status().audit.witness == ""
         heads = await trio.to_thread.run_sync(witness.read)
         key = load_private(tmp_path / "audit.key").public_key()
         assert len(heads) >= 2 and all(is_signed(key, head.anchor, head.signature) for head in heads)
@@ -135,7 +135,7 @@ async def test_a_witness_has_signed_heads_that_a_rewritten_host_cannot_hold(
         assert verify(lines, anchors, key).signed == heads[-1].seq
         rewrite(tmp_path)
         async with opened(tmp_path) as authority:
-            assert (await authority.verify())["ok"]  # nothing on this host knows
+            assert (await authority.verify()).ok  # nothing on this host knows
         lines = (tmp_path / "audit.log").read_bytes().splitlines(keepends=True)
         with pytest.raises(Exception, match="another than the one that was recorded"):
             verify(lines, anchors)
@@ -152,7 +152,7 @@ async def test_a_witness_that_does_not_take_it_stops_nothing_and_is_told_of(
             await authority.define("a", ["net"])
             authority.audit.checkpoint()
             await authority.audit.sync()
-        assert witness.place in authority.status()["audit"]["witness"]
+        assert witness.place in authority.status().audit.witness
         assert bool(kept) is bool(status)
     async with opened(tmp_path) as authority:
         assert authority.audit.trouble == ""

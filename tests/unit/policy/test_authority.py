@@ -75,7 +75,7 @@ async def test_a_right_comes_and_goes_on_the_page_and_in_the_record(tmp_path: Pa
         assert page.allows(Op.DISK_READ.index) and page.allows(Op.DISK_FLUSH.index)
         granted = await authority.grant("a", ["CAP_DISK_W"], 0.2, "a test")
         assert page.allows(Op.DISK_WRITE.index)
-        assert granted["left_s"] == 0.2
+        assert granted.left_s == 0.2
         await authority.audit.sync()
         assert page.allows(Op.DISK_WRITE.index)
         store.saved = trio.Event()
@@ -84,7 +84,7 @@ async def test_a_right_comes_and_goes_on_the_page_and_in_the_record(tmp_path: Pa
             await store.saved.wait()  # it looks once the time has passed that was left
         assert not page.allows(Op.DISK_WRITE.index)
         assert operations(authority) == ["DEFINE", "REVOKE", "GRANT", "EXPIRE"]
-        assert (await authority.verify())["ok"]
+        assert (await authority.verify()).ok
         authority.close("a")
 
 
@@ -104,12 +104,12 @@ async def test_a_next_service_finds_the_grants_and_the_page(tmp_path: Path) -> N
         authority.open("a", tmp_path, is_new=False)
         page = gate(tmp_path)
         assert page.allows(Op.GPU_RENDER.index) and not page.allows(Op.INPUT_INJECT.index)
-        ends = [grant["left_s"] for grant in authority.grants() if grant["capabilities"] == ["CAP_GPU"]]
+        ends = [grant.left_s or 0.0 for grant in authority.grants() if grant.capabilities == ["CAP_GPU"]]
         assert len(ends) == 2 and ends[1] <= ends[0] <= 60  # the delegation ends with its parent
         await authority.revoke_rights("a", ["gpu"])
-        assert authority.grants("b")[0]["capabilities"] == [] and len(authority.grants("b")) == 1
+        assert authority.grants("b")[0].capabilities == [] and len(authority.grants("b")) == 1
         assert not page.allows(Op.GPU_RENDER.index)
-        assert (await authority.verify())["ok"]
+        assert (await authority.verify()).ok
 
 
 async def test_refusals_have_a_class_and_are_recorded(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_nothing_rises_when_the_record_or_the_store_is_refused(tmp_path: P
         await authority.grant("a", ["gpu"], 60, "")
         assert page.allows(Op.GPU_RENDER.index)
         assert authority.records(1)[0].lost == log.lost == 2
-        assert (await authority.verify())["ok"]
+        assert (await authority.verify()).ok
 
 
 async def test_a_flipped_byte_and_a_cut_tail_are_found_while_running_and_at_the_next_start(
@@ -207,7 +207,7 @@ async def test_a_flipped_byte_and_a_cut_tail_are_found_while_running_and_at_the_
         second = whole.index(b"\n") + 1
         path.write_bytes(whole[: second + 80] + bytes([whole[second + 80] ^ 1]) + whole[second + 81 :])
         found = await authority.verify()
-        assert not found["ok"] and (found["seq"], found["offset"]) == (2, second)
+        assert not found.ok and (found.seq, found.offset) == (2, second)
     async with open_authority(store, path) as authority:
         with pytest.raises(AuditFailed, match="record 2"):
             await authority.grant("a", ["net"], 1, "")
@@ -215,7 +215,7 @@ async def test_a_flipped_byte_and_a_cut_tail_are_found_while_running_and_at_the_
     async with open_authority(store, path) as authority:
         with pytest.raises(AuditFailed, match="cut off"):
             await authority.grant("a", ["net"], 1, "")
-        assert "cut off" in (await authority.verify())["problem"]
+        assert "cut off" in (await authority.verify()).problem
 
 
 async def test_a_torn_last_record_is_dropped_and_the_chain_goes_on(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ async def test_a_right_rises_after_its_constraints_hold_or_not_at_all(tmp_path: 
         assert not page.allows(Op.DISK_READ.index) and len(authority.grants()) == 2
         assert authority.records(1)[0].data["constraints"] == {"bandwidth": 8000}
         told.clear()
-        await authority.revoke(first["id"])
+        await authority.revoke(first.id)
         assert told == [("a", True)] and not page.allows(Op.NET_TX.index)
         assert list(page.mask[1:5]) == [0, 0, 0, 0]
         with pytest.raises(Conflict, match="ports limit CAP_NET"):

@@ -48,12 +48,12 @@ def test_a_failure_is_repeated_ever_later_and_then_given_up() -> None:
     state.take(now)
     state.fail("a", "no", now)
     assert state.deadline() is None and state.targets["a"].is_dead
-    assert state.view()["dead_letters"][0]["problem"] == "no" and state.view()["success_rate"] == 0
-    assert state.view()["lagging"] == ["a"]
+    assert state.view().dead_letters[0].problem == "no" and state.view().success_rate == 0
+    assert state.view().lagging == ["a"]
     state.announce(2, now)  # the next one is tried again
     assert state.take(now) == [("a", 2)]
     state.acknowledge("a", 2, now)
-    assert state.view()["lagging"] == [] and state.view()["success_rate"] == 0.5
+    assert state.view().lagging == [] and state.view().success_rate == 0.5
 
 
 def test_silence_and_an_old_revision_are_failures() -> None:
@@ -71,7 +71,7 @@ def test_the_queue_has_512_places() -> None:
     for number in range(QUEUE_MAXIMUM + 1):
         state.attach(f"v{number}", 0.0)
     assert len(state.queue) == QUEUE_MAXIMUM
-    assert state.view()["dead_letters"][0]["problem"] == "512 deliveries wait already"
+    assert state.view().dead_letters[0].problem == "512 deliveries wait already"
     assert len(state.take(0.0)) == QUEUE_MAXIMUM
 
 
@@ -176,7 +176,7 @@ async def test_workers_that_misbehave_are_repeated_and_hurt_nobody(tmp_path: Pat
         broadcaster.attach("none", tmp_path / "none")
         await until(broadcaster, lambda: "cannot be reached" in targets["none"].problem)
         broadcaster.detach("none")
-        assert "none" not in broadcaster.distribution.view()["lagging"]
+        assert "none" not in broadcaster.distribution.view().lagging
 
 
 async def test_who_has_to_be_prepared_is_told_afterwards_and_again_when_it_fails(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rayos_vmm.policy.audit_log import AuditFailed
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.hierarchy import Place
 from rayos_vmm.policy.revisions import KEPT, Revisions, load_book
+from rayos_vmm.policy.view import Zone
 from rayos_vmm.service.store import Store, StoreError, open_store
 from tests.unit.policy.test_authority import gate
 
@@ -44,22 +45,22 @@ async def test_a_rule_acts_on_the_page_and_is_found_by_the_next_service(tmp_path
         page = gate(tmp_path)
         assert page.allows(Op.GPU_RENDER.index)
         answer = await revisions.apply(document, "quiet", base=1)
-        assert answer["revision"] == 2 and answer["changes"][0]["path"] == "zone.lab.rules.no-gpu"
+        assert answer.revision == 2 and answer.changes[0].path == "zone.lab.rules.no-gpu"
         assert not page.allows(Op.GPU_RENDER.index) and page.allows(Op.NET_TX.index)
         await authority.grant("a", ["gpu"], None, "not enough")
         assert not page.allows(Op.GPU_RENDER.index)
         found = revisions.explain("a")
-        gpu = next(right for right in found["rights"] if right["capability"] == "CAP_GPU")
-        assert (gpu["allowed"], gpu["denied_by"], len(gpu["from"])) == (False, "zone:lab/no-gpu", 2)
-        assert revisions.explain("b")["levels"] == ["host"]
-        assert revisions.zones() == [{"zone": "lab", "rules": 1, "vms": ["a"]}]
+        gpu = next(right for right in found.rights if right.capability == "CAP_GPU")
+        assert (gpu.allowed, gpu.denied_by, len(gpu.from_)) == (False, "zone:lab/no-gpu", 2)
+        assert revisions.explain("b").levels == ["host"]
+        assert revisions.zones() == [Zone(zone="lab", rules=1, vms=["a"])]
     async with opened(tmp_path) as (authority, revisions, _):
         authority.place({"b": VmSpec(name="b"), "a": VmSpec(name="a", zone="lab")})
         authority.open("a", tmp_path, is_new=False)
         page = gate(tmp_path)
         assert revisions.book.revision == 2 and not page.allows(Op.GPU_RENDER.index)
-        assert (await revisions.apply(document))["revision"] == 2  # nothing differs
-        assert (await revisions.rollback(1))["revision"] == 3
+        assert (await revisions.apply(document)).revision == 2  # nothing differs
+        assert (await revisions.rollback(1)).revision == 3
         assert page.allows(Op.GPU_RENDER.index)
         assert [(r.number, r.reason) for r in revisions.history()] == [
             (1, "create zone lab"),
@@ -67,7 +68,7 @@ async def test_a_rule_acts_on_the_page_and_is_found_by_the_next_service(tmp_path
             (3, "back to revision 1"),
         ]
         recorded = [entry.data["revision"] for entry in authority.records(100) if entry.op == "POLICY"]
-        assert recorded == [1, 2, 3] and (await authority.verify())["ok"]
+        assert recorded == [1, 2, 3] and (await authority.verify()).ok
 
 
 async def test_a_change_is_whole_or_none(tmp_path: Path) -> None:
@@ -114,11 +115,11 @@ async def test_places_come_and_go_with_machines(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="a is the parent of b"):
             revisions.book.check_leave("a")
         await authority.forget("a")  # an ephemeral one asks nobody
-        assert revisions.explain("b")["zone"] == "lab"
+        assert revisions.explain("b").zone == "lab"
         await authority.forget("b")
         await authority.define("c", ["all"], Place())
         await revisions.assign("c", "lab", None)
-        assert revisions.show()["document"] == {"zone": {"lab": {}}, "vm": {"c": {"zone": "lab"}}}
+        assert revisions.show().document == {"zone": {"lab": {}}, "vm": {"c": {"zone": "lab"}}}
         with pytest.raises(NotFound, match="no zone 'x'; known: lab"):
             await revisions.assign("c", "x", None)
         with pytest.raises(NotFound, match="no machine 'x'"):

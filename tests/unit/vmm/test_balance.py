@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rayos_vmm.service.balance import REST, Balancer, Move, Sample
+from rayos_vmm.service.balance import REST, AutomaticView, Balancer, Move, Sample, WorkerLoad
+
+IDLE = AutomaticView(on=False, acting=False, moves=0, held_back=0)
 
 
 def observed(*workers: tuple[float, int], cores: int = 2, now: float = 1.0) -> Balancer:
@@ -57,11 +59,11 @@ def test_a_new_process_starts_from_nothing() -> None:
     """A successor's counter is its own: no load is known of it before its second sample."""
     balancer = observed((0.9, 0))
     balancer.observe({"a": Sample(1, 0.01, 0)}, now=2)
-    assert balancer.snapshot()["workers"] == [{"vm": "a", "pid": 1, "core": 0, "share": 0.0}]
+    assert balancer.snapshot(IDLE).workers == [WorkerLoad(vm="a", pid=1, core=0, share=0.0)]
 
 
 def test_the_snapshot_has_imbalance_and_variance() -> None:
     """Of the cores' shares: 0.75 and 0.25 differ by a half, and lie a quarter from their mean."""
-    snapshot = observed((0.75, 0), (0.25, 1)).snapshot()
-    assert snapshot["imbalance"] == pytest.approx(0.5) and snapshot["variance"] == pytest.approx(0.0625)
-    assert [(core["core"], core["workers"]) for core in snapshot["cores"]] == [(0, 1), (1, 1)]
+    snapshot = observed((0.75, 0), (0.25, 1)).snapshot(IDLE)
+    assert snapshot.imbalance == pytest.approx(0.5) and snapshot.variance == pytest.approx(0.0625)
+    assert [(core.core, core.workers) for core in snapshot.cores] == [(0, 1), (1, 1)]
