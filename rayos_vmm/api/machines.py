@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
+
+import msgspec
+import trio
+from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import VmList
+from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.machine.view import VmView
 
 
@@ -44,6 +50,27 @@ async def _stop(call: Call) -> VmView:
 @serves(operations.MACHINES_WAIT)
 async def _wait(call: Call) -> VmView:
     return await call.service.wait(call.name, call.query.for_, call.query.timeout_s)
+
+
+@serves(operations.MACHINES_HOLD)
+async def _hold(call: Call) -> StreamingResponse:
+    holding = call.service.hold(call.name)
+    views = await holding.__aenter__()  # so that an unknown name is an error and no empty answer
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        try:
+            async for view in views:
+                yield msgspec.json.encode(view) + b"\n"
+        finally:
+            with trio.CancelScope(shield=True):
+                await holding.__aexit__(None, None, None)
+
+    return StreamingResponse(lines(), media_type=NDJSON)
+
+
+@serves(operations.MACHINES_RELEASE)
+async def _release(call: Call) -> None:
+    await call.service.release(call.name)
 
 
 @serves(operations.MACHINES_STATS)

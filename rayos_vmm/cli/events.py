@@ -7,7 +7,7 @@ import time
 
 from rayos_vmm.cli.completion import machine_names
 from rayos_vmm.cli.output import Output
-from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.client.daemon import ensure_daemon
 from rayos_vmm.events import Event
 
 
@@ -26,7 +26,8 @@ def add_events(parser: argparse.ArgumentParser) -> None:
 
 
 async def run_events(args: argparse.Namespace, out: Output) -> None:
-    async with the_daemon().events(args.since) as events:
+    client = await ensure_daemon([])
+    async with client.events(args.since) as events:
         async for event in events:
             if args.name in (None, event.vm) or event.type == "gap":
                 out.line(event, _sentence(event))

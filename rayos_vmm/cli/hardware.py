@@ -7,6 +7,7 @@ from typing import Any, Final, get_args
 
 from rayos_vmm.config.spec import MachineKind, WatchdogDevice
 
+DEBUG_EXIT_PORT: Final = "0xf4"
 #: Options that are a key of the machine's table, as they are.
 _PLAIN: Final = ("cpu", "machine", "rtc", "icount", "seed", "watchdog_device")
 
@@ -23,7 +24,11 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
         "--debugcon", action="append", metavar="PORT", help="a debug console, such as 0xe9; again for more"
     )
     group.add_argument(
-        "--debug-exit", metavar="PORT", help="where a written V ends the machine with status (V << 1) | 1"
+        "--debug-exit",
+        nargs="?",
+        const=DEBUG_EXIT_PORT,
+        metavar="PORT",
+        help="where a written V ends the machine with status (V << 1) | 1 (without PORT: 0xf4)",
     )
     group.add_argument("--pvpanic", choices=("pci", "isa", "none"), help="how a guest tells of its panic")
     group.add_argument(

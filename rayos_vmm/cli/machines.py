@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from typing import Any
 
+import trio
+
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name
+from rayos_vmm.cli.console import add_port, port_number
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
-from rayos_vmm.client.client import Client, Verb
-from rayos_vmm.client.daemon import the_daemon
-from rayos_vmm.errors import Conflict
+from rayos_vmm.client.client import Client, NoDaemon, Verb
+from rayos_vmm.client.daemon import ensure_daemon, the_daemon
+from rayos_vmm.errors import Conflict, GuestGone, Timeout_
 from rayos_vmm.machine.view import VmState, VmView
+from rayos_vmm.paths import default_paths
+from rayos_vmm.service.store import read_records
+from rayos_vmm.shared.console_text import Finder
 
 
 def _age(seconds: float) -> str:
@@ -34,8 +41,23 @@ def add_ps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="names only")
 
 
+async def _machines(out: Output) -> list[VmView]:
+    """The machines as the daemon has them; without a daemon, as it left them."""
+    try:
+        return await the_daemon().machines()
+    except NoDaemon:
+        if os.environ.get("RAYOS_SOCKET"):
+            raise
+    views = [one.view() for one in await trio.to_thread.run_sync(read_records, default_paths().database)]
+    if views:
+        out.note(
+            "no daemon runs: this is what the last one left; `rayos start` or `rayos serve` starts another"
+        )
+    return views
+
+
 async def run_ps(args: argparse.Namespace, out: Output) -> None:
-    views = await the_daemon().machines()
+    views = await _machines(out)
     if args.quiet:
         out.result([view.spec.name for view in views], "\n".join(view.spec.name for view in views) or None)
         return
@@ -54,7 +76,7 @@ async def run_ps(args: argparse.Namespace, out: Output) -> None:
 
 
 async def _verb(args: argparse.Namespace, out: Output, verb: Verb, doing: str) -> None:
-    client = the_daemon()
+    client = await ensure_daemon([])
     async with open_progress(f"{doing} {args.name}", out):
         view = await client.act(args.name, verb)
     out.result(view, f"{args.name} is {describe(view)}")
@@ -130,7 +152,7 @@ async def _remove(client: Client, name: str, *, is_forced: bool) -> None:
 
 
 async def run_rm(args: argparse.Namespace, out: Output) -> None:
-    client = the_daemon()
+    client = await ensure_daemon([])
     removed: list[Any] = []
     for name in args.name:
         async with open_progress(f"removing {name}", out):
@@ -148,10 +170,36 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
         default="ready",
         help="what to wait for (default: ready)",
     )
+    parser.add_argument(
+        "--for-text",
+        metavar="REGEX",
+        help="what a console has printed, or prints now; at any time since the start",
+    )
+    add_port(parser, "serial")
     parser.add_argument("--timeout", type=duration, default=60.0, help="how long (default: 60s)")
 
 
+async def _wait_for_text(args: argparse.Namespace, out: Output) -> None:
+    client = the_daemon()
+    finder = Finder([args.for_text])
+    number = await port_number(client, args.name, args.port)
+    with trio.move_on_after(args.timeout):
+        async with client.console(args.name, number, since=0, mode="watch") as console:
+            while data := await console.read():
+                found = finder.feed(data)
+                if found is not None:
+                    out.result({"match": found.text, "line": found.line}, found.line)
+                    return
+        reason = (await client.get(args.name)).reason
+        raise GuestGone(f"the console of {args.name} ended and had not printed {args.for_text!r}: {reason}")
+    raise Timeout_(f"{args.name} did not print {args.for_text!r} within {args.timeout:g} s")
+
+
 async def run_wait(args: argparse.Namespace, out: Output) -> None:
+    if args.for_text is not None:
+        async with open_progress(f"waiting until {args.name} prints {args.for_text!r}", out):
+            await _wait_for_text(args, out)
+        return
     async with open_progress(f"waiting until {args.name} is {args.condition}", out):
         view = await the_daemon().wait(args.name, args.condition, timeout_s=args.timeout)
     out.result(view, f"{args.name} is {describe(view)}")

@@ -3,8 +3,7 @@
 Invariant: only the module of the command that was asked for is imported, so that `rayos --help` and the
 shell's completion are quick.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 conflict or busy, 5 the guest
-failed, 124 timeout, 130 interrupted; `run -- command` and `exec` give the command's own.
+Exit statuses are a table in `exit_status.py`.
 """
 
 from __future__ import annotations
@@ -114,8 +113,18 @@ def _translated(words: list[str]) -> list[str]:
     return ["ps" if word == "list" else word for word in words[1:2]] + words[2:]
 
 
+def open_standard_streams() -> None:
+    """Opens /dev/null for each closed standard stream (`<&-`), before anything else gets its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command of `argv` (without the program's name); returns the exit status."""
+    open_standard_streams()
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     words = _translated(list(sys.argv[1:] if argv is None else argv))

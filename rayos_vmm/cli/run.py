@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -13,32 +12,39 @@ import msgspec
 import trio
 
 from rayos_vmm.cli.agent import guest_command, print_result
-from rayos_vmm.cli.arguments import duration, size
+from rayos_vmm.cli.arguments import size
+from rayos_vmm.cli.attended import (
+    Attended,
+    Life,
+    clean_up,
+    explain_end,
+    interrupt_as_status,
+    raise_signals,
+)
 from rayos_vmm.cli.boot import boot_table, show_boot
-from rayos_vmm.cli.console import PORTS, port, port_number, say_goodbye
+from rayos_vmm.cli.console import PORTS, port
+from rayos_vmm.cli.exit_status import in_words
 from rayos_vmm.cli.hardware import add_hardware, hardware_table, lay_over
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
-from rayos_vmm.cli.terminal import Ending, attach
+from rayos_vmm.cli.verdict import add_verdict, verdict_table
 from rayos_vmm.client.client import Client
 from rayos_vmm.client.daemon import ensure_daemon
 from rayos_vmm.config.disk_words import parse_disk
 from rayos_vmm.config.load import load, resolve_paths, to_spec
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError
-from rayos_vmm.events import Event
-from rayos_vmm.machine.view import ExitReason, VmView
+from rayos_vmm.errors import Conflict, Invalid, RayosError, one_error
+from rayos_vmm.machine.view import VmView
 
 DEFAULT_NAME: Final = "dev"
-LAST_LINES: Final = 12
-CLEAN_UP_S: Final = 30.0
-FAILED_GUEST: Final = 5
-GOOD_ENDS: Final = (ExitReason.POWERED_OFF, ExitReason.STOPPED, ExitReason.KILLED)
+OUR_TIMEOUT_S: Final = 180.0
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = "rayos run [OPTION …] [-- COMMAND [WORD …]]"
-    parser.epilog = "With COMMAND the guest's agent runs it, the guest ends, and its exit status is ours."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    command = "With COMMAND the guest's agent runs it, the guest ends, and its exit status is ours."
+    parser.epilog = f"{command}\n\n{in_words()}"
     machine = parser.add_argument_group(
         "the machine (without --kernel, --cdrom and --firmware: RayOS's test guest)"
     )
@@ -72,9 +78,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help=f"which console: one of {', '.join(PORTS)} (default: shell)",
     )
-    parser.add_argument(
-        "--timeout", type=duration, default=180.0, help="for the boot, and for COMMAND (default: 180s)"
-    )
+    add_verdict(parser)
 
 
 def _disk(text: str) -> dict[str, Any]:
@@ -120,6 +124,7 @@ def to_table(args: argparse.Namespace) -> dict[str, Any]:
         table["gpu"] = {"enabled": False}
     if args.rm:
         table["ephemeral"] = True
+    lay_over(table, verdict_table(args))
     return table
 
 
@@ -132,11 +137,14 @@ def _names(table: dict[str, Any]) -> Iterator[str]:
         yield f"{DEFAULT_NAME}-{number}"
 
 
-async def _define(client: Client, table: dict[str, Any]) -> VmSpec:
-    """Defines the machine under the first name that is free."""
+async def _define(client: Client, table: dict[str, Any], limit_s: float | None) -> VmSpec:
+    """Defines the machine under the first name that is free; `limit_s` is for a run of what is not our guest."""
     is_named = "name" in table
     for name in _names(table):
         spec = resolve_paths(to_spec(name, {**table, "name": name}, prefix="run"), Path.cwd())
+        if limit_s is not None and not spec.is_our_guest:
+            watchdog = msgspec.structs.replace(spec.watchdog, run=f"{limit_s:.3f}s")
+            spec = msgspec.structs.replace(spec, watchdog=watchdog)
         try:
             return (await client.create(spec)).spec
         except Conflict:
@@ -151,32 +159,9 @@ async def _boot(client: Client, spec: VmSpec, args: argparse.Namespace, out: Out
             nursery.start_soon(show_boot, events, spec.name, progress)
             view = await client.act(spec.name, "start")
             if spec.is_our_guest:
-                view = await client.wait(spec.name, "ready", timeout_s=args.timeout)
+                view = await client.wait(spec.name, "ready", timeout_s=args.timeout or OUR_TIMEOUT_S)
             nursery.cancel_scope.cancel()
     return view
-
-
-async def _explain(client: Client, spec: VmSpec, error: RayosError, out: Output) -> None:
-    """The guest's last lines, before the error that says what became of it."""
-    try:
-        lines = (await client.console_log(spec.name, PORTS["serial"])).decode(errors="replace").splitlines()
-    except RayosError:
-        return
-    if lines and isinstance(error, GuestGone):
-        out.note(f"the last that {spec.name} said on its serial line:")
-        for line in lines[-LAST_LINES:]:
-            out.note(f"  | {line}")
-
-
-async def _clean_up(client: Client, spec: VmSpec, *, is_removed: bool) -> None:
-    """The machine ends; and is gone, if it is to be removed."""
-    with trio.move_on_after(CLEAN_UP_S) as scope:
-        scope.shield = True
-        with suppress(Conflict, NotFound):  # it had ended, or is gone
-            await client.act(spec.name, "kill")
-        if is_removed:
-            with suppress(Conflict, NotFound):
-                await client.remove(spec.name)
 
 
 def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
@@ -191,31 +176,56 @@ def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
     out.note(boot_table(view))
 
 
-async def _at_console(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output) -> int:
-    default = "shell" if spec.is_our_guest else "serial"
-    chosen = PORTS[default] if args.console is None else await port_number(client, spec.name, args.console)
-    async with client.events() as events:
-        view = await client.get(spec.name)
-        async with client.console(spec.name, chosen, since=0) as console:
-            ending = await attach(console, "Ctrl-] detaches")
-        if ending is not Ending.CONSOLE_ENDED:
-            say_goodbye(spec.name, ending, out)
-            if ending is Ending.INPUT_ENDED and spec.ephemeral:
-                await _clean_up(client, spec, is_removed=True)
-            return 0
-        return await _how_it_ended(view, events, out)
+async def _command(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output) -> int:
+    try:
+        async with open_progress(f"running in {spec.name}", out):
+            limit_s = args.timeout or OUR_TIMEOUT_S
+            result = await client.exec(spec.name, guest_command(args.words), timeout_s=limit_s)
+    finally:
+        await clean_up(client, spec.name, is_removed=spec.ephemeral)
+    return print_result(result, out)
 
 
-async def _how_it_ended(view: VmView, events: AsyncIterator[Event], out: Output) -> int:
-    """Waits for the end of a machine whose console has ended; the exit status for it."""
-    reason, exit_reason = view.reason, view.exit_reason
-    if view.exit_reason is None:
-        async for event in events:
-            if event.vm == view.spec.name and event.data.get("state") in ("stopped", "failed"):
-                reason, exit_reason = str(event.data.get("reason", "")), ExitReason(event.data["exit_reason"])
-                break
-    out.note(f"{view.spec.name} ended: {reason}")
-    return 0 if exit_reason in GOOD_ENDS else FAILED_GUEST
+async def _held(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output, info: Any) -> int:
+    """From the start to the end, with the machine held; whatever ends us ends it."""
+    is_done = False
+    try:
+        async with client.hold(spec.name) as views, trio.open_nursery() as nursery:
+            nursery.start_soon(raise_signals)
+            life = Life(views, await anext(aiter(views)))
+            nursery.start_soon(life.follow)
+            try:
+                view = await _boot(client, spec, args, out)
+            except RayosError as error:
+                await explain_end(client, spec.name, error, out)
+                # What never ran is no machine to keep.
+                await clean_up(client, spec.name, is_removed=True)
+                raise
+            if args.words:
+                status = await _command(client, spec, args, out)
+            else:
+                _started(view, info, out)
+                status = await Attended(client, spec, args, out).run(life)
+            is_done = True
+            nursery.cancel_scope.cancel()
+    finally:
+        if not is_done:
+            await clean_up(client, spec.name, is_removed=spec.ephemeral)
+    return status
+
+
+async def _detached(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output, info: Any) -> int:
+    try:
+        view = await _boot(client, spec, args, out)
+    except BaseException as error:
+        # Also for an interrupt: what never ran is no machine to keep.
+        if isinstance(error, RayosError):
+            await explain_end(client, spec.name, error, out)
+        await clean_up(client, spec.name, is_removed=True)
+        raise
+    _started(view, info, out)
+    out.result(view)
+    return 0
 
 
 async def run_run(args: argparse.Namespace, out: Output) -> int:
@@ -226,24 +236,10 @@ async def run_run(args: argparse.Namespace, out: Output) -> int:
             nursery.start_soon(show_boot, events, "", progress)
             info = await client.info()
             nursery.cancel_scope.cancel()
-    spec = await _define(client, table)
-    try:
-        view = await _boot(client, spec, args, out)
-    except BaseException as error:
-        # Also for an interrupt: what never ran is no machine to keep.
-        if isinstance(error, RayosError):
-            await _explain(client, spec, error, out)
-        await _clean_up(client, spec, is_removed=True)
-        raise
-    if args.words:
-        try:
-            async with open_progress(f"running in {spec.name}", out):
-                result = await client.exec(spec.name, guest_command(args.words), timeout_s=args.timeout)
-        finally:
-            await _clean_up(client, spec, is_removed=spec.ephemeral)
-        return print_result(result, out)
-    _started(view, info, out)
-    if args.detach or out.is_json:
-        out.result(view)
-        return 0
-    return await _at_console(client, spec, args, out)
+    spec = await _define(client, table, args.timeout)
+    # With --json our guest's shell is no result: the machine is, once it is ready.
+    if args.detach or (out.is_json and spec.is_our_guest and not args.words):
+        return await _detached(client, spec, args, out, info)
+    with interrupt_as_status() as interrupted, one_error():
+        return await _held(client, spec, args, out, info)
+    return interrupted[0]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from rayos_vmm.cli.outcome import FAILED, INTERRUPTED, USAGE
+from rayos_vmm.cli.exit_status import FAILED, INTERRUPTED, USAGE
 
 HISTORY: Final = "shell.history"
 LEAVE: Final = ("exit", "quit")

@@ -1,5 +1,8 @@
 """This terminal as the guest's: keys go in as they are, bytes come out as they are, Ctrl-] leaves.
 
+The end of an input that is no terminal (`</dev/null`, a closed descriptor, a pipe) is not the end of the session unless
+the caller says so, and never when nothing was read.
+
 While somebody else writes it only watches, and Ctrl-T takes over; whoever wrote is told. Invariant: whatever happens,
 the terminal's settings are what they were before.
 """
@@ -11,7 +14,7 @@ import os
 import signal
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -19,6 +22,7 @@ import trio
 
 from rayos_vmm.client.console import Console
 from rayos_vmm.errors import Conflict, GuestGone
+from rayos_vmm.shared.console_text import Finder
 
 DETACH: Final = b"\x1d"  # Ctrl-]
 TAKE: Final = b"\x14"  # Ctrl-T, while watching
@@ -33,6 +37,7 @@ class Ending(enum.Enum):
     DETACHED = "detached"
     INPUT_ENDED = "input ended"
     CONSOLE_ENDED = "console ended"
+    TEXT_SEEN = "text seen"
 
 
 @contextmanager
@@ -70,8 +75,21 @@ async def _write(fd: int, data: bytes) -> None:
 
 
 class _Attachment:
-    def __init__(self, console: Console, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        console: Console,
+        nursery: trio.Nursery,
+        *,
+        ends_with_input: bool,
+        until: Finder | None,
+        output_fd: int,
+        on_output: Callable[[bytes], object] | None,
+    ) -> None:
         self._console = console
+        self._ends_with_input = ends_with_input
+        self._until = until
+        self._output_fd = output_fd
+        self._on_output = on_output
         self._scope = nursery.cancel_scope
         self._resized = trio.Event()
         self._has_written = console.is_writer
@@ -102,8 +120,9 @@ class _Attachment:
             os.write(2, f"\r\n[{text}]\r\n".encode())
 
     async def keys(self) -> None:
-        is_terminal = os.isatty(0)
+        is_terminal, has_read = os.isatty(0), False
         while data := await _read(0):
+            has_read = True
             typed, detach, _ = data.partition(DETACH) if is_terminal else (data, b"", b"")
             try:
                 if self._console.is_writer:
@@ -116,12 +135,18 @@ class _Attachment:
             if detach:
                 self._end(Ending.DETACHED)
                 return
-        self._scope.deadline = trio.current_time() + LAST_WORDS_S
-        self.ending = Ending.INPUT_ENDED
+        if is_terminal or (has_read and self._ends_with_input):
+            self._scope.deadline = trio.current_time() + LAST_WORDS_S
+            self.ending = Ending.INPUT_ENDED
 
     async def output(self) -> None:
         while data := await self._console.read():
-            await _write(1, data)
+            await _write(self._output_fd, data)
+            if self._on_output is not None:
+                self._on_output(data)
+            if self._until is not None and self._until.feed(data) is not None:
+                self._end(Ending.TEXT_SEEN)
+                return
             if self.ending is Ending.INPUT_ENDED:
                 self._scope.deadline = trio.current_time() + LAST_WORDS_S
         self._end(Ending.CONSOLE_ENDED)
@@ -145,10 +170,23 @@ class _Attachment:
             self._resized = trio.Event()
 
 
-async def attach(console: Console, greeting: str) -> Ending:
-    """This process's standard input and output are the console's, until one of them ends or Ctrl-].
+async def attach(
+    console: Console,
+    greeting: str,
+    *,
+    ends_with_input: bool = True,
+    until: Finder | None = None,
+    output_fd: int = 1,
+    on_output: Callable[[bytes], object] | None = None,
+) -> Ending:
+    """This process's standard input and output are the console's, until the console ends or Ctrl-].
 
-    `greeting` is shown on a terminal once keys go to the guest.
+    Args:
+        greeting: shown on a terminal once keys go to the guest.
+        ends_with_input: the end of an input that is no terminal, and had something, is the end after the last words.
+        until: ends as soon as the console's text has a match.
+        output_fd: where the console's bytes go.
+        on_output: is told of them too.
 
     Raises:
         Conflict: the input is no terminal, and somebody else writes there.
@@ -161,7 +199,14 @@ async def attach(console: Console, greeting: str) -> Ending:
         if os.isatty(0) and os.isatty(2):
             os.write(2, f"{greeting}\r\n".encode())
         async with trio.open_nursery() as nursery:
-            attachment = _Attachment(console, nursery)
+            attachment = _Attachment(
+                console,
+                nursery,
+                ends_with_input=ends_with_input,
+                until=until,
+                output_fd=output_fd,
+                on_output=on_output,
+            )
             for task in (attachment.keys, attachment.output, attachment.signals, attachment.size):
                 nursery.start_soon(task)
     return attachment.ending

@@ -220,6 +220,16 @@ class Client:
 
     # -- inside the guest, and QEMU's monitor --------------------------------------------------------------------
 
+    @asynccontextmanager
+    async def hold(self, name: str) -> AsyncIterator[AsyncIterator[VmView]]:
+        """The machine now and after each change. An ephemeral one stays until its last holder leaves, and no longer."""
+        async with self.follow(operations.MACHINES_HOLD, name) as views:
+            yield views
+
+    async def release(self, name: str) -> None:
+        """Lets a machine live on when its holders leave."""
+        await self.call(operations.MACHINES_RELEASE, name)
+
     async def exec(self, name: str, command: str | list[str], *, timeout_s: float = 60.0) -> ExecResult:
         body = asks.Exec(command=command, timeout_s=timeout_s)
         return await self.call(operations.GUEST_EXEC, name, body=body, timeout_s=timeout_s + MARGIN_S)

@@ -6,10 +6,12 @@ nobody polls and the user reads the real reason.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -131,12 +133,27 @@ async def ensure_daemon(arguments: list[str]) -> Client:
     except NoDaemon:
         if os.environ.get("RAYOS_SOCKET"):  # somebody else's, which is not ours to start
             raise
-    try:
-        process = await start_daemon(paths, ["--exit-when-idle", *arguments])
-    except errors.Busy:
-        # Somebody else was a moment faster; theirs answers, or the error is true.
-        await client.machines()
-        return client
+    async with _one_at_a_time(paths):
+        try:
+            await client.machines()  # another client was a moment faster
+            return client
+        except NoDaemon:
+            pass
+        try:
+            process = await start_daemon(paths, ["--exit-when-idle", *arguments])
+        except errors.Busy:
+            # Somebody's `rayos serve` was faster; theirs answers, or the error is true.
+            await client.machines()
+            return client
     # It lives on without us: not a child to be waited for.
     process.returncode = 0
     return client
+
+
+@asynccontextmanager
+async def _one_at_a_time(paths: Paths) -> AsyncIterator[None]:
+    """Keeps other clients from starting a daemon meanwhile; they wait until the socket of ours answers."""
+    paths.create()
+    with log_path(paths).open("ab") as log:
+        await trio.to_thread.run_sync(fcntl.flock, log, fcntl.LOCK_EX, abandon_on_cancel=True)
+        yield

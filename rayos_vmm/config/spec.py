@@ -200,6 +200,24 @@ class Watchdog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return parse_duration(self.run)
 
 
+Pattern = Annotated[str, Meta(min_length=1, max_length=1000, description="a regular expression of RE2")]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Output that ends a run: any console prints a line that matches.
+
+    `pass_on` ends it as passed, `fail_on` as failed; the first match decides. Colours, carriage returns and the borders
+    of chunks do not matter; `^` and `$` match at every line. With `default_patterns`, kernels that are not ours also
+    fail on the common words of a panic (`machine/verdict.py` has them). `success` is the exit status of a debug exit,
+    (value << 1) | 1, that is a pass.
+    """
+
+    pass_on: Annotated[tuple[Pattern, ...], Meta(max_length=16)] = ()
+    fail_on: Annotated[tuple[Pattern, ...], Meta(max_length=16)] = ()
+    default_patterns: bool = True
+    success: Annotated[int, Meta(ge=1, le=255)] | None = None
+
+
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The devices to type and point with, beside a display; `layout` is the one that the guest has loaded."""
 
@@ -329,6 +347,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ephemeral: bool = False
     quota: Quota = Quota()
     watchdog: Watchdog = Watchdog()
+    verdict: Verdict = Verdict()
     capabilities: tuple[CapabilityName, ...] = CAPABILITIES
     zone: Name | None = None
     parent: Name | None = None

@@ -77,6 +77,12 @@ MACHINES_RESET: Final = Operation[VmView](
 MACHINES_WAIT: Final = Operation[VmView](
     "machines.wait", "GET", f"{_VM}/wait", NONE, "Wait until the machine is ready, running or stopped",
     query=asks.WaitQuery, answer=VmView, fails=_SLOW, is_long=True)
+MACHINES_HOLD: Final = Operation[VmView](
+    "machines.hold", "GET", f"{_VM}/hold", ADMIN,
+    "The machine after each change, one JSON object a line; an ephemeral one ends with its last holder",
+    answer=VmView, media=NDJSON)
+MACHINES_RELEASE: Final = Operation[None](
+    "machines.release", "POST", f"{_VM}/release", ADMIN, "Let a machine live on without its holders")
 MACHINES_STATS: Final = Operation[dict[str, Any]](
     "machines.stats", "GET", f"{_VM}/stats", NONE, "Counters of the devices", answer=dict[str, Any], fails=_LIVE)
 

@@ -85,6 +85,8 @@ MEANT: Final[Mapping[ExitReason, bool]] = {
     ExitReason.TIMED_OUT: False,
     ExitReason.DEBUG_EXIT: True,
     ExitReason.RESET: True,
+    ExitReason.PASSED: True,
+    ExitReason.FAILED: False,
     ExitReason.QEMU_CRASHED: False,
     ExitReason.DEVICES_LOST: False,
     ExitReason.START_FAILED: False,

@@ -12,7 +12,7 @@ import trio
 
 from rayos_vmm.config.spec import LINE_NAMES
 from rayos_vmm.errors import GuestGone
-from rayos_vmm.machine.history import History
+from rayos_vmm.machine.history import CONSOLE_FILE_BYTES, BoundedFile, History
 
 #: The console port by which the API reaches COM1; 0 to 30 are the virtio console's, the other lines follow.
 SERIAL_PORT: Final = 31
@@ -48,6 +48,17 @@ class Line:
                 await self.stream.send_all(data)
         except trio.BrokenResourceError:
             raise GuestGone(f"{self._vm}: its {self.name} line was closed") from None
+
+    def keep_in(self, directory: Path, *, is_continued: bool) -> None:
+        """Has all that comes written to a file of `directory`, and what is there read from it (`History.keep_in`)."""
+        path = directory / f"{self.name}.log"
+        self.history.keep_in(BoundedFile(path, limit=CONSOLE_FILE_BYTES, is_continued=is_continued))
+
+    def recall(self, directory: Path) -> None:
+        """Makes what it said in runs that a former service saw readable; nothing more will come."""
+        if (directory / f"{self.name}.log").exists():
+            self.keep_in(directory, is_continued=True)
+            self.close()
 
     def close(self) -> None:
         """No more will come."""

@@ -71,6 +71,8 @@ class Machine:
         self.worker: Worker | None = None
         self.agent: Agent | None = None
         self.seats = Seats()
+        self.holders = 0  # clients that want it to stay until they have seen its end (`Service.hold`)
+        self.is_released = False  # it outlives them
         self.picture_lock = trio.Lock()
         self.input_recordings = Recordings()
         self.display_lock = trio.Lock()
@@ -119,6 +121,12 @@ class Machine:
     def view(self) -> VmView:
         return self.record.view()
 
+    def recall(self) -> None:
+        """Makes what a machine that does not run said to a former service readable."""
+        if not self.is_live:
+            for line in self.lines.values():
+                line.recall(self.state_directory)
+
     def begin(self, now: float, wall: float) -> None:
         """Forgets the former run and enters *starting*; `now` steady, `wall` in seconds since the epoch.
 
@@ -134,7 +142,7 @@ class Machine:
         self.faults = {}
         self.start_scope = trio.CancelScope()
         self.start_error = None
-        self.has_run = False
+        self.has_run = self.is_released = False
         self._start_clock = now
         self.remains.forget()
         record = self.record

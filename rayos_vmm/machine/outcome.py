@@ -38,6 +38,7 @@ class Evidence:
     is_reset_loop: bool = False
     triple_faults: int = 0
     has_reset_enough: int = 0  # how many resets, when on_reset says that this is the end
+    decided: tuple[ExitReason, str] | None = None  # what a console printed decided it (`verdict.py`)
     expired: tuple[ExitReason, str] | None = None  # what the watchdog said
     lost: str = ""  # which process died that its devices need
     memory_kills: int = 0  # of the machine's processes by the kernel, for want of memory of its group
@@ -89,9 +90,9 @@ def count_of(reaction: str) -> int | None:
     return int(reaction.removeprefix("count=")) if reaction.startswith("count=") else None
 
 
-def judge(evidence: Evidence) -> tuple[ExitReason, str]:
-    """The reason as a word and as a sentence."""
-    exit_reason, reason = _judge(evidence)
+def judge(evidence: Evidence, *, success: int | None = None) -> tuple[ExitReason, str]:
+    """The reason as a word and as a sentence; `success` is the exit status by a debug exit that is a pass."""
+    exit_reason, reason = _judge(evidence, success)
     return exit_reason, reason + (memory_note(evidence) if exit_reason in _UNEXPLAINED else "")
 
 
@@ -102,7 +103,9 @@ def memory_note(evidence: Evidence) -> str:
     return "; the kernel ended it because the machine had used up its quota.host_memory"
 
 
-def _judge(evidence: Evidence) -> tuple[ExitReason, str]:
+def _judge(evidence: Evidence, success: int | None) -> tuple[ExitReason, str]:
+    if evidence.decided is not None:
+        return evidence.decided
     if evidence.is_reset_loop:
         count = len(evidence.resets)
         return ExitReason.RESET_LOOP, f"the guest reset itself {count} times without getting ready"
@@ -126,10 +129,12 @@ def _judge(evidence: Evidence) -> tuple[ExitReason, str]:
         return ExitReason.RESET, "the guest reset itself"
     if evidence.guest_exit_code is not None:
         code = evidence.guest_exit_code
-        return (
-            ExitReason.DEBUG_EXIT,
-            f"the guest wrote {code >> 1} to its debug exit port: exit status {code}",
-        )
+        said = f"the guest wrote {code >> 1} to its debug exit port: exit status {code}"
+        if success is None:
+            return ExitReason.DEBUG_EXIT, said
+        if code == success:
+            return ExitReason.PASSED, f"{said}, which is the success"
+        return ExitReason.FAILED, f"{said}; the success is {success}"
     if evidence.shutdown_cause == "guest-shutdown":
         return ExitReason.POWERED_OFF, "the guest powered itself off"
     if evidence.shutdown_cause == "host-qmp-quit":

@@ -136,7 +136,7 @@ async def _finish(machine: Machine, dependencies: Dependencies) -> None:
     await dismantle(machine, dependencies)
     machine.serial.close()
     error = machine.start_error
-    exit_reason, reason = judge(machine.evidence)
+    exit_reason, reason = judge(machine.evidence, success=machine.record.spec.verdict.success)
     machine.record.guest_exit_code = machine.evidence.guest_exit_code
     if machine.evidence.asked is not None and exit_reason is not machine.evidence.asked and not has_run:
         exit_reason, reason = machine.evidence.asked, "it was stopped while it was starting"

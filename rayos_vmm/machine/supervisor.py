@@ -35,6 +35,7 @@ from rayos_vmm.machine.outcome import (
     parse_panic,
     parse_ready,
 )
+from rayos_vmm.machine.verdict import LAST_WORDS_S, SILENCE_S, Verdict
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.machine.watchdog import Watchdog, progress
 from rayos_vmm.qemu.arch import architecture_of
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 AGENT_PORT: Final = 1
 LOG_PORT: Final = 2
+# QEMU writes each byte of a serial line for itself: so long they gather, or every reader is woken for each.
+GATHER_S: Final = 0.002
+GATHERED_BYTES: Final = 4096
 _READ_BYTES: Final = 64 << 10
 _QUIT_TIMEOUT_S: Final = 2.0
 # After the kernel's last line of a panic nothing follows; a guest without pvpanic just hangs.
@@ -66,6 +70,8 @@ class Supervisor:
         self._evidence = machine.evidence
         self._end_wanted = trio.Event()
         self._panic_over = trio.Event()
+        self._verdict = Verdict(machine.record.spec)
+        self._decided = trio.Event()
         self._ready_send, self._ready_receive = trio.open_memory_channel[tuple[float, Ready]](1)
         self._events_read = trio.Event()
         self._worker_started = trio.Event()
@@ -122,12 +128,14 @@ class Supervisor:
         machine = self._machine
         async with trio.open_nursery() as nursery:
             for line in machine.lines.values():
+                line.keep_in(machine.state_directory, is_continued=not is_new)
                 line.stream = await trio.open_unix_socket(str(line_socket(machine.runtime, line.name)))
                 nursery.start_soon(self._follow_line, line, line.stream)
             nursery.start_soon(self._follow_log)
             nursery.start_soon(self._follow_events, qmp)
             nursery.start_soon(self._end_when_wanted, qmp, process)
             nursery.start_soon(self._end_after_panic)
+            nursery.start_soon(self._end_after_verdict)
             nursery.start_soon(self._follow_ready)
             nursery.start_soon(self._watch, qmp, worker)
             nursery.start_soon(self._plan_faults_again)
@@ -140,6 +148,10 @@ class Supervisor:
                 nursery.start_soon(machine.agent.run)
             if worker is not None and machine.record.live.ports > LOG_PORT:
                 nursery.start_soon(self._follow_log_port, worker)
+            if worker is not None and self._verdict.is_wanted:
+                for port, name in enumerate(machine.record.spec.console_ports[: machine.record.live.ports]):
+                    if port not in (AGENT_PORT, LOG_PORT):
+                        nursery.start_soon(self._judge_port, worker, port, name)
             if is_new:
                 machine.note_stage("qemu", trio.current_time())
                 await qmp.execute("cont")
@@ -263,7 +275,6 @@ class Supervisor:
         return evidence.is_reset_loop or bool(evidence.has_reset_enough)
 
     async def _follow_line(self, line: Line, stream: trio.SocketStream) -> None:
-        file = BoundedFile(self._machine.state_directory / f"{line.name}.log")
         lines = Lines(self._on_console_line)
         try:
             while True:
@@ -274,10 +285,11 @@ class Supervisor:
                 if not data:
                     return
                 line.history.write(bytes(data))
-                file.write(bytes(data))
                 lines.write(bytes(data))
+                self._judge(line.name, bytes(data))
+                if len(data) < GATHERED_BYTES:
+                    await trio.sleep(GATHER_S)
         finally:
-            file.close()
             await trio.aclose_forcefully(stream)
 
     async def _follow_log_port(self, worker: Worker) -> None:
@@ -285,6 +297,32 @@ class Supervisor:
         async with worker.console_stream(LOG_PORT, since=0) as chunks:
             async for _, data in chunks:
                 lines.write(data)
+                self._judge("log", data)
+
+    async def _judge_port(self, worker: Worker, port: int, name: str) -> None:
+        async with worker.console_stream(port, since=0) as chunks:
+            async for _, data in chunks:
+                self._judge(name, data)
+
+    def _judge(self, console: str, data: bytes) -> None:
+        if self._evidence.decided is None:
+            self._evidence.decided = self._verdict.feed(console, data)
+            if self._evidence.decided is not None:
+                self._decided.set()
+
+    async def _end_after_verdict(self) -> None:
+        await self._decided.wait()
+        if self._evidence.decided is not None and self._evidence.decided[0] is not ExitReason.PASSED:
+            with trio.move_on_after(LAST_WORDS_S):
+                await self._until_silent()
+        self._end_wanted.set()
+
+    async def _until_silent(self) -> None:
+        while True:
+            with trio.move_on_after(SILENCE_S) as silence:
+                await self._machine.serial.changed()
+            if silence.cancelled_caught:
+                return
 
     def _on_console_line(self, line: str) -> None:
         ready = parse_ready(line)

@@ -35,6 +35,8 @@ class ExitReason(enum.StrEnum):
     TIMED_OUT = "timed_out"  # it ran for as long as its watchdog allows
     DEBUG_EXIT = "debug_exit"  # the guest wrote to its debug exit port
     RESET = "reset"  # it reset itself, and on_reset says that this is the end
+    PASSED = "passed"  # a console printed what its verdict passes on
+    FAILED = "failed"  # a console printed what its verdict fails on
     QEMU_CRASHED = "qemu_crashed"  # QEMU died of a signal or an error of its own
     DEVICES_LOST = "devices_lost"  # a process died that its devices cannot do without
     START_FAILED = "start_failed"  # it never ran

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
+    aclosing,
     asynccontextmanager,
     contextmanager,
     suppress,
@@ -46,6 +47,7 @@ from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.record import Record
 from rayos_vmm.machine.run import adopt_machine, run_machine
 from rayos_vmm.machine.seats import Preference, Seat
+from rayos_vmm.machine.verdict import Verdict
 from rayos_vmm.machine.view import DiskView, ExecResult, ExitReason, NetView, VmState, VmView
 from rayos_vmm.network.local import follow_addresses
 from rayos_vmm.paths import Paths
@@ -135,6 +137,7 @@ class Service:
             )
         check_shape(spec)
         check_board(spec)
+        Verdict(spec)  # are its patterns patterns?
         self.firewall.check(spec.firewall)
         self._check_arguments(spec)
         notes = await trio.to_thread.run_sync(
@@ -281,6 +284,47 @@ class Service:
                 await machine.wait_changed()
             return machine.view()
         raise Timeout_(f"{name} is {machine.state.value}, and was not {condition} within {timeout_s:g} s")
+
+    @asynccontextmanager
+    async def hold(self, name: str) -> AsyncIterator[AsyncIterator[VmView]]:
+        """The machine as it is now and after each change, without end; it is not forgotten while the block runs.
+
+        An ephemeral machine lives no longer than its last holder: it is killed if it runs then, and forgotten.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        machine = self._machine(name)
+        machine.holders += 1
+        try:
+            async with aclosing(self._views(machine)) as views:
+                yield views
+        finally:
+            machine.holders -= 1
+            is_let_go = machine.is_live and machine.is_released
+            if machine.record.spec.ephemeral and not machine.holders and not is_let_go:
+                with trio.move_on_after(_END_TIMEOUT_S, shield=True), suppress(RayosError):
+                    await self._abandon(machine)
+
+    async def release(self, name: str) -> None:
+        """Lets a machine live on without its holders, as if it had been started without any."""
+        self._machine(name).is_released = True
+
+    async def _views(self, machine: Machine) -> AsyncGenerator[VmView, None]:
+        last = None
+        while True:
+            view = machine.view()
+            if view != last:
+                last = view
+                yield view
+            else:
+                await machine.wait_changed()
+
+    async def _abandon(self, machine: Machine) -> None:
+        if machine.is_live:
+            await self.kill(machine.name)  # `_live` forgets it then
+        elif self._machines.get(machine.name) is machine:
+            await self._forget(machine)
 
     # The guest's seat: consoles, keyboard, mouse, screen
 
@@ -570,6 +614,7 @@ class Service:
         name, paths = record.spec.name, self._parts.paths
         machine = Machine(record, self._events, runtime=paths.vm_runtime(name), state=paths.vm_state(name))
         self._machines[name] = machine
+        machine.recall()
         if record.spec.net.enabled:
             mac = record.spec.net.mac or self._parts.network.mac(name)
             is_upstream = record.spec.net.address == "upstream"
@@ -637,9 +682,11 @@ class Service:
             await machine.wait_changed()
 
     def _is_over(self, machine: Machine) -> bool:
-        """True when it has ended and, if it was ephemeral, nothing of it is left."""
+        """True when it has ended and, if it was ephemeral and nobody holds it, nothing of it is left."""
         is_forgotten = self._machines.get(machine.name) is not machine
-        return not machine.is_live and (is_forgotten or not machine.record.spec.ephemeral)
+        return not machine.is_live and (
+            is_forgotten or not machine.record.spec.ephemeral or machine.holders > 0
+        )
 
     def _holds(self, machine: Machine, condition: Condition) -> bool:
         match condition:
@@ -667,7 +714,7 @@ class Service:
     async def _live(self, life: _Life, machine: Machine) -> None:
         """One machine's task: its life, and what is left to do after it."""
         await life(machine, self._dependencies)
-        if machine.record.spec.ephemeral:
+        if machine.record.spec.ephemeral and not machine.holders:
             await self._forget(machine)
         self._notice()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -41,6 +41,26 @@ class StoreError(RayosError):
     """The database cannot be opened, read or written."""
 
     code = "store_failed"
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every readable record, by name, for somebody who is not the daemon. Blocking.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            rows = connection.execute("SELECT record FROM vm ORDER BY name").fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from None
+    records = []
+    for (data,) in rows:
+        with suppress(msgspec.DecodeError, msgspec.ValidationError):
+            records.append(msgspec.json.decode(data, type=Record))
+    return records
 
 
 class Store:

@@ -1,5 +1,7 @@
 """A guest's console for a test: say something, expect something.
 
+Patterns are matched against the text without control sequences; a CR before LF goes (`shared/console_text.py`).
+
 Invariant: no byte is lost between two calls, and no task runs between them. The daemon keeps the console's
 history; `expect` reads on from where the last one stopped.
 """
@@ -7,6 +9,7 @@ history; `expect` reads on from where the last one stopped.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from contextlib import suppress
 from typing import Final
 
@@ -14,10 +17,13 @@ import trio
 
 from rayos_vmm.client.client import Client
 from rayos_vmm.errors import GuestGone, RayosError, Timeout_
+from rayos_vmm.shared.console_text import complete_bytes, fold
 
 TIMEOUT_S: Final = 60.0
 SHOWN_CHARACTERS: Final = 2000
 ENDING_S: Final = 1.0
+#: A match that is longer may be missed.
+OVERLAP_BYTES: Final = 64 << 10
 
 Pattern = str | re.Pattern[str]
 
@@ -29,6 +35,38 @@ class NotSeen(AssertionError):
 def to_pattern(wanted: Pattern) -> re.Pattern[str]:
     """A string means itself, a compiled pattern is used as it is."""
     return re.compile(re.escape(wanted)) if isinstance(wanted, str) else wanted
+
+
+class _Window:
+    """The newest output, looked through once: `OVERLAP_BYTES` of it are looked at again with the next chunk."""
+
+    def __init__(self, pattern: re.Pattern[str], start: int) -> None:
+        self._pattern = pattern
+        self._start = start  # offset of the first byte that is kept
+        self._kept = b""
+
+    def text(self) -> str:
+        return fold(self._kept).decode(errors="replace")
+
+    def feed(self, data: bytes, offset: int) -> tuple[re.Match[str], int] | None:
+        """The first match in what is kept and `data`, which begins at `offset`; and the offset behind it."""
+        if not self._kept or offset != self._start + len(self._kept):  # after a gap nothing goes on
+            self._start, self._kept = offset, b""
+        self._kept += data
+        match = self._pattern.search(_text(self._kept))
+        if match is not None:
+            behind = bisect_left(
+                range(len(self._kept)), match.end(), key=lambda end: len(_text(self._kept[:end]))
+            )
+            return match, self._start + behind
+        cut = self._kept.rfind(b"\n", 0, max(0, len(self._kept) - OVERLAP_BYTES)) + 1
+        cut = max(cut, len(self._kept) - 2 * OVERLAP_BYTES)
+        self._start, self._kept = self._start + cut, self._kept[cut:]
+        return None
+
+
+def _text(data: bytes) -> str:
+    return fold(data[: complete_bytes(data)]).decode(errors="surrogateescape")
 
 
 class GuestConsole:
@@ -55,23 +93,20 @@ class GuestConsole:
         Raises:
             NotSeen: there was none within `timeout` seconds, or the console ended.
         """
-        pattern, said, start, why = to_pattern(wanted), bytearray(), since, ""
+        window, why = _Window(to_pattern(wanted), since), ""
         with trio.move_on_after(timeout) as limit:
             try:
                 async with self._client.console(self._name, self._port, since=since, mode="watch") as console:
                     while data := await console.read():
-                        start = max(start, console.offset - len(data)) if not said else start
-                        said += data
-                        match = pattern.search(said.decode(errors="surrogateescape"))
-                        if match is not None:
-                            before = match.string[: match.end()].encode(errors="surrogateescape")
-                            return match, start + len(before)
+                        found = window.feed(data, console.offset - len(data))
+                        if found is not None:
+                            return found
                 why = f"the console ended: {await self._ending()}"
             except GuestGone as error:
                 why = error.message
         if limit.cancelled_caught:
             why = f"not within {timeout:g} s"
-        shown = said.decode(errors="replace")[-SHOWN_CHARACTERS:]
+        shown = window.text()[-SHOWN_CHARACTERS:]
         raise NotSeen(f"{self._name}: {wanted!r} was not seen: {why}; it said:\n{shown}")
 
     async def _ending(self) -> str:

@@ -15,11 +15,19 @@ _FLAGS: Final = (
 )
 
 
-def build_kernel(name: str, directory: Path) -> Path:
+def build_case(case: str, directory: Path, *, kib: int = 64) -> Path:
+    """The kernel that does `case` of `kernels/cases.c`; `kib` is how much `marks` prints."""
+    path = directory / f"{case}-{kib}.elf"
+    return (
+        path if path.exists() else build_kernel("cases", directory, f"-DCASE={case}", f"-DKIB={kib}", to=path)
+    )
+
+
+def build_kernel(name: str, directory: Path, *flags: str, to: Path | None = None) -> Path:
     """The multiboot kernel `kernels/NAME.c`, as an ELF file in `directory`."""
-    target = directory / f"{name}.elf"
+    target = to or directory / f"{name}.elf"
     sources = [str(SOURCES / "boot.S"), str(SOURCES / f"{name}.c")]
-    command = ["gcc", *_FLAGS, "-T", str(SOURCES / "link.ld"), "-o", str(target), *sources]
+    command = ["gcc", *_FLAGS, *flags, "-T", str(SOURCES / "link.ld"), "-o", str(target), *sources]
     subprocess.run(command, check=True, timeout=60)
     return target
 

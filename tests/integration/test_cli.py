@@ -217,7 +217,7 @@ def test_a_busy_tap_is_a_conflict(lab: Lab) -> None:
 
 
 def test_a_qemu_that_dies_ends_the_command_with_a_reason(lab: Lab) -> None:
-    """Killed from outside while its console is in use: status 5, and the sentence says what happened."""
+    """Killed from outside while its console is in use: status 18, and the sentence says what happened."""
     running = lab.start(
         *("run", "--config", lab.config, "--name", "one", "--rm"),
         stdin=subprocess.PIPE,
@@ -232,7 +232,7 @@ def test_a_qemu_that_dies_ends_the_command_with_a_reason(lab: Lab) -> None:
         said += line
     os.kill(lab.json("ps")[0]["pid"], signal.SIGKILL)
     _, rest = running.communicate()
-    assert (running.returncode, b"SIGKILL" in rest) == (5, True), rest.decode()
+    assert (running.returncode, b"SIGKILL" in rest) == (18, True), rest.decode()
 
 
 def test_an_interrupt_during_the_boot_leaves_nothing(lab: Lab) -> None:

@@ -19,6 +19,7 @@ from rayos_vmm.testing.console import NotSeen
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.pytest_plugin import GuestFactory
 from rayos_vmm.testing.screen import PictureNotSeen
+from tests.framework.kernel import build_case
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
@@ -159,3 +160,14 @@ async def test_a_wrong_key_is_refused_before_anything_starts(guest_factory: Gues
     with pytest.raises(Invalid, match="memroy: there is no such key"):
         async with guest_factory(memroy="1GiB"):
             pass
+
+
+async def test_a_mark_is_found_however_much_came_after_it(
+    guest_factory: GuestFactory, tmp_path: Path
+) -> None:
+    """The console's past is in a file: 700 KiB later, more than memory holds, the first mark is still there."""
+    kernel = str(build_case("marks", tmp_path, kib=700))
+    bare = {"tpm": False, "net": {"enabled": False}, "gpu": {"enabled": False}}
+    async with guest_factory(kernel=kernel, wait="running", **bare) as guest:
+        await guest.wait_for_console_text("MARK2", timeout=120)
+        await guest.wait_for_console_text("MARK1", timeout=60)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rayos_vmm.cli.exit_status import of_error
 from rayos_vmm.cli.main import COMMANDS, main
-from rayos_vmm.cli.outcome import exit_status
 from rayos_vmm.errors import Busy, Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 
 
@@ -80,17 +80,17 @@ def test_wrong_usage_is_status_2_and_says_what_is_allowed(
     ],
 )
 def test_an_error_has_its_exit_status(error: RayosError, status: int) -> None:
-    assert exit_status(error) == status
+    assert of_error(error) == status
 
 
 def test_without_a_daemon_a_command_fails_with_a_hint(tmp_path: Path) -> None:
     """In words, or as one JSON object on standard error."""
-    plain = rayos("ps", directory=tmp_path)
+    plain = rayos("stats", "dev", directory=tmp_path)
     assert (plain.returncode, plain.stdout) == (1, "")
     assert "no daemon answers" in plain.stderr
     assert "try: start one with `rayos serve`" in plain.stderr
-    assert '"code":"no_daemon"' in rayos("--json", "ps", directory=tmp_path).stderr
-    assert '"code":"no_daemon"' in rayos("ps", "--json", directory=tmp_path).stderr
+    assert '"code":"no_daemon"' in rayos("--json", "stats", "dev", directory=tmp_path).stderr
+    assert '"code":"no_daemon"' in rayos("stats", "dev", "--json", directory=tmp_path).stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -45,3 +45,42 @@ def test_lines_are_cut_at_line_ends_whatever_the_chunks() -> None:
     assert lines[1] == "two\ufffd"
     assert len(lines[2]) == 4096
     assert lines[3] == "end"
+
+
+async def test_a_history_with_a_file_gives_every_byte_of_a_long_output(tmp_path: Path) -> None:
+    """However far behind a reader is, as long as the files hold it; and again after the end, by another service."""
+    history, written = History(size=64), b"".join(b"line %d\n" % number for number in range(500))
+    history.keep_in(BoundedFile(tmp_path / "log", limit=4096))
+    for at in range(0, len(written), 7):
+        history.write(written[at : at + 7])
+    history.close()
+    read = [chunk async for chunk in history.follow(0)]
+    assert read[0][0] == 0
+    assert b"".join(data for _, data in read) == written
+    assert [chunk async for chunk in history.follow(len(written) - 3)] == [(len(written) - 3, written[-3:])]
+    later = History(size=64)
+    later.keep_in(BoundedFile(tmp_path / "log", limit=4096, is_continued=True))
+    later.close()
+    assert b"".join([data async for _, data in later.follow(0)]) == written
+
+
+async def test_a_second_run_starts_at_offset_zero_behind_the_first(tmp_path: Path) -> None:
+    for run in (b"first\n", b"second\n"):
+        history = History()
+        history.keep_in(BoundedFile(tmp_path / "log"))
+        history.write(run)
+        history.close()
+        assert [chunk async for chunk in history.follow(0)] == [(0, run)]
+    assert (tmp_path / "log").read_bytes() == b"first\nsecond\n"
+
+
+async def test_what_the_files_dropped_is_a_jump_and_nothing_else(tmp_path: Path) -> None:
+    history = History(size=16)
+    history.keep_in(BoundedFile(tmp_path / "log", limit=100))
+    for number in range(100):
+        history.write(b"%09d\n" % number)
+    history.close()
+    read = [chunk async for chunk in history.follow(0)]
+    assert read[0][0] >= 800
+    assert b"".join(data for _, data in read).endswith(b"000000099\n")
+    assert sum(len(data) for _, data in read) == 1000 - read[0][0]
