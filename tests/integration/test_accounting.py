@@ -23,7 +23,9 @@ SPEC = VmSpec(name="svc", disks=[Disk(size="16MiB")], quota=Quota(disk_operation
 #: Write so many blocks, each on its own and past the guest's cache.
 WRITE = "dd if=/dev/zero of=/dev/vda bs=4096 count={} oflag=direct 2>/dev/null"
 #: The bridge has the first address of the guest's network; whether it answers does not matter.
-PING = r"ping -c 2 -W 1 $(ip -4 addr show eth0 | sed -n 's/.*inet \([0-9]*\.[0-9]*\.[0-9]*\)\..*/\1.1/p'); true"
+PING = (
+    r"ping -c 2 -W 1 $(ip -4 addr show eth0 | sed -n 's/.*inet \([0-9]*\.[0-9]*\.[0-9]*\)\..*/\1.1/p'); true"
+)
 
 
 async def succeed(service: Service, command: str) -> str:
