@@ -194,6 +194,8 @@ class Gatekeeper:
         caveat = violated(token, ask, given)
         if caveat is not None:
             why = f"the token allows {caveat}, and this is {_words(ask, given)}"
+            if now.wall < self._latest and caveat.startswith("expires="):
+                why += f"; the clock was set back by {self._latest - now.wall:.0f} s, which revives no token"
             raise self._refuse(ask, f"token {token.identifier}", chain, why)
 
     def _check_rate(self, caller: str) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote
 
@@ -28,6 +29,7 @@ AHEAD_MAXIMUM_BYTES: Final = 64 << 10
 #: So much of a refused body, and for so long, is read and thrown away, so that the client comes to read the answer.
 _LINGER_BYTES: Final = 1 << 20
 _LINGER_S: Final = 1.0
+_STATUSES: Final = frozenset(HTTPStatus)
 _BODILESS: Final = frozenset((204, 304))
 
 
@@ -101,10 +103,11 @@ def scope_of(request: h11.Request, more: Scope) -> Scope:
 
 
 def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]], *, is_last: bool) -> h11.Response:
-    """An answer's head, with the date."""
+    """An answer's head, with the date and the status in words."""
     last = [(b"connection", b"close")] if is_last else []
     date = (b"date", formatdate(usegmt=True).encode("ascii"))
-    return h11.Response(status_code=status, headers=[*headers, date, *last])
+    phrase = HTTPStatus(status).phrase if status in _STATUSES else ""
+    return h11.Response(status_code=status, headers=[*headers, date, *last], reason=phrase.encode("ascii"))
 
 
 class Exchange:
