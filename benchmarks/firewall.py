@@ -244,6 +244,15 @@ def words(some: Sequence[Rule]) -> list[FirewallRule]:
     return made
 
 
+class Nowhere:
+    """A network without leases."""
+
+    subnet = IPv4Network("10.5.0.0/24")
+
+    def addresses_of(self, mac: str) -> list[str]:
+        return []
+
+
 class Direct:
     """A machine's worker in this process, for `rayos_vmm.network.firewall`."""
 
@@ -292,7 +301,7 @@ def updates(count: int) -> tuple[float, float, float]:
         replaced.append(told(lists[(number + 1) % 2], next(revision)))
 
     async def through_the_service() -> list[float]:
-        service = Firewall(lambda: IPv4Network("10.5.0.0/24"))
+        service = Firewall(Nowhere())
         service.define("a", FirewallConfig(), "52:59:00:00:00:01")
         service._port("a").channel = Direct()
         await service.set_own("a", lists[0])

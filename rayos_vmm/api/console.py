@@ -87,7 +87,7 @@ async def _receive(socket: WebSocket, service: Service, name: str, port: int, se
         data: bytes | None = message.get("bytes")
         if data is not None:
             if seat.is_writer:
-                await service.console_write(name, port, data)
+                await service.guests.console_write(name, port, data)
             continue
         said = decode(message["text"].encode(), _Said)
         if said.take:
@@ -97,7 +97,7 @@ async def _receive(socket: WebSocket, service: Service, name: str, port: int, se
             {"port": port, "columns": said.columns, "rows": said.rows}, ConsoleSize, strict=True
         )
         if seat.is_writer:
-            await service.console_resize(name, port, checked.columns, checked.rows)
+            await service.guests.console_resize(name, port, checked.columns, checked.rows)
 
 
 async def _close(socket: WebSocket, code: int, reason: str) -> None:
@@ -140,8 +140,8 @@ async def serve_console(socket: WebSocket, service: Service) -> None:
     name = socket.path_params["name"]
     try:
         query = decode_query(socket, StreamQuery)
-        with service.console_seat(name, query.port, _who(socket.scope), query.mode) as seat:
-            async with service.console_stream(name, query.port, query.since) as chunks:
+        with service.guests.console_seat(name, query.port, _who(socket.scope), query.mode) as seat:
+            async with service.guests.console_stream(name, query.port, query.since) as chunks:
                 await socket.accept()
                 await socket.send_text(_writer(seat))
                 await _attend(socket, service, name, query.port, seat, chunks)
@@ -166,7 +166,7 @@ def _left(error: BaseException) -> bool:
 async def _log(call: Call) -> bytes:
     """Replays the kept past of a console from 0, until nothing more is at hand."""
     kept = bytearray()
-    async with call.service.console_stream(call.name, call.query.port, 0) as chunks:
+    async with call.service.guests.console_stream(call.name, call.query.port, 0) as chunks:
         with trio.move_on_after(LOG_QUIET_S) as quiet:
             async for _, data in chunks:
                 kept += data
@@ -178,7 +178,7 @@ async def _log(call: Call) -> bytes:
 
 @serves(operations.CONSOLE_PORTS)
 async def _ports(call: Call) -> ConsolePorts:
-    return ConsolePorts(ports=await call.service.console_ports(call.name))
+    return ConsolePorts(ports=await call.service.guests.console_ports(call.name))
 
 
 @serves(operations.CONSOLE_TIMED)
@@ -186,7 +186,7 @@ async def _timed(call: Call) -> Response:
     query = call.query
 
     async def lines(since: int, *, follow: bool) -> AsyncGenerator[bytes, None]:
-        async with call.service.console_pieces(call.name, query.port, since, follow=follow) as pieces:
+        async with call.service.guests.console_pieces(call.name, query.port, since, follow=follow) as pieces:
             async for piece in pieces:
                 yield msgspec.json.encode(piece) + b"\n"
 
@@ -209,10 +209,12 @@ async def _timed(call: Call) -> Response:
 async def _write(call: Call) -> None:
     """Input, taken by the device when this answers; a client that leaves meanwhile cannot know."""
     data = await read_limited(call.request, INPUT_MAXIMUM_BYTES)
-    with call.service.console_seat(call.name, call.query.port, _who(call.request.scope), "write") as seat:
+    with call.service.guests.console_seat(
+        call.name, call.query.port, _who(call.request.scope), "write"
+    ) as seat:
         if not seat.is_writer:
             raise Conflict(
                 f"{seat.writer} writes on console {call.query.port} of {call.name}",
                 hint="`rayos console --take` takes over",
             )
-        await call.service.console_write(call.name, call.query.port, data)
+        await call.service.guests.console_write(call.name, call.query.port, data)

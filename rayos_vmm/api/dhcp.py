@@ -11,24 +11,24 @@ from rayos_vmm.contract.answers import Leases
 
 @serves(operations.DHCP_STATUS)
 async def _status(call: Call) -> dict[str, Any]:
-    return await call.service.dhcp_status()
+    return await call.service.dhcp.status()
 
 
 @serves(operations.DHCP_LEASES)
 async def _leases(call: Call) -> Leases:
-    return Leases(leases=await call.service.leases())
+    return Leases(leases=await call.service.dhcp.leases())
 
 
 @serves(operations.DHCP_RELEASE)
 async def _release(call: Call) -> None:
-    await call.service.release_lease(call.path["address"])
+    await call.service.dhcp.release(call.path["address"])
 
 
 @serves(operations.DHCP_LOGS)
 async def _logs(call: Call) -> dict[str, Any]:
-    return await call.service.dhcp_logs(call.query.vm)
+    return await call.service.dhcp.logs(call.query.vm)
 
 
 @serves(operations.DHCP_RENEW)
 async def _renew(call: Call) -> None:
-    await call.service.renew_lease(call.name)
+    await call.service.dhcp.renew(call.name)

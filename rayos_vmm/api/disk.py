@@ -10,9 +10,9 @@ from rayos_vmm.machine.view import DiskView
 
 @serves(operations.DISK_LIST)
 async def _list(call: Call) -> list[DiskView]:
-    return await call.service.disks(call.name)
+    return await call.service.guests.disks(call.name)
 
 
 @serves(operations.DISK_RESIZE)
 async def _resize(call: Call) -> DiskView:
-    return await call.service.resize_disk(call.name, call.body.disk, parse_size(call.body.size))
+    return await call.service.guests.resize_disk(call.name, call.body.disk, parse_size(call.body.size))

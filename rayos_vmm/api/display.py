@@ -11,21 +11,25 @@ from rayos_vmm.machine.view import Damage
 
 @serves(operations.DISPLAY_INFO)
 async def _info(call: Call) -> dict[str, Any]:
-    return await call.service.display(call.name).info()
+    return await call.service.guests.display(call.name).info()
 
 
 @serves(operations.DISPLAY_DAMAGE)
 async def _damage(call: Call) -> Damage:
     query = call.query
-    return await call.service.display(call.name).wait_damage(query.since, query.scanout, query.timeout_s)
+    return await call.service.guests.display(call.name).wait_damage(
+        query.since, query.scanout, query.timeout_s
+    )
 
 
 @serves(operations.DISPLAY_RESIZE)
 async def _resize(call: Call) -> None:
     body = call.body
-    await call.service.display(call.name).resize(body.width, body.height, body.scanout)
+    await call.service.guests.display(call.name).resize(body.width, body.height, body.scanout)
 
 
 @serves(operations.DISPLAY_SCREENSHOT)
 async def _screenshot(call: Call) -> bytes:
-    return await call.service.display(call.name).screenshot(call.query.scanout, with_cursor=call.query.cursor)
+    return await call.service.guests.display(call.name).screenshot(
+        call.query.scanout, with_cursor=call.query.cursor
+    )

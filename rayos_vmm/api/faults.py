@@ -10,10 +10,10 @@ from rayos_vmm.contract import operations
 
 @serves(operations.FAULTS_GET)
 async def _get(call: Call) -> dict[str, list[dict[str, Any]]]:
-    return await call.service.faults(call.name)
+    return await call.service.guests.faults(call.name)
 
 
 @serves(operations.FAULTS_SET)
 async def _set(call: Call) -> dict[str, list[dict[str, Any]]]:
-    await call.service.set_faults(call.name, call.body.device, call.body.rules, call.body.seed)
-    return await call.service.faults(call.name)
+    await call.service.guests.set_faults(call.name, call.body.device, call.body.rules, call.body.seed)
+    return await call.service.guests.faults(call.name)

@@ -16,43 +16,43 @@ from rayos_vmm.machine.recording import FORMAT
 
 @serves(operations.INPUT_DEVICES)
 async def _devices(call: Call) -> InputDevices:
-    return InputDevices(devices=await call.service.input(call.name).devices())
+    return InputDevices(devices=await call.service.guests.input(call.name).devices())
 
 
 @serves(operations.INPUT_TYPE)
 async def _type(call: Call) -> None:
-    await call.service.input(call.name).type_text(call.body.text, call.body.layout)
+    await call.service.guests.input(call.name).type_text(call.body.text, call.body.layout)
 
 
 @serves(operations.INPUT_KEY)
 async def _key(call: Call) -> None:
-    await call.service.input(call.name).press(call.body.combo)
+    await call.service.guests.input(call.name).press(call.body.combo)
 
 
 @serves(operations.INPUT_POINTER)
 async def _pointer(call: Call) -> None:
-    await call.service.input(call.name).point(call.body.x, call.body.y, call.body.buttons)
+    await call.service.guests.input(call.name).point(call.body.x, call.body.y, call.body.buttons)
 
 
 @serves(operations.INPUT_MOUSE)
 async def _mouse(call: Call) -> None:
     body = call.body
-    await call.service.input(call.name).move(body.dx, body.dy, body.wheel, body.buttons)
+    await call.service.guests.input(call.name).move(body.dx, body.dy, body.wheel, body.buttons)
 
 
 @serves(operations.INPUT_TOUCH)
 async def _touch(call: Call) -> None:
-    await call.service.input(call.name).touch(call.body.points)
+    await call.service.guests.input(call.name).touch(call.body.points)
 
 
 @serves(operations.INPUT_EVENTS)
 async def _events(call: Call) -> None:
-    await call.service.input(call.name).send(call.body.device, call.body.events)
+    await call.service.guests.input(call.name).send(call.body.device, call.body.events)
 
 
 @serves(operations.INPUT_RECORD)
 async def _record(call: Call) -> StreamingResponse:
-    machine = call.service.input(call.name)
+    machine = call.service.guests.input(call.name)
     machine.check_recordable()
 
     async def lines() -> AsyncGenerator[bytes, None]:
@@ -66,4 +66,4 @@ async def _record(call: Call) -> StreamingResponse:
 
 @serves(operations.INPUT_REPLAY)
 async def _replay(call: Call) -> None:
-    await call.service.input(call.name).replay(call.body.steps, call.body.speed)
+    await call.service.guests.input(call.name).replay(call.body.steps, call.body.speed)

@@ -23,38 +23,38 @@ async def _info(call: Call) -> dict[str, Any]:
 
 @serves(operations.MACHINES_LIST)
 async def _list(call: Call) -> VmList:
-    return VmList(vms=await call.service.list())
+    return VmList(vms=await call.service.machines.list())
 
 
 @serves(operations.MACHINES_CREATE)
 async def _create(call: Call) -> VmView:
-    view = await call.service.define(call.body.spec)
-    return await call.service.start(view.spec.name) if call.body.start else view
+    view = await call.service.machines.define(call.body.spec)
+    return await call.service.machines.start(view.spec.name) if call.body.start else view
 
 
 @serves(operations.MACHINES_GET)
 async def _get(call: Call) -> VmView:
-    return await call.service.get(call.name)
+    return await call.service.machines.get(call.name)
 
 
 @serves(operations.MACHINES_REMOVE)
 async def _remove(call: Call) -> None:
-    await call.service.remove(call.name)
+    await call.service.machines.remove(call.name)
 
 
 @serves(operations.MACHINES_STOP)
 async def _stop(call: Call) -> VmView:
-    return await call.service.stop(call.name, call.body.timeout_s)
+    return await call.service.machines.stop(call.name, call.body.timeout_s)
 
 
 @serves(operations.MACHINES_WAIT)
 async def _wait(call: Call) -> VmView:
-    return await call.service.wait(call.name, call.query.for_, call.query.timeout_s)
+    return await call.service.machines.wait(call.name, call.query.for_, call.query.timeout_s)
 
 
 @serves(operations.MACHINES_HOLD)
 async def _hold(call: Call) -> StreamingResponse:
-    holding = call.service.hold(call.name)
+    holding = call.service.machines.hold(call.name)
     views = await holding.__aenter__()  # so that an unknown name is an error and no empty answer
 
     async def lines() -> AsyncGenerator[bytes, None]:
@@ -70,34 +70,34 @@ async def _hold(call: Call) -> StreamingResponse:
 
 @serves(operations.MACHINES_RELEASE)
 async def _release(call: Call) -> None:
-    await call.service.release(call.name)
+    await call.service.machines.release(call.name)
 
 
 @serves(operations.MACHINES_STATS)
 async def _stats(call: Call) -> dict[str, Any]:
-    return await call.service.stats(call.name)
+    return await call.service.guests.stats(call.name)
 
 
 @serves(operations.MACHINES_START)
 async def _start(call: Call) -> VmView:
-    return await call.service.start(call.name)
+    return await call.service.machines.start(call.name)
 
 
 @serves(operations.MACHINES_KILL)
 async def _kill(call: Call) -> VmView:
-    return await call.service.kill(call.name)
+    return await call.service.machines.kill(call.name)
 
 
 @serves(operations.MACHINES_PAUSE)
 async def _pause(call: Call) -> VmView:
-    return await call.service.pause(call.name)
+    return await call.service.machines.pause(call.name)
 
 
 @serves(operations.MACHINES_RESUME)
 async def _resume(call: Call) -> VmView:
-    return await call.service.resume(call.name)
+    return await call.service.machines.resume(call.name)
 
 
 @serves(operations.MACHINES_RESET)
 async def _reset(call: Call) -> VmView:
-    return await call.service.reset(call.name)
+    return await call.service.machines.reset(call.name)

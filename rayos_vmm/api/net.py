@@ -15,22 +15,22 @@ from rayos_vmm.machine.view import NetView
 
 @serves(operations.NET_VIEW)
 async def _view(call: Call) -> NetView:
-    return await call.service.net(call.name)
+    return await call.service.guests.net(call.name)
 
 
 @serves(operations.NET_LINK)
 async def _link(call: Call) -> NetView:
-    return await call.service.set_link(call.name, call.body.up)
+    return await call.service.guests.set_link(call.name, call.body.up)
 
 
 @serves(operations.NET_ANNOUNCE)
 async def _announce(call: Call) -> None:
-    await call.service.announce(call.name)
+    await call.service.guests.announce(call.name)
 
 
 @serves(operations.NET_CAPTURE)
 async def _capture(call: Call) -> StreamingResponse:
-    pieces = call.service.capture(call.name, call.query.snap, call.query.count)
+    pieces = call.service.guests.capture(call.name, call.query.snap, call.query.count)
     head = await anext(pieces)  # what cannot begin is refused before the answer does
 
     async def body() -> AsyncGenerator[bytes, None]:

@@ -13,55 +13,57 @@ from rayos_vmm.contract.asks import Storage
 
 @serves(operations.TPM_STATUS)
 async def _status(call: Call) -> Status:
-    return await call.service.tpm(call.name).status()
+    return await call.service.guests.tpm(call.name).status()
 
 
 @serves(operations.TPM_PCRS)
 async def _pcrs(call: Call) -> Pcrs:
-    values = await call.service.tpm(call.name).pcrs(call.query.pcrs)
+    values = await call.service.guests.tpm(call.name).pcrs(call.query.pcrs)
     return Pcrs(pcrs={str(index): values[index].hex() for index in sorted(values)})
 
 
 @serves(operations.TPM_LOG)
 async def _log(call: Call) -> Log:
-    return await call.service.tpm(call.name).log()
+    return await call.service.guests.tpm(call.name).log()
 
 
 @serves(operations.TPM_EXPLAIN)
 async def _explain(call: Call) -> Explanation:
-    return Explanation(lines=await call.service.tpm(call.name).explain(call.query.pcrs))
+    return Explanation(lines=await call.service.guests.tpm(call.name).explain(call.query.pcrs))
 
 
 @serves(operations.TPM_QUOTE)
 async def _quote(call: Call) -> Attestation:
-    return await call.service.tpm(call.name).attest(bytes.fromhex(call.body.nonce), call.body.pcrs)
+    return await call.service.guests.tpm(call.name).attest(bytes.fromhex(call.body.nonce), call.body.pcrs)
 
 
 @serves(operations.TPM_EXTEND)
 async def _extend(call: Call) -> Extended:
-    return Extended(pcr=await call.service.tpm(call.name).extend(call.body.description, call.body.digest))
+    return Extended(
+        pcr=await call.service.guests.tpm(call.name).extend(call.body.description, call.body.digest)
+    )
 
 
 @serves(operations.TPM_READ_NV)
 async def _read_nv(call: Call) -> Storage:
-    return Storage(data=await call.service.tpm(call.name).read_nv())
+    return Storage(data=await call.service.guests.tpm(call.name).read_nv())
 
 
 @serves(operations.TPM_WRITE_NV)
 async def _write_nv(call: Call) -> None:
-    await call.service.tpm(call.name).write_nv(call.body.data)
+    await call.service.guests.tpm(call.name).write_nv(call.body.data)
 
 
 @serves(operations.TPM_UNSEAL)
 async def _unseal(call: Call) -> Unsealed:
-    return Unsealed(secret=await call.service.tpm(call.name).unseal())
+    return Unsealed(secret=await call.service.guests.tpm(call.name).unseal())
 
 
 @serves(operations.TPM_DEVICE)
 async def _device(call: Call) -> DeviceInfo:
-    return await call.service.tpm(call.name).device()
+    return await call.service.guests.tpm(call.name).device()
 
 
 @serves(operations.TPM_POLICY)
 async def _policy(call: Call) -> Policy:
-    return await call.service.tpm(call.name).policy()
+    return await call.service.guests.tpm(call.name).policy()

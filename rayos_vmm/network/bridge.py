@@ -11,11 +11,11 @@ import ipaddress
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -37,6 +37,22 @@ _TRIES: Final = 32
 _REMOVE_TIMEOUT_S: Final = 5.0
 
 
+class LeaseListener(Protocol):
+    """Who has to know of a lease before its guest does."""
+
+    def note_lease(self, mac: str, address: str, is_bound: bool) -> None:
+        """A card has this address from now on, or no longer."""
+        ...
+
+    async def commit(self) -> None:
+        """Returns when all that was noted is in force; then the lease is acknowledged."""
+        ...
+
+    def names_by_mac(self) -> Mapping[str, str]:
+        """The machines' names by their card's address."""
+        ...
+
+
 class HostNetwork:
     """The bridge, the taps and the leases. `trouble` says why there is no network, if there is none."""
 
@@ -48,25 +64,19 @@ class HostNetwork:
         self.names = GuestNames()
         self._resolver = config.resolver
         self._dhcp: DhcpService | None = None
-        self._on_lease: Callable[[str, str, bool], None] = lambda mac, address, is_bound: None
-        #: Awaited between that call and the ACK of a lease.
-        self.committed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self._config = config
+        self._store = state / "leases.db"
+        self._events = events
 
     def mac(self, vm: str) -> str:
         """The address that a machine's network card has unless the specification says otherwise."""
         return mac(vm)
 
-    def on_lease(
-        self, callback: Callable[[str, str, bool], None], *, machines: Callable[[], Mapping[str, str]] = dict
-    ) -> None:
-        """Calls `callback(mac, address, is_bound)` whenever a lease is given, before its guest hears of it, or ends.
-        `machines()`: their names by MAC."""
-        self._on_lease = callback
-        self.names.of_machines(machines, [] if self._dhcp is None else self._dhcp.leases())
-
-    def tell_lease(self, mac: str, address: str, is_bound: bool) -> None:
-        """A card has this address from now on, or no longer."""
-        self._on_lease(mac, address, is_bound)
+    def describe(self) -> dict[str, Any]:
+        """The network, as `info` shows it."""
+        if self.trouble:
+            return {"subnet": None, "bridge": None, "network_trouble": self.trouble}
+        return {"subnet": str(self.subnet), "bridge": self.bridge, "network_trouble": ""}
 
     async def open_tap(
         self, vm: str, mac: str, *, mtu: int, queues: int, upstream: str | None = None
@@ -182,12 +192,11 @@ class HostNetwork:
         bound = [str(one.address) for one in own if one.mac == mac and one.state is BindingState.BOUND]
         return bound + self.upstreams.addresses_of(mac)
 
-    def take_event(self, event: LeaseEvent, events: EventLog) -> None:
-        """A lease changed: tell everybody."""
+    def _take_event(self, event: LeaseEvent, listener: LeaseListener) -> None:
         address, card = str(event.binding.address), event.binding.mac
-        events.publish(f"dhcp.{event.kind.value}", None, address=address, mac=card)
-        self.names.take(event.binding)
-        self._on_lease(card, address, event.kind in (EventKind.BOUND, EventKind.RENEWED))
+        self._events.publish(f"dhcp.{event.kind.value}", None, address=address, mac=card)
+        self.names.take(event.binding, listener.names_by_mac())
+        listener.note_lease(card, address, event.kind in (EventKind.BOUND, EventKind.RENEWED))
 
     def _candidates(self, links: Links, *, is_fixed: bool) -> Iterator[ipaddress.IPv4Network]:
         """The subnets to try: what the bridge has already, what is configured, others of the same size."""
@@ -226,7 +235,7 @@ class HostNetwork:
             links.remove_bridge(self.bridge)
 
     async def serve(
-        self, store: Path, events: EventLog, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, listener: LeaseListener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """DHCP and DNS on the bridge until cancelled; trouble ends the network, not the service."""
         is_serving = False
@@ -234,7 +243,7 @@ class HostNetwork:
         first, last = self.subnet.network_address + 2, self.subnet.broadcast_address - 1
         try:
             async with trio.open_nursery() as nursery:
-                names = partial(self.names.serve, self.bridge, self.subnet, self._resolver, events)
+                names = partial(self.names.serve, self.bridge, self.subnet, self._resolver, self._events)
                 await nursery.start(names)
                 subnet = SubnetConfig(
                     self.subnet,
@@ -248,43 +257,48 @@ class HostNetwork:
                     lambda task_status: serve_dhcp(
                         self.bridge,
                         subnet,
-                        store=store,
-                        events=lambda event: self.take_event(event, events),
-                        committed=lambda: self.committed(),
+                        store=self._store,
+                        events=lambda event: self._take_event(event, listener),
+                        committed=listener.commit,
                         task_status=task_status,
                     )
                 )
+                for binding in self._dhcp.leases():
+                    self.names.take(binding, listener.names_by_mac())
                 is_serving = True
                 task_status.started()
         except* DhcpError as group:
             self.trouble = str(group.exceptions[0])
             LOG.error("DHCP has stopped", extra={"why": self.trouble})
-            events.publish("network.failed", None, reason=self.trouble)
+            self._events.publish("network.failed", None, reason=self.trouble)
         finally:
             self._dhcp = None
         if not is_serving:
             task_status.started()
 
+    async def bring_up(self) -> None:
+        """Makes the bridge, or says in `trouble` why there is none."""
+        if not self._config.network:
+            self.trouble = "it is switched off (service.network = false)"
+            return
+        try:
+            await trio.to_thread.run_sync(partial(self.make_bridge, is_fixed=self._config.subnet_is_fixed))
+        except LinkError as error:
+            self.trouble = str(error)
+            LOG.warning("There is no network for guests", extra={"why": self.trouble})
+
 
 @asynccontextmanager
-async def open_network(config: ServiceConfig, state: Path, events: EventLog) -> AsyncIterator[HostNetwork]:
-    """The network of the service. Leaving it removes the bridge unless a running guest is in it."""
-    network = HostNetwork(config, state, events)
-    if not config.network:
-        network.trouble = "it is switched off (service.network = false)"
-    else:
-        try:
-            await trio.to_thread.run_sync(partial(network.make_bridge, is_fixed=config.subnet_is_fixed))
-        except LinkError as error:
-            network.trouble = str(error)
-            LOG.warning("There is no network for guests", extra={"why": network.trouble})
+async def serve_network(network: HostNetwork, listener: LeaseListener) -> AsyncIterator[None]:
+    """Serves the guests, and tells `listener` of leases. Leaving it removes the bridge unless a guest is in it."""
+    await network.bring_up()
     has_bridge = not network.trouble
     async with trio.open_nursery() as nursery:
         try:
-            await nursery.start(network.upstreams.serve, network.tell_lease)
+            await nursery.start(network.upstreams.serve, listener.note_lease)
             if has_bridge:
-                await nursery.start(network.serve, state / "leases.db", events)
-            yield network
+                await nursery.start(network.serve, listener)
+            yield
         finally:
             nursery.cancel_scope.cancel()
             if has_bridge:

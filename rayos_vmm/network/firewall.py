@@ -94,38 +94,56 @@ async def _forget(_vm: str, _config: FirewallConfig) -> None:
     """Rules of a firewall that nobody stores."""
 
 
-def own_only(vm: str, own: Sequence[OwnedRule]) -> Sequence[OwnedRule]:
-    """Nothing is inherited."""
-    return own
+class Inherited(Protocol):
+    """The rules that a machine has beside its own. Who changes an answer calls `Firewall.refresh` afterwards."""
+
+    def merge(self, vm: str, own: Sequence[OwnedRule]) -> Sequence[OwnedRule]:
+        """A machine's effective rules, from its own."""
+        ...
+
+    def members(self, word: str) -> Iterable[str]:
+        """The machines in a `zone:NAME`. Raises Invalid when there is no such zone."""
+        ...
 
 
-def no_zone(word: str) -> Iterable[str]:
-    """There are no zones."""
-    raise Invalid(f"there is no {word}")
+class NothingInherited:
+    """A machine has its own rules alone, and there are no zones."""
+
+    def merge(self, vm: str, own: Sequence[OwnedRule]) -> Sequence[OwnedRule]:
+        return own
+
+    def members(self, word: str) -> Iterable[str]:
+        raise Invalid(f"there is no {word}")
+
+
+class Network(Protocol):
+    """Where the guests live: the first address is the host's."""
+
+    @property
+    def subnet(self) -> IPv4Network: ...
+    def addresses_of(self, mac: str) -> Iterable[str]:
+        """The addresses that a card has a lease for now."""
+        ...
 
 
 class Firewall:
-    """Use it from one trio run. `subnet` is where the guests live; the host has its first address, and those of `host`.
-
-    `merge(vm, own)` gives a machine's effective rules from its own (`own_only` until a policy says more), `zone(word)`
-    the machines in a `zone:NAME`, `leases(mac)` the addresses that a card has now; `save(vm, config)` stores what a
-    machine's own rules have become. Who changes what `merge` or `zone` answer calls `refresh` afterwards.
-    """
+    """Use it from one trio run. `host()` has the host's other addresses; `save(vm, config)` stores own rules."""
 
     def __init__(
         self,
-        subnet: Callable[[], IPv4Network],
+        network: Network,
         kernel: Kernel | None = None,
         host: Callable[[], Iterable[str]] = tuple,
+        *,
+        inherited: Inherited | None = None,
+        save: Callable[[str, FirewallConfig], Awaitable[None]] = _forget,
     ) -> None:
-        self._subnet = subnet
+        self._network = network
         self._kernel = kernel
         self._host = host
+        self._inherited = inherited or NothingInherited()
+        self._save = save
         self._ports: dict[str, _Port] = {}
-        self.merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]] = own_only
-        self.zone: Callable[[str], Iterable[str]] = no_zone
-        self.leases: Callable[[str], Iterable[str]] = lambda mac: ()
-        self.save: Callable[[str, FirewallConfig], Awaitable[None]] = _forget
         self._stale: set[str] = set()
         self._is_stale = trio.Event()
 
@@ -138,14 +156,14 @@ class Firewall:
         check_firewall(config, known)
         for word in names(config.rules):
             if word.startswith(ZONE):
-                self.zone(word)
+                self._inherited.members(word)
 
     # -- machines ------------------------------------------------------------------------------------------------
 
     def define(self, vm: str, config: FirewallConfig, mac: str, *, is_upstream: bool = False) -> None:
         """A machine, with its own rules, which are sound, and its card's hardware address."""
         port = _Port(config, mac, is_upstream)
-        port.rules = tuple(self.merge(vm, _owned(vm, config)))
+        port.rules = tuple(self._inherited.merge(vm, _owned(vm, config)))
         self._ports[vm] = port
 
     def forget(self, vm: str) -> None:
@@ -162,7 +180,7 @@ class Firewall:
         self.detach(vm)
         port.leased.clear()
         port.revision += 1
-        port.rules = tuple(self.merge(vm, _owned(vm, port.config)))
+        port.rules = tuple(self._inherited.merge(vm, _owned(vm, port.config)))
         port.page = AddressPage(runtime / PAGE_NAME, is_new=True)
         self._guard_tap(vm, port)
         await self.commit()
@@ -189,7 +207,7 @@ class Firewall:
                 port.page = AddressPage(runtime / PAGE_NAME, is_new=False)
             except OSError:
                 return  # no card, or one of a version without a firewall
-            port.leased = {int(IPv4Address(one)) for one in self.leases(port.mac)}
+            port.leased = {int(IPv4Address(one)) for one in self._network.addresses_of(port.mac)}
             port.page.write(port.leased)
             self._guard_tap(vm, port)
             await self.commit()
@@ -292,13 +310,13 @@ class Firewall:
         port = self._port(vm)
         config = msgspec.structs.replace(port.config, rules=list(rules))
         self.check(config, port.config.rules)
-        await self.save(vm, config)
+        await self._save(vm, config)
         port.config = config
         return await self.refresh(vm)
 
     async def refresh(self, vm: str) -> int:
         """Merges the machine's rules anew and tells its worker. Raises as `set_rules`."""
-        return await self.set_rules(vm, self.merge(vm, _owned(vm, self._port(vm).config)))
+        return await self.set_rules(vm, self._inherited.merge(vm, _owned(vm, self._port(vm).config)))
 
     def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None:
         """Whether these rules, with the machine's own, are what a worker takes. Raises Invalid."""
@@ -384,7 +402,7 @@ class Firewall:
 
     @property
     def _server(self) -> IPv4Address:
-        return self._subnet().network_address + 1
+        return self._network.subnet.network_address + 1
 
     def _dhcp_server(self, port: _Port) -> IPv4Address:
         # An upstream one is not known before it answers; the bridge carries no answers but ours
@@ -405,7 +423,7 @@ class Firewall:
 
     def _defaults(self) -> list[OwnedRule]:
         """From the host everything; to it DHCP, names and ping; to other guests nothing; to the rest all it begins."""
-        host, subnet = f"{self._server}/32", str(self._subnet())
+        host, subnet = f"{self._server}/32", str(self._network.subnet)
         here: dict[str, Any] = {
             "direction": "out",
             "to": sorted({host, *(f"{one}/32" for one in self._host())}),
@@ -437,7 +455,7 @@ class Firewall:
         if word.startswith(ZONE):
             vms = ()
             with suppress(Invalid):  # it was there when the rule was made
-                vms = self.zone(word)
+                vms = self._inherited.members(word)
         for vm in vms:
             port = self._ports.get(vm)
             if port is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,6 @@ class GuestNames:
     def __init__(self) -> None:
         self.trouble = "DNS has not started"
         self._dns: DnsService | None = None
-        self._machines: Callable[[], Mapping[str, str]] = dict
 
     @property
     def is_serving(self) -> bool:
@@ -42,21 +41,14 @@ class GuestNames:
         counters = {} if self._dns is None else dict(sorted(self._dns.counters.items()))
         return {"domain": DOMAIN, "trouble": self.trouble, "counters": counters}
 
-    def of_machines(self, machines: Callable[[], Mapping[str, str]], bindings: Iterable[Binding]) -> None:
-        """From now on `machines()` says which machine has which MAC; `bindings` are named anew."""
-        self._machines = machines
-        for binding in bindings:
-            self.take(binding)
-
-    def take(self, binding: Binding) -> None:
-        """A lease changed, or was found in the store."""
+    def take(self, binding: Binding, machines: Mapping[str, str]) -> None:
+        """A lease changed, or was found in the store; `machines` are their names by MAC."""
         if self._dns is None:
             return
         zone = self._dns.zone
         if binding.state is not BindingState.BOUND:
             zone.put(binding.ip, None)
             return
-        machines = self._machines()
         name = machines.get(binding.mac)
         if name is not None:
             holder = zone.holder(name)

@@ -24,12 +24,17 @@ OPERATION = "policy"
 
 
 class Broadcaster:
-    """Use `run`. Everything else may be called from any task of the same run."""
+    """Use `run`. Everything else may be called from any task of the same run.
 
-    def __init__(self, distribution: Distribution) -> None:
+    `prepare` gives a worker what does not go through its gate page (firewall rules); it raises RayosError when it
+    cannot.
+    """
+
+    def __init__(
+        self, distribution: Distribution, prepare: Callable[[str], Awaitable[None]] | None = None
+    ) -> None:
         self.distribution = distribution
-        #: Gives a worker what does not go through its gate page (firewall rules); raises RayosError when it cannot.
-        self.prepare: Callable[[str], Awaitable[None]] | None = None
+        self._prepare_worker = prepare
         self._stale: set[str] = set()  # who has to be prepared
         self._preparing: list[tuple[str, int]] = []
         self._paths: dict[str, Path] = {}
@@ -128,8 +133,8 @@ class Broadcaster:
         """The first half of a delivery; what fails is repeated with the whole."""
         self._stale.discard(vm)
         try:
-            if self.prepare is not None:
-                await self.prepare(vm)
+            if self._prepare_worker is not None:
+                await self._prepare_worker(vm)
         except RayosError as error:
             if vm in self._paths:
                 self._stale.add(vm)

@@ -49,11 +49,23 @@ class RevisionStore(Protocol):
 class FirewallPort(Protocol):
     """Every machine's firewall (`rayos_vmm.network.firewall`)."""
 
-    merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]]
-    zone: Callable[[str], Iterable[str]]
-
     def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None: ...
     async def refresh(self, vm: str) -> int: ...
+
+
+class InheritedRules:
+    """The firewall rules that a machine has before its own: its grants' ports, then the policy document's."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    def merge(self, vm: str, own: Sequence[OwnedRule]) -> list[OwnedRule]:
+        """A machine's effective rules, from its own."""
+        return [*self._authority.port_rules(vm), *self._authority.book.merge(vm, own)]
+
+    def members(self, word: str) -> Iterable[str]:
+        """The machines in a `zone:NAME`. Raises Invalid."""
+        return self._authority.book.members(word)
 
 
 class Revisions:
@@ -64,14 +76,15 @@ class Revisions:
         store: RevisionStore,
         authority: Authority,
         kept: list[Revision],
+        firewall: FirewallPort | None = None,
         events: EventLog | None = None,
     ) -> None:
         self._store = store
         self.authority = authority
         self._events = events
         self._kept = {revision.number: revision for revision in kept}
-        self.broadcaster = Broadcaster(Distribution(authority.book.revision))
-        self._firewall: FirewallPort | None = None
+        self.broadcaster = Broadcaster(Distribution(authority.book.revision), self._refresh)
+        self._firewall = firewall
         authority.enforce = self._enforce
         authority.on_bounds = lambda vm, has_other_ports: self.broadcaster.renew(vm, is_stale=has_other_ports)
 
@@ -79,15 +92,6 @@ class Revisions:
     def book(self) -> RuleBook:
         """The rule book in force."""
         return self.authority.book
-
-    def give_rules_to(self, firewall: FirewallPort) -> None:
-        """From now on the machines' firewalls have the policy's rules before their own."""
-        self._firewall = firewall
-        firewall.merge, firewall.zone = self._merge, self.book.members
-        self.broadcaster.prepare = self._refresh
-
-    def _merge(self, vm: str, own: Sequence[OwnedRule]) -> list[OwnedRule]:
-        return [*self.authority.port_rules(vm), *self.book.merge(vm, own)]
 
     # -- questions -----------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class _Collector:
         yield from (allowed, denied, size, took, why, depth, cpu, level, decided, share)
 
     def _machines(self) -> Iterator[Metric]:
-        states = Counter(machine.state for machine in self._service.machines())
+        states = Counter(machine.state for machine in self._service.registry.all())
         machines = GaugeMetricFamily("rayos_machines", "Machines by state", labels=["state"])
         for state in VmState:
             machines.add_metric([state.value], states[state])
@@ -136,7 +136,7 @@ class _Collector:
 
 async def render(service: Service) -> bytes:
     """All of it in Prometheus' text format."""
-    facts = {"dhcp": await service.dhcp_status(), "audit_lost": service.policy.audit.lost}
+    facts = {"dhcp": await service.dhcp.status(), "audit_lost": service.policy.audit.lost}
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(service, facts))
     return generate_latest(registry)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -19,7 +19,7 @@ from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.hardware.protocols import Hardware
 from rayos_vmm.host.process import start_time
 from rayos_vmm.machine.needs import Tpms
-from rayos_vmm.network.bridge import HostNetwork, open_network
+from rayos_vmm.network.bridge import HostNetwork, serve_network
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.network.local import local_addresses
 from rayos_vmm.network.taps import TapGuards
@@ -28,8 +28,10 @@ from rayos_vmm.policy.audit_log import Room
 from rayos_vmm.policy.audit_witness import AuditWitness
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
-from rayos_vmm.policy.revisions import Revisions, load_book
+from rayos_vmm.policy.revisions import InheritedRules, Revisions, load_book
 from rayos_vmm.qemu.platform import Platform
+from rayos_vmm.service.dhcp import LeaseListener
+from rayos_vmm.service.registry import Registry
 from rayos_vmm.service.store import Store, open_store
 from rayos_vmm.service.tpms import open_tpms
 
@@ -44,24 +46,16 @@ class Parts:
     paths: Paths
     events: EventLog
     store: Store
+    registry: Registry
     platform: Platform
     hardware: Hardware
     network: HostNetwork
+    leases: LeaseListener
     tpms: Tpms
     authority: Authority
     revisions: Revisions
     firewall: Firewall
     gatekeeper: Gatekeeper
-
-    async def leases(self) -> list[dict[str, Any]]:
-        """The leases of our DHCP."""
-        return await self.network.leases()
-
-    def network_info(self) -> dict[str, Any]:
-        """The network, as `info` shows it."""
-        if self.network.trouble:
-            return {"subnet": None, "bridge": None, "network_trouble": self.network.trouble}
-        return {"subnet": str(self.network.subnet), "bridge": self.network.bridge, "network_trouble": ""}
 
 
 @asynccontextmanager
@@ -100,34 +94,6 @@ def _try_lock(fd: int) -> bool:
 
 
 @asynccontextmanager
-async def _open_policy(
-    store: Store, paths: Paths, events: EventLog, audit: AuditConfig
-) -> AsyncIterator[tuple[Authority, Revisions, Gatekeeper]]:
-    book, kept = await load_book(store)
-    witness = AuditWitness(audit.witness) if audit.witness else None
-    if witness is not None:
-        witness.check(paths.audit)
-    room = Room(audit.segment_bytes, audit.kept)
-    async with open_authority(
-        store,
-        paths.audit,
-        events=events,
-        book=book,
-        key_path=paths.audit_key,
-        room=room,
-        witness=witness,
-    ) as authority:
-        revisions = Revisions(store, authority, kept, events)
-        gatekeeper = await open_gatekeeper(
-            store, paths.token_key, authority.audit, zone_of=book.zone_of, now=authority.now
-        )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(revisions.broadcaster.run)
-            yield authority, revisions, gatekeeper
-            nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
 async def open_parts(
     config: ServiceConfig,
     paths: Paths,
@@ -149,26 +115,56 @@ async def open_parts(
             _only_daemon(paths.lock),
             _only_daemon(paths.state_lock),
             open_store(paths.database) as store,
-            _open_policy(store, paths, events, audit) as (authority, revisions, gatekeeper),
-            open_network(config, paths.state, events) as network,
             open_tpms(paths.state / "tpm-authority") as tpms,
         ):
-            firewall = Firewall(lambda: network.subnet, TapGuards(), local_addresses)
-            firewall.leases = network.addresses_of
-            revisions.give_rules_to(firewall)
-            network.committed = firewall.commit
-            hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
-            async with hardware.running():
-                yield Parts(
-                    paths=paths,
-                    events=events,
-                    store=store,
-                    platform=Platform(paths.cache, events),
-                    hardware=hardware,
-                    network=network,
-                    tpms=tpms,
-                    authority=authority,
-                    revisions=revisions,
-                    firewall=firewall,
-                    gatekeeper=gatekeeper,
+            registry = Registry(store, paths, events)
+            await registry.load()
+            book, kept = await load_book(store)
+            network = HostNetwork(config, paths.state, events)
+            witness = AuditWitness(audit.witness) if audit.witness else None
+            if witness is not None:
+                witness.check(paths.audit)
+            async with open_authority(
+                store,
+                paths.audit,
+                events=events,
+                book=book,
+                key_path=paths.audit_key,
+                room=Room(audit.segment_bytes, audit.kept),
+                witness=witness,
+            ) as authority:
+                firewall = Firewall(
+                    network,
+                    TapGuards(),
+                    local_addresses,
+                    inherited=InheritedRules(authority),
+                    save=registry.save_firewall,
                 )
+                revisions = Revisions(store, authority, kept, firewall, events)
+                leases = LeaseListener(registry, firewall)
+                gatekeeper = await open_gatekeeper(
+                    store, paths.token_key, authority.audit, zone_of=book.zone_of, now=authority.now
+                )
+                hardware = hardware or WorkerHardware(authority, revisions.broadcaster, firewall)
+                async with (
+                    serve_network(network, leases),
+                    hardware.running(),
+                    trio.open_nursery() as nursery,
+                ):
+                    nursery.start_soon(revisions.broadcaster.run)
+                    yield Parts(
+                        paths=paths,
+                        events=events,
+                        store=store,
+                        registry=registry,
+                        platform=Platform(paths.cache, events),
+                        hardware=hardware,
+                        network=network,
+                        leases=leases,
+                        tpms=tpms,
+                        authority=authority,
+                        revisions=revisions,
+                        firewall=firewall,
+                        gatekeeper=gatekeeper,
+                    )
+                    nursery.cancel_scope.cancel()

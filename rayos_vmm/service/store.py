@@ -70,6 +70,8 @@ class Store:
         self._connection = connection
         self._path = path
         self._limiter = trio.CapacityLimiter(1)
+        self._begun: dict[str, bytes] = {}  # the last record of each machine that was given to be written
+        self._saved: dict[str, bytes] = {}  # of those, the ones that are on disk
 
     async def load(self) -> tuple[list[Record], dict[str, str]]:
         """Every record, by name; and of those that cannot be read, by name, why.
@@ -105,9 +107,16 @@ class Store:
         return records, dict(await self._run(set_aside))
 
     async def save(self, record: Record) -> None:
-        """Inserts or replaces a record; it is on disk when this returns. Not cancelled half-way."""
+        """Inserts or replaces a record unless it is as it was saved last; it is on disk when this returns.
+
+        Not cancelled half-way.
+        """
         data = msgspec.json.encode(record)
         name = record.spec.name
+        if self._saved.get(name) == data:
+            return
+        self._begun[name] = data
+        self._saved.pop(name, None)
 
         def write() -> None:
             with self._connection:
@@ -115,9 +124,13 @@ class Store:
 
         with trio.CancelScope(shield=True):
             await self._run(write)
+        if self._begun.get(name) is data:  # else a newer one is on its way
+            self._saved[name] = data
 
     async def delete(self, name: str) -> None:
         """Removes a record, also one that was set aside; nothing happens when there is none."""
+        self._begun.pop(name, None)
+        self._saved.pop(name, None)
 
         def write() -> None:
             with self._connection:

@@ -55,9 +55,9 @@ async def lab(
             yield service
         finally:
             with trio.CancelScope(shield=True):
-                for view in await service.list():
+                for view in await service.machines.list():
                     if not keep and view.state not in (VmState.DEFINED, VmState.STOPPED, VmState.FAILED):
-                        await service.kill(view.spec.name)
+                        await service.machines.kill(view.spec.name)
 
 
 def traces(paths: Paths) -> set[str]:
@@ -82,7 +82,7 @@ async def expect(
     """Waits until a console port, the serial line by default, has said `text`."""
     seen = b""
     with trio.fail_after(timeout_s):
-        async with service.console_stream(name, port, 0) as chunks:
+        async with service.guests.console_stream(name, port, 0) as chunks:
             async for _, data in chunks:
                 seen += data
                 if text.encode() in seen:
@@ -92,9 +92,9 @@ async def expect(
 
 async def running(service: Service, spec: VmSpec) -> None:
     """Defines, starts, waits for the ready line."""
-    await service.define(spec)
-    await service.start(spec.name)
-    await service.wait(spec.name, "ready", 60)
+    await service.machines.define(spec)
+    await service.machines.start(spec.name)
+    await service.machines.wait(spec.name, "ready", 60)
 
 
 def multiboot(code: bytes) -> bytes:

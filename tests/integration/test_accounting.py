@@ -29,7 +29,7 @@ PING = (
 
 
 async def succeed(service: Service, command: str) -> str:
-    result = await service.exec("svc", command, 60)
+    result = await service.guests.exec("svc", command, 60)
     assert result.exit_status == 0, result
     return result.stdout.decode()
 
@@ -61,7 +61,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             }
 
             # Of what the guest did with its screen and console, and we with its keyboard, all is timed.
-            await service.input("svc").press("a")
+            await service.guests.input("svc").press("a")
             for name, operation in (
                 ("gpu", "gpu.render"),
                 ("keyboard", "input.inject"),
@@ -75,17 +75,17 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
 
             # A denial is counted by its reason, and kept: the rights are taken from the running guest.
             await service.policy.revoke_rights("svc", ["CAP_DISK_W"])
-            assert (await service.exec("svc", WRITE.format(1), 60)).exit_status
+            assert (await service.guests.exec("svc", WRITE.format(1), 60)).exit_status
             await service.policy.grant("svc", ["CAP_DISK_W"], None, "test")
             denied = service.accounts.device("svc", "disk0", 256)
             assert denied["denials"]["capability"] >= 1
             assert any(one["outcome"] == "capability" and one["bytes"] for one in denied["last"])
 
             # A full quota is an I/O error to the guest, and an event that names machine and device.
-            used = (await service.stats("svc"))["disk0"]["quota"]["storage_bytes"]
+            used = (await service.guests.stats("svc"))["disk0"]["quota"]["storage_bytes"]
             await service.accounts.set_limits("svc", "disk0", {"storage": used + 4096})
             more = "dd if=/dev/zero of=/dev/vda bs=4096 seek=2000 count=64 oflag=direct 2>/dev/null"
-            assert (await service.exec("svc", more, 60)).exit_status
+            assert (await service.guests.exec("svc", more, 60)).exit_status
             with trio.fail_after(10):
                 async with aclosing(service.events(0)) as events:
                     async for event in events:
@@ -110,7 +110,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
                 await service.accounts.set_limits("svc", "disk0", {"queue": 64})
             with pytest.raises(Invalid, match="are allowed while the guest runs"):
                 await service.accounts.set_limits("svc", "gpu", {"memory": 1 << 40})
-            assert "memory" not in service.machines()[0].record.limits.get("gpu", {})
+            assert "memory" not in service.registry.all()[0].record.limits.get("gpu", {})
             await service.accounts.set_limits("svc", "net", {"rate": 1_250_000})
             await service.accounts.set_limits("svc", "console", {"rate": 1 << 20})
             await service.accounts.set_level("svc", 3)
@@ -131,7 +131,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
                 await restarted.wait()
                 nursery.cancel_scope.cancel()
             keeper.close()
-            stats = await service.stats("svc")
+            stats = await service.guests.stats("svc")
             assert stats["disk0"]["limits"] == {"rate": 0, "iops": 20, "storage": 10 << 30}
             assert stats["net"]["limits"] == {"rate": 1_250_000}
             assert stats["console"]["limits"] == {"rate": 1 << 20}
@@ -143,7 +143,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
         async with lab(paths, real=True, network=True) as service:
             assert service.accounts.limits("svc", "disk0")["iops"] == 20
             assert written(service) >= count + 40
-            assert (await service.stats("svc"))["disk0"]["limits"]["iops"] == 20
+            assert (await service.guests.stats("svc"))["disk0"]["limits"]["iops"] == 20
             await service.accounts.set_limits("svc", "disk0", {"iops": 0})
             for level in range(4):
                 assert await service.accounts.set_level("svc", level) == level
@@ -154,7 +154,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
 
             # Every frame was decided by one layer of the firewall; the shares say how many by which.
             await succeed(service, PING)  # this worker has judged frames of its own
-            firewall = (await service.stats("svc"))["net"]["firewall"]
+            firewall = (await service.guests.stats("svc"))["net"]["firewall"]
             assert sum(firewall["hit_percent"].values()) == pytest.approx(100, abs=0.1)
             assert firewall["hit_percent"]["guard"] < 100
 
@@ -182,7 +182,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             families = {family.name for family in text_string_to_metric_families(text)}
             assert {"rayos_device_operations", "rayos_worker_cpu_seconds", "rayos_events"} <= families
             assert msgspec.json.encode(service.accounts.overview())
-            await service.kill("svc")
+            await service.machines.kill("svc")
             with pytest.raises(Conflict):
                 service.accounts.devices("svc")
             assert service.accounts.limits("svc", "net") == {"rate": 1_250_000}

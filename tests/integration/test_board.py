@@ -41,17 +41,17 @@ async def test_a_board_has_what_was_asked_for_and_ends_as_was_asked_for(tmp_path
     }
     spec = to_spec("board", table, prefix="board")
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
-        await service.define(spec)
-        view = await service.start("board")
+        await service.machines.define(spec)
+        view = await service.machines.start("board")
         assert view.spec.memory == "4MiB" and view.notes[0].startswith("cpus = 64 exceeds the host's")
         await expect(service, "cpus 64 rdrand upper 2944 year 0x00000038", name="board")
         for port, text in ("serial2", "on COM2"), ("debugcon", "on 0xe9"), ("debugcon2", "on 0x402"):
             await expect(service, text, name="board", port=LINE_PORTS[port])
-        names = [one["name"] for one in await service.console_ports("board")]
+        names = [one["name"] for one in await service.guests.console_ports("board")]
         assert names[-4:] == ["serial", "serial2", "debugcon", "debugcon2"]
-        await service.console_write("board", LINE_PORTS["serial2"], b"q")
-        await service.wait("board", "stopped", 60)
-        view = await service.get("board")
+        await service.guests.console_write("board", LINE_PORTS["serial2"], b"q")
+        await service.machines.wait("board", "stopped", 60)
+        view = await service.machines.get("board")
         assert (view.exit_reason, view.guest_exit_code) == (ExitReason.DEBUG_EXIT, 33), view.reason
         said = (paths.vm_state("board") / "serial.log").read_text()
         assert [f"boot {number}" in said for number in range(3)] == [True] * 3

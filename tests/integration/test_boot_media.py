@@ -60,15 +60,15 @@ async def test_an_iso_and_a_disk_boot_by_bios_and_a_firmware_by_uefi(tmp_path: P
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         before = traces(paths)
         for word, spec in machines.items():
-            await service.define(resolve_paths(spec, tmp_path))
-            await service.start(spec.name)
+            await service.machines.define(resolve_paths(spec, tmp_path))
+            await service.machines.start(spec.name)
             await expect(service, word, name=spec.name, timeout_s=120)
-            assert (await service.display(spec.name).screenshot()).startswith(b"\x89PNG")
-            status = await service.tpm(spec.name).status()
+            assert (await service.guests.display(spec.name).screenshot()).startswith(b"\x89PNG")
+            status = await service.guests.tpm(spec.name).status()
             expected = "host-reserved" if spec.firmware else "seed"
             assert (status.state, status.profile) == (TpmState.MEASURED, expected)
             if spec.disks:
-                read = (await service.stats(spec.name))["disk0"]["operations"]["disk.read"]
+                read = (await service.guests.stats(spec.name))["disk0"]["operations"]["disk.read"]
                 assert read["allowed"] > 0
-            await service.kill(spec.name)
+            await service.machines.kill(spec.name)
         assert traces(paths) == before

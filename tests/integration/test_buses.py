@@ -33,16 +33,16 @@ def image(path: Path, tag: str, size_bytes: int = 4 * MIB) -> Path:
 
 
 async def serve(service: Service, name: str, **table: object) -> None:
-    await service.define(to_spec(name, {**BARE, "firmware": "bios", **table}, prefix=name))
-    await service.start(name)
+    await service.machines.define(to_spec(name, {**BARE, "firmware": "bios", **table}, prefix=name))
+    await service.machines.start(name)
     await expect(service, "drives ", name=name, timeout_s=60)
 
 
 async def finish(service: Service, paths: Paths, name: str) -> str:
     """Has the guest power itself off; what it has said."""
-    await service.console_write(name, SERIAL_PORT, b"x")
-    await service.wait(name, "stopped", 60)
-    view = await service.get(name)
+    await service.guests.console_write(name, SERIAL_PORT, b"x")
+    await service.machines.wait(name, "stopped", 60)
+    view = await service.machines.get(name)
     assert view.exit_reason is ExitReason.POWERED_OFF, view.reason
     return (paths.vm_state(name) / "serial.log").read_text()
 
@@ -64,11 +64,11 @@ async def test_a_disk_is_the_same_on_every_bus(tmp_path: Path) -> None:
         await serve(service, "buses", disks=disks)
         await serve(service, "twin", disks=[disks[BUSES.index("scsi")]])
         rule = FaultRule(op="read", action="error", sector=1, count=1)
-        await service.set_faults("buses", f"disk{BUSES.index('nvme')}", [rule], 0)
+        await service.guests.set_faults("buses", f"disk{BUSES.index('nvme')}", [rule], 0)
         for name in ("buses", "twin"):
-            await service.console_write(name, SERIAL_PORT, b"g")
+            await service.guests.console_write(name, SERIAL_PORT, b"g")
             await expect(service, "all visited", name=name, timeout_s=60)
-        stats = await service.stats("buses")
+        stats = await service.guests.stats("buses")
         said = await finish(service, paths, "buses")
         twin = await finish(service, paths, "twin")
         for index, bus in enumerate(BUSES):
@@ -90,13 +90,13 @@ async def test_what_was_acknowledged_survives_killed_workers(tmp_path: Path) -> 
     disk = image(tmp_path / "ide.img", "ON-IDE", 64 * MIB)
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         await serve(service, "killed", machine="pc", disks=[{"path": str(disk), "bus": "ide"}])
-        await service.console_write("killed", SERIAL_PORT, b"w")
+        await service.guests.console_write("killed", SERIAL_PORT, b"w")
         for number in (1, 2, 3):
             await expect(service, f"wrote {64 * number}\r\n", name="killed", timeout_s=60)
             with closing(KeeperClient(paths.vm_runtime("killed"))) as keeper:
                 await keeper.kill_worker()
         await expect(service, "wrote 320\r\n", name="killed", timeout_s=60)
-        await service.console_write("killed", SERIAL_PORT, b"q")
+        await service.guests.console_write("killed", SERIAL_PORT, b"q")
         await expect(service, "in all ", name="killed")
         said = await finish(service, paths, "killed")
         assert "error" not in said

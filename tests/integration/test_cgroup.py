@@ -42,7 +42,7 @@ async def processes(service: Service, runtime: Path) -> set[int]:
     status = await keeper.status()
     keeper.close()
     swtpm = (await TpmClient(runtime).status()).swtpm_pid
-    pid = (await service.get("bounded")).pid
+    pid = (await service.machines.get("bounded")).pid
     assert pid is not None
     return {pid, swtpm, int(status["pid"]), int(status["worker_pid"])}
 
@@ -62,7 +62,7 @@ async def check_bounds(service: Service, runtime: Path) -> None:
         assert everybody <= members(group)
     keeper = KeeperClient(runtime)
     await keeper.kill_worker()
-    await service.stats("bounded")  # its successor answers
+    await service.guests.stats("bounded")  # its successor answers
     successor = int((await keeper.status())["worker_pid"])
     keeper.close()
     assert successor not in everybody
@@ -86,9 +86,9 @@ async def test_a_machine_is_bounded_as_a_whole_or_says_why_not() -> None:
     """On a host without control groups a quota that needs them is refused, and the others are told."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         if cgroup.missing():
-            await service.define(SPEC)
+            await service.machines.define(SPEC)
             with pytest.raises(GuestGone, match=r"quota\.(cpus|host_memory) cannot be kept"):
-                await service.start("bounded")
+                await service.machines.start("bounded")
         else:
             await running(service, SPEC)
             await check_bounds(service, paths.vm_runtime("bounded"))
@@ -105,7 +105,7 @@ async def check_exhaustion(service: Service) -> None:
     )
     (group / limit).write_text(str(int((group / usage).read_text()) + (24 << 20)))
     with suppress(GuestGone):
-        await service.exec("bounded", "dd if=/dev/urandom of=/tmp/load bs=1M count=120", 60)
-    view = await service.wait("bounded", "stopped", 60)
+        await service.guests.exec("bounded", "dd if=/dev/urandom of=/tmp/load bs=1M count=120", 60)
+    view = await service.machines.wait("bounded", "stopped", 60)
     assert view.exit_reason in (ExitReason.QEMU_CRASHED, ExitReason.DEVICES_LOST)
     assert "used up its quota.host_memory" in view.reason

@@ -31,20 +31,20 @@ DATA = 3
 
 
 async def succeed(service: Service, command: str) -> str:
-    result = await service.exec("svc", command, 30)
+    result = await service.guests.exec("svc", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()
 
 
 async def pieces_of(service: Service, port: int, since: int = 0) -> list[Span]:
-    async with service.console_pieces("svc", port, since) as pieces:
+    async with service.guests.console_pieces("svc", port, since) as pieces:
         return [piece async for piece in pieces]
 
 
 async def until_said(service: Service, port: int, wanted: bytes) -> None:
     said = b""
     with trio.fail_after(30):
-        async with service.console_stream("svc", port, 0) as chunks:
+        async with service.guests.console_stream("svc", port, 0) as chunks:
             async for _, data in chunks:
                 said += data
                 if wanted in said:
@@ -55,7 +55,7 @@ async def test_ports_size_emergency_and_times(tmp_path: Path) -> None:
     """Named ports both ways, also over a kill; the terminal's size; emerg_wr; and when each byte came."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         with pytest.raises(Invalid, match=r"console\.ports: .*each name at most once"):
-            await service.define(VmSpec(name="bad", console=Console(ports=("org.rayos.log",))))
+            await service.machines.define(VmSpec(name="bad", console=Console(ports=("org.rayos.log",))))
         await running(service, SPEC)
         names = await succeed(service, "cat /sys/class/virtio-ports/vport*p*/name")
         assert names.split()[-2:] == ["com.example.data", "x"]
@@ -66,19 +66,19 @@ async def test_ports_size_emergency_and_times(tmp_path: Path) -> None:
         )
         keeper = KeeperClient(paths.vm_runtime("svc"))
         await keeper.kill_worker()
-        await service.console_write("svc", DATA, b"\x00\x01\xfe\xff")
+        await service.guests.console_write("svc", DATA, b"\x00\x01\xfe\xff")
         await until_said(service, DATA, b"back\xff")
-        assert await service.read_file("svc", "/tmp/got") == b"\x00\x01\xfe\xff"
+        assert await service.guests.read_file("svc", "/tmp/got") == b"\x00\x01\xfe\xff"
 
-        await service.console_resize("svc", 0, 132, 43)
-        await service.console_write("svc", 0, b"stty size; sleep 0.3; echo l$((1))ter\n")
+        await service.guests.console_resize("svc", 0, 132, 43)
+        await service.guests.console_write("svc", 0, b"stty size; sleep 0.3; echo l$((1))ter\n")
         await until_said(service, 0, b"l1ter")
-        ports = {one["port"]: one for one in await service.console_ports("svc")}
+        ports = {one["port"]: one for one in await service.guests.console_ports("svc")}
         assert (ports[0]["columns"], ports[0]["rows"], ports[DATA]["name"]) == (132, 43, "com.example.data")
         said = await pieces_of(service, 0)
         assert b"43 132" in b"".join(piece.data for piece in said)
 
-        await service.write_file("svc", "/tmp/peripherals", built(tmp_path), 0o755)
+        await service.guests.write_file("svc", "/tmp/peripherals", built(tmp_path), 0o755)
         await succeed(service, "/tmp/peripherals emergency HELP")
         await until_said(service, 0, b"HELP")
         await keeper.kill_worker()
@@ -97,5 +97,5 @@ async def test_ports_size_emergency_and_times(tmp_path: Path) -> None:
         cast = Asciicast("svc")
         lines = (b"".join(map(cast.feed, again)) + cast.finish()).splitlines()[1:]
         assert b"".join(json.loads(line)[2].encode("utf-8", "surrogateescape") for line in lines) == whole
-        async with service.console_stream("svc", 0, 0) as chunks:
+        async with service.guests.console_stream("svc", 0, 0) as chunks:
             assert (await anext(chunks))[1] == whole

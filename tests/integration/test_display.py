@@ -31,7 +31,7 @@ COLOUR = 0xFF204080
 
 
 async def succeed(service: Service, command: str) -> str:
-    result = await service.exec("svc", command, 30)
+    result = await service.guests.exec("svc", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()
 
@@ -44,7 +44,7 @@ async def modes(service: Service, monitor: int) -> list[str]:
 
 async def until_picture_is(service: Service, width: int, height: int) -> None:
     """Driven by damage, no polling."""
-    display, serial = service.display("svc"), 0
+    display, serial = service.guests.display("svc"), 0
     with trio.fail_after(30):
         while True:
             picture = (await display.info())["scanouts"][0]["picture"]
@@ -64,7 +64,7 @@ async def test_monitors_modes_and_cursor(tmp_path: Path) -> None:
     """Two monitors with the chosen modes; a resize from outside is on the guest's screen; a successor has it too."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         await running(service, SPEC)
-        display = service.display("svc")
+        display = service.guests.display("svc")
         for monitor in (0, 1):
             assert await modes(service, monitor) == ["1024x768", "800x600"]
         await until_picture_is(service, 1024, 768)
@@ -87,7 +87,7 @@ async def test_monitors_modes_and_cursor(tmp_path: Path) -> None:
         await display.resize(800, 600)
         await until_picture_is(service, 800, 600)
 
-        await service.write_file("svc", "/tmp/peripherals", built(tmp_path), 0o755)
+        await service.guests.write_file("svc", "/tmp/peripherals", built(tmp_path), 0o755)
         await succeed(
             service,
             "mkfifo /tmp/stop; (exec 3<>/tmp/stop; /tmp/peripherals cursor ff204080 790 -8 <&3 >/tmp/shown) &",
@@ -116,9 +116,9 @@ async def test_a_qemu_without_that_display_says_so_and_nothing_changes(
 
     monkeypatch.setattr("rayos_vmm.machine.build.command_line", without)
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
-        await service.define(SPEC)
-        await service.start("svc")
-        display = service.display("svc")
+        await service.machines.define(SPEC)
+        await service.machines.start("svc")
+        display = service.guests.display("svc")
         with pytest.raises(NoDisplayEvents, match="no D-Bus display"):
             await display.resize(960, 540)
         assert (await display.info())["scanouts"][0]["mode"] == {"width": 1024, "height": 768}

@@ -30,7 +30,7 @@ def spec(name: str) -> VmSpec:
 
 async def status(service: Service, name: str, command: str) -> int:
     """The exit status of a command in a guest."""
-    return (await service.exec(name, command, 60)).exit_status
+    return (await service.guests.exec(name, command, 60)).exit_status
 
 
 async def reaches(service: Service, address: str) -> bool:
@@ -38,7 +38,7 @@ async def reaches(service: Service, address: str) -> bool:
 
 
 async def reasons(service: Service, name: str) -> dict[str, int]:
-    stats = await service.stats(name)
+    stats = await service.guests.stats(name)
     found = stats["net"]["firewall"]["reasons"]
     assert isinstance(found, dict)
     return found
@@ -70,9 +70,9 @@ async def on_failure_kill(service: Service) -> AsyncIterator[None]:
         yield
     except BaseException:
         with trio.CancelScope(shield=True):
-            for view in await service.list():
+            for view in await service.machines.list():
                 if view.state is VmState.RUNNING:
-                    await service.kill(view.spec.name)
+                    await service.machines.kill(view.spec.name)
         raise
 
 
@@ -80,9 +80,9 @@ async def boot(service: Service) -> tuple[str, str]:
     """Both guests, and their addresses."""
     async with trio.open_nursery() as nursery:
         for name in "ab":
-            await service.define(spec(name))
-            nursery.start_soon(service.start, name)
-    views = [await service.wait(name, "ready", 120) for name in "ab"]
+            await service.machines.define(spec(name))
+            nursery.start_soon(service.machines.start, name)
+    views = [await service.machines.wait(name, "ready", 120) for name in "ab"]
     addresses = [view.address for view in views]
     assert all(addresses)
     return str(addresses[0]), str(addresses[1])
@@ -99,12 +99,12 @@ async def kernel_guards(vm: str) -> set[str]:
 async def check_defaults(service: Service, host: str, other: str) -> None:
     """The host both ways and its names; not the other guest, who never sees a frame of it."""
     assert await reaches(service, host)
-    address = (await service.get("a")).address
+    address = (await service.machines.get("a")).address
     await trio.run_process(["ping", "-c", "1", "-W", "5", str(address)], capture_stdout=True)
     assert await status(service, "a", f"nslookup b.guest.rayos {host}") == 0
     assert not await reaches(service, other)
     assert await hits(service, "a", "isolation") >= 1
-    assert (await service.stats("a"))["net"]["denials"]["firewall"] >= 1
+    assert (await service.guests.stats("a"))["net"]["denials"]["firewall"] >= 1
 
 
 async def check_host(service: Service, host: str) -> None:
@@ -117,7 +117,7 @@ async def check_host(service: Service, host: str) -> None:
         return await status(service, "a", f"nc -w 5 {address} {port} </dev/null >/dev/null 2>&1") == 0
 
     async def is_refused() -> bool:
-        packet = f"tcp {(await service.get('a')).address}:4000 > {late}:{port}"
+        packet = f"tcp {(await service.machines.get('a')).address}:4000 > {late}:{port}"
         return bool((await service.firewall.explain("a", packet))["rule"] == "host")
 
     async with trio.open_nursery() as nursery:
@@ -147,7 +147,7 @@ async def check_spoofs(service: Service, host: str) -> None:
     assert await status(service, "a", f"ping -c1 -W1 -I {forged} {host}") != 0
     assert await status(service, "a", f"arping -c1 -w1 -I eth0 -s {forged} {host}") != 0
     assert await status(service, "a", f"ip addr del {forged}/24 dev eth0") == 0
-    mac = (await service.get("a")).mac
+    mac = (await service.machines.get("a")).mac
     assert await status(service, "a", "ip link set eth0 address 52:59:de:ad:be:ef") == 0
     assert not await reaches(service, host)
     assert await status(service, "a", f"ip link set eth0 address {mac}") == 0
@@ -171,7 +171,7 @@ async def check_stream(service: Service, other: str) -> None:
     assert await status(service, "a", f"(({line}) | nc {other} {PORT}) >/dev/null 2>&1 & true") == 0
 
     async def size() -> int:
-        return len(await service.read_file("b", "/tmp/got"))
+        return len(await service.guests.read_file("b", "/tmp/got"))
 
     async def flows() -> bool:
         before = await size()
@@ -211,7 +211,7 @@ async def answer_late(service: Service) -> None:
     assert await status(service, "b", "echo late >>/tmp/go") == 0
 
     async def has_come() -> bool:
-        return await service.read_file("a", "/tmp/late") == b"late\n"
+        return await service.guests.read_file("a", "/tmp/late") == b"late\n"
 
     await until(has_come)
 
@@ -264,7 +264,7 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             await service.firewall.set_own(
                 "a", [FirewallRule(name="no", action="reject", direction="out", to="vm:b")]
             )
-            refused = await service.exec("a", f"nc -w 50 {b} 9 </dev/null", 60)
+            refused = await service.guests.exec("a", f"nc -w 50 {b} 9 </dev/null", 60)
             assert b"refused" in refused.stderr, refused  # the answer of the firewall, in b's name
-            await service.kill("a")
+            await service.machines.kill("a")
             assert [await kernel_guards(name) for name in "ab"] == [set(), {b}]

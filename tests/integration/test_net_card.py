@@ -79,7 +79,7 @@ def packets(data: bytes) -> list[tuple[bytes, Any]]:
 
 
 async def succeed(service: Service, command: str) -> str:
-    result = await service.exec("svc", command, 60)
+    result = await service.guests.exec("svc", command, 60)
     assert result.exit_status == 0, (command, result)
     return result.stdout.decode()
 
@@ -91,7 +91,7 @@ async def ping(service: Service, target: str, *, cpu: int = 0) -> None:
 
 async def requests(service: Service) -> list[int]:
     """Chains that each queue has carried."""
-    return [queue["requests"] for queue in (await service.stats("svc"))["net"]["queues"]]
+    return [queue["requests"] for queue in (await service.guests.stats("svc"))["net"]["queues"]]
 
 
 @asynccontextmanager
@@ -145,7 +145,7 @@ async def queue_pairs(service: Service, host: str, channels: bytes) -> None:
         await ping(service, host, cpu=cpu)
         moved = [after - old for after, old in zip(await requests(service), before, strict=True)]
         assert all(moved[2 * cpu : 2 * cpu + 2]), (cpu, moved)
-    await service.write_file("svc", "/tmp/channels", channels, 0o755)
+    await service.guests.write_file("svc", "/tmp/channels", channels, 0o755)
     await succeed(service, "/tmp/channels 1")
     before = await requests(service)
     for cpu in (0, 1):
@@ -176,12 +176,12 @@ async def segments(service: Service, host: str) -> None:
         "net.rx": f"nc {host} {{}} </dev/null | wc -c",
     }
     for direction, command in commands.items():
-        before = (await service.stats("svc"))["net"]["operations"][direction]
+        before = (await service.guests.stats("svc"))["net"]["operations"][direction]
         listener = socket.create_server((host, 0))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(serve, listener, sends=direction == "net.rx"))
             assert int(await succeed(service, command.format(listener.getsockname()[1]))) == size
-        after = (await service.stats("svc"))["net"]["operations"][direction]
+        after = (await service.guests.stats("svc"))["net"]["operations"][direction]
         mean = (after["bytes"] - before["bytes"]) / (after["allowed"] - before["allowed"])
         assert mean > CARD.net.mtu + 14, (direction, mean)
     assert received == size
@@ -189,10 +189,10 @@ async def segments(service: Service, host: str) -> None:
 
 async def capture(service: Service, host: str, paths: Any) -> None:
     """Scapy reads the guest's pings and their answers out of it; it ends by count and by leaving."""
-    pieces = service.capture("svc", count=40)
+    pieces = service.guests.capture("svc", count=40)
     data = await anext(pieces)
     with pytest.raises(Invalid, match="captured already"):
-        await anext(service.capture("svc"))
+        await anext(service.guests.capture("svc"))
     await succeed(service, f"ping -c 10 -i 0.01 -s 1000 -W 10 {host}")
     keeper = KeeperClient(paths.vm_runtime("svc"))
     await keeper.kill_worker()
@@ -216,7 +216,7 @@ async def capture(service: Service, host: str, paths: Any) -> None:
     assert len(out) >= 10 and all(len(data) == 1000 for data in out.values())
     both = out.keys() & back.keys()
     assert len(both) >= 9 and all(out[one] == back[one] for one in both)
-    async with aclosing(service.capture("svc", snap=60)) as short:
+    async with aclosing(service.guests.capture("svc", snap=60)) as short:
         data = await anext(short)
         await succeed(service, f"ping -c 1 -s 1000 -W 10 {host}")
         while not (kept := [one for one in packets(data) if one[1].wirelen > 1000]):
@@ -244,16 +244,16 @@ async def polling(service: Service, host: str, paths: Any) -> None:
 async def control_queue(service: Service, host: str) -> None:
     """MAC, receive mode and VLAN are QEMU's to take note of; frames follow them."""
     await succeed(service, "ip link set eth0 address 52:59:00:00:77:01 && ip link set eth0 promisc on")
-    view = await service.net("svc")
+    view = await service.guests.net("svc")
     assert (view.mac, view.promiscuous) == ("52:59:00:00:77:01", True)
-    await service.announce("svc")
+    await service.guests.announce("svc")
     await ping(service, host)
     assert "52:59:00:00:77:01" in neighbours()
     await succeed(
         service, "ip link set eth0 promisc off; modprobe 8021q; ip link add link eth0 name v7 type vlan id 7"
     )
     await succeed(service, "ip addr add 10.99.7.2/24 dev v7; ip link set v7 up")
-    view = await service.net("svc")
+    view = await service.guests.net("svc")
     assert (view.promiscuous, 7 in view.vlans) == (False, True)
     assert await trio.to_thread.run_sync(ask_in_vlan, 7, "10.99.7.2") == 7
 
@@ -276,11 +276,11 @@ def ask_in_vlan(vlan: int, address: str) -> int:
 
 async def cable(service: Service, host: str) -> None:
     """Without it the guest has no carrier; with it the guest tells the network where it is."""
-    assert not (await service.set_link("svc", False)).is_up
+    assert not (await service.guests.set_link("svc", False)).is_up
     assert (await succeed(service, "cat /sys/class/net/eth0/carrier")).strip() == "0"
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as wire:
         wire.bind((BRIDGE, 0))
-        assert (await service.set_link("svc", True)).is_up
+        assert (await service.guests.set_link("svc", True)).is_up
         with trio.fail_after(30):
             while True:
                 frame = await trio.to_thread.run_sync(wire.recv, 2048)
@@ -296,9 +296,9 @@ async def stops(service: Service, host: str) -> None:
     """
     guest = (await succeed(service, "ip -4 -o addr show eth0")).split()[3].split("/")[0]
     names = await succeed(service, "grep -l 'RayOS keyboard' /sys/class/input/event*/device/name")
-    (machine,) = service.machines()
+    (machine,) = service.registry.all()
     qmp = machine.need_qmp()
-    for stop, go_on in ((service.pause, service.resume), *[(None, None)] * 5):
+    for stop, go_on in ((service.machines.pause, service.machines.resume), *[(None, None)] * 5):
         await succeed(
             service, f"rm -f /tmp/key; head -c 24 /dev/input/{names.split('/')[4]} >/tmp/key & sleep 0.2"
         )
@@ -309,7 +309,7 @@ async def stops(service: Service, host: str) -> None:
                 for _ in range(20):
                     sender.sendto(b"waiting", (guest, 9))
             nursery.start_soon(succeed, service, "echo")
-            await service.input("svc").press("a")
+            await service.guests.input("svc").press("a")
             await (go_on("svc") if go_on else qmp.execute("cont"))
         await ping(service, host)
         await ping(service, host, cpu=1)

@@ -39,21 +39,21 @@ async def whole(paths: Paths, *, keep: bool = False) -> AsyncIterator[Service]:
         finally:
             if not keep:
                 with trio.CancelScope(shield=True), suppress(RayosError):
-                    await service.kill("svc")
+                    await service.machines.kill("svc")
 
 
 async def run(service: Service, command: str) -> tuple[int, str]:
-    result = await service.exec("svc", command, 20)
+    result = await service.guests.exec("svc", command, 20)
     return result.exit_status, (result.stdout + result.stderr).decode()
 
 
 async def denied(service: Service, device: str) -> int:
-    return int((await service.stats("svc"))[device]["denials"].get("capability", 0))
+    return int((await service.guests.stats("svc"))[device]["denials"].get("capability", 0))
 
 
 async def allotted(service: Service) -> tuple[int, int, int]:
     """Bytes of its disk's storage and of GPU memory, events that may wait."""
-    stats = await service.stats("svc")
+    stats = await service.guests.stats("svc")
     limits = {device: found["limits"] for device, found in stats.items()}
     return limits["disk0"]["storage"], limits["gpu"]["memory"], limits["keyboard"]["queue"]
 
@@ -120,12 +120,12 @@ async def constraints(service: Service, paths: Paths, host: str) -> None:
         granted = await policy.grant("svc", ["CAP_NET"], 600.0, "one port", limits)
         assert (await run(service, dial % ports[0])) == (0, "hello")
         assert (await run(service, dial % ports[1]))[0] != 0
-        assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] == 125_000
+        assert (await service.guests.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] == 125_000
         keeper = KeeperClient(paths.vm_runtime("svc"))
         await keeper.kill_worker()
         keeper.close()
         assert (await run(service, dial % ports[1]))[0] != 0
-        assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] == 125_000
+        assert (await service.guests.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] == 125_000
         await trio.sleep(1.2)  # a worker tells of use once a second
         await policy.audit.sync()
         used = [
@@ -140,12 +140,12 @@ async def constraints(service: Service, paths: Paths, host: str) -> None:
         assert await service.revisions.broadcaster.wait_applied("svc", 20)
         read = "dd if=/dev/vda of=/dev/null bs=64k count=16 iflag=direct 2>&1 | grep -q '16+0 records in'"
         assert (await run(service, read))[0] == 0
-        assert (await service.stats("svc"))["disk0"]["quota"]["requests_at_once"] == 1
+        assert (await service.guests.stats("svc"))["disk0"]["quota"]["requests_at_once"] == 1
         await policy.revoke(one.id)
         await policy.grant("svc", disk, None, "all of it")
         assert await service.revisions.broadcaster.wait_applied("svc", 20)
         assert (await run(service, dial % ports[1])) == (0, "hello")
-        assert (await service.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] > 1_000_000
+        assert (await service.guests.stats("svc"))["net"]["quota"]["rate_bytes_per_second"] > 1_000_000
         nursery.cancel_scope.cancel()
 
 
@@ -162,20 +162,23 @@ async def missing(service: Service) -> None:
         await policy.grant("svc", [right], None, "given back")
 
     agent = [
-        lambda: service.exec("svc", "true"),
-        lambda: service.read_file("svc", "/etc/passwd"),
-        lambda: service.write_file("svc", "/tmp/x", b"x"),
+        lambda: service.guests.exec("svc", "true"),
+        lambda: service.guests.read_file("svc", "/etc/passwd"),
+        lambda: service.guests.write_file("svc", "/tmp/x", b"x"),
     ]
     await refused("CAP_CONSOLE_W", *agent)
-    typed = [lambda: service.console_write("svc", 0, b"x"), lambda: service.console_resize("svc", 0, 80, 25)]
+    typed = [
+        lambda: service.guests.console_write("svc", 0, b"x"),
+        lambda: service.guests.console_resize("svc", 0, 80, 25),
+    ]
     await refused("CAP_CONSOLE_R", *agent, *typed)
-    await refused("CAP_INPUT", lambda: service.input("svc").press("a"))
-    await refused("CAP_GPU", lambda: service.display("svc").screenshot())
+    await refused("CAP_INPUT", lambda: service.guests.input("svc").press("a"))
+    await refused("CAP_GPU", lambda: service.guests.display("svc").screenshot())
     assert (await run(service, "echo again")) == (0, "again\n")
     with trio.fail_after(10), pytest.raises(Forbidden, match="svc does not have CAP_CONSOLE_W"):
         with one_error():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(service.exec, "svc", "sleep 60")
+                nursery.start_soon(service.guests.exec, "svc", "sleep 60")
                 await trio.sleep(0.2)
                 await policy.revoke_rights("svc", ["CAP_CONSOLE_W"])
     await policy.grant("svc", ["CAP_CONSOLE_W"], None, "given back")
@@ -195,9 +198,9 @@ async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> 
             policy = service.policy
             host = str(next(ip_network((await service.info())["subnet"], strict=False).hosts()))
             ping = PING.format(host)
-            await service.define(SPEC)
-            await service.start("svc")
-            await service.wait("svc", "ready", 60)
+            await service.machines.define(SPEC)
+            await service.machines.start("svc")
+            await service.machines.wait("svc", "ready", 60)
             assert (await run(service, WRITE))[0] == 0
 
             await policy.revoke_rights("svc", ["CAP_DISK_W"])

@@ -22,27 +22,27 @@ async def test_a_guest_boots_pauses_resets_and_powers_off() -> None:
         before = traces(paths)
         async with lab(paths) as service:
             await running(service, bare())
-            view = await service.get("svc")
+            view = await service.machines.get("svc")
             assert view.is_ready and view.pid is not None
             assert 0 < view.boot["qemu_ms"] < view.boot["running_ms"] < view.boot["ready_ms"]
-            assert (await service.pause("svc")).state is VmState.PAUSED
-            assert (await service.qmp("svc", "query-status"))["running"] is False
-            assert (await service.resume("svc")).state is VmState.RUNNING
-            await service.console_write("svc", SERIAL_PORT, b"\necho four$((2+2))\n")
+            assert (await service.machines.pause("svc")).state is VmState.PAUSED
+            assert (await service.guests.qmp("svc", "query-status"))["running"] is False
+            assert (await service.machines.resume("svc")).state is VmState.RUNNING
+            await service.guests.console_write("svc", SERIAL_PORT, b"\necho four$((2+2))\n")
             await expect(service, "four4")
-            await service.reset("svc")
+            await service.machines.reset("svc")
             with pytest.raises(Timeout_, match=r"was not ready within 0\.2 s"):
-                await service.wait("svc", "ready", 0.2)
-            await service.wait("svc", "ready", 60)
-            await service.console_write("svc", SERIAL_PORT, b"\npoweroff -f\n")
-            ended = await service.wait("svc", "stopped", 20)
+                await service.machines.wait("svc", "ready", 0.2)
+            await service.machines.wait("svc", "ready", 60)
+            await service.guests.console_write("svc", SERIAL_PORT, b"\npoweroff -f\n")
+            ended = await service.machines.wait("svc", "stopped", 20)
             assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.POWERED_OFF)
             assert traces(paths) == before
             assert (paths.vm_state("svc") / "serial.log").read_bytes().count(b"RAYOS-READY") == 2
-            await service.remove("svc")
+            await service.machines.remove("svc")
             assert not paths.vm_state("svc").exists()
             with pytest.raises(NotFound):
-                await service.get("svc")
+                await service.machines.get("svc")
             events = []
             async with aclosing(service.events(0)) as log:
                 async for event in log:
@@ -64,12 +64,12 @@ async def test_a_panic_is_told_with_the_kernels_words() -> None:
     """The kernel's own reason, and a failed machine that can be started again."""
     async with home() as paths, lab(paths) as service:
         await running(service, bare())
-        await service.console_write("svc", SERIAL_PORT, b"\necho c > /proc/sysrq-trigger\n")
-        ended = await service.wait("svc", "stopped", 20)
+        await service.guests.console_write("svc", SERIAL_PORT, b"\necho c > /proc/sysrq-trigger\n")
+        ended = await service.machines.wait("svc", "stopped", 20)
         assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.PANIC)
         assert ended.reason == "the guest's kernel panicked: sysrq triggered crash"
-        await service.start("svc")
-        assert (await service.wait("svc", "ready", 60)).exit_reason is None
+        await service.machines.start("svc")
+        assert (await service.machines.wait("svc", "ready", 60)).exit_reason is None
 
 
 async def test_a_triple_fault_is_told_from_a_reset() -> None:
@@ -77,9 +77,9 @@ async def test_a_triple_fault_is_told_from_a_reset() -> None:
     async with home() as paths, lab(paths) as service:
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("6a00 6a00 0f011c24 cd03 f4")))  # lidt of zeros; int3
-        await service.define(bare(kernel=str(kernel)))
-        await service.start("svc")
-        ended = await service.wait("svc", "stopped", 20)
+        await service.machines.define(bare(kernel=str(kernel)))
+        await service.machines.start("svc")
+        ended = await service.machines.wait("svc", "stopped", 20)
         assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.TRIPLE_FAULT)
 
 
@@ -88,9 +88,9 @@ async def test_a_reset_loop_ends_itself() -> None:
     async with home() as paths, lab(paths) as service:
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("b0fe e664 ebfe")))  # out 0x64, 0xfe; jmp $
-        await service.define(bare(kernel=str(kernel)))
-        await service.start("svc")
-        ended = await service.wait("svc", "stopped", 60)
+        await service.machines.define(bare(kernel=str(kernel)))
+        await service.machines.start("svc")
+        ended = await service.machines.wait("svc", "stopped", 60)
         assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.RESET_LOOP)
         assert ended.reason == "the guest reset itself 5 times without getting ready"
 
@@ -103,14 +103,16 @@ async def test_a_hang_is_told_from_a_guest_that_only_takes_long() -> None:
         silent, chatty = paths.state / "silent", paths.state / "chatty"
         silent.write_bytes(multiboot(bytes.fromhex("fa f4 ebfc")))  # cli; hlt; jmp
         chatty.write_bytes(multiboot(bytes.fromhex("66baf803 b02e b900000200 49 75fd ee ebf5")))
-        await service.define(bare(kernel=str(silent), watchdog=Watchdog(silence="1s", run="1h")))
-        await service.define(bare("chatty", kernel=str(chatty), watchdog=Watchdog(silence="2s", run="5s")))
-        await service.start("svc")
-        await service.start("chatty")
-        hung = await service.wait("svc", "stopped", 60)
+        await service.machines.define(bare(kernel=str(silent), watchdog=Watchdog(silence="1s", run="1h")))
+        await service.machines.define(
+            bare("chatty", kernel=str(chatty), watchdog=Watchdog(silence="2s", run="5s"))
+        )
+        await service.machines.start("svc")
+        await service.machines.start("chatty")
+        hung = await service.machines.wait("svc", "stopped", 60)
         assert (hung.state, hung.exit_reason) == (VmState.FAILED, ExitReason.HANG)
         assert "instruction pointer 00100" in hung.reason and "halted" in hung.reason
-        ended = await service.wait("chatty", "stopped", 60)
+        ended = await service.machines.wait("chatty", "stopped", 60)
         assert (ended.exit_reason, ended.reason) == (
             ExitReason.TIMED_OUT,
             "it ran for the 5 s that it was given",
@@ -121,14 +123,14 @@ async def test_a_dead_qemu_is_told_and_cleared_up() -> None:
     """Killed from outside: one sentence, nothing left, and the service lives on."""
     async with home() as paths, lab(paths) as service:
         before = traces(paths)
-        await service.define(bare())
-        pid = (await service.start("svc")).pid
+        await service.machines.define(bare())
+        pid = (await service.machines.start("svc")).pid
         assert pid is not None
         process = await trio.run_process(["kill", "-9", str(pid)])
         assert process.returncode == 0
         with pytest.raises(GuestGone, match="svc is failed: QEMU died of SIGKILL"):
-            await service.wait("svc", "ready", 20)
-        view = await service.get("svc")
+            await service.machines.wait("svc", "ready", 20)
+        view = await service.machines.get("svc")
         assert view.exit_reason is ExitReason.QEMU_CRASHED and view.pid is None
         assert traces(paths) == before
 
@@ -138,12 +140,12 @@ async def test_stop_pulls_the_plug_of_a_guest_that_does_not_listen() -> None:
     async with home() as paths, lab(paths) as service:
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))  # hlt; jmp
-        await service.define(bare(kernel=str(kernel), ephemeral=True))
-        await service.start("svc")
+        await service.machines.define(bare(kernel=str(kernel), ephemeral=True))
+        await service.machines.start("svc")
         with trio.fail_after(10):
-            view = await service.stop("svc", timeout_s=0.5)
+            view = await service.machines.stop("svc", timeout_s=0.5)
         assert (view.state, view.exit_reason) == (VmState.STOPPED, ExitReason.KILLED)
-        assert await service.list() == []  # it was ephemeral
+        assert await service.machines.list() == []  # it was ephemeral
         assert not paths.vm_state("svc").exists()
 
 
@@ -152,21 +154,21 @@ async def test_what_the_state_does_not_allow_is_refused() -> None:
     async with home() as paths, lab(paths) as service:
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
-        await service.define(bare(kernel=str(kernel)))
+        await service.machines.define(bare(kernel=str(kernel)))
         with pytest.raises(Conflict, match="there is a machine svc already"):
-            await service.define(bare())
+            await service.machines.define(bare())
         with pytest.raises(Conflict, match="svc is defined, not running"):
-            await service.pause("svc")
+            await service.machines.pause("svc")
         with pytest.raises(Conflict, match="cannot stop while defined"):
-            await service.stop("svc")
-        await service.start("svc")
+            await service.machines.stop("svc")
+        await service.machines.start("svc")
         with pytest.raises(Conflict, match="cannot start while running"):
-            await service.start("svc")
+            await service.machines.start("svc")
         with pytest.raises(Conflict, match="svc is running"):
-            await service.remove("svc")
+            await service.machines.remove("svc")
         with pytest.raises(NotFound, match="no machine 'b'; known: svc"):
-            await service.start("b")
-        await service.kill("svc")
+            await service.machines.start("b")
+        await service.machines.kill("svc")
 
 
 async def test_one_service_owns_a_runtime_directory() -> None:
@@ -185,11 +187,11 @@ async def test_an_idle_service_knows_that_it_is_idle() -> None:
         assert waited.cancelled_caught
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
-        await service.define(bare(kernel=str(kernel)))
-        await service.start("svc")
+        await service.machines.define(bare(kernel=str(kernel)))
+        await service.machines.start("svc")
         with trio.move_on_after(0.3) as waited:
             await service.wait_idle(0.1)
         assert waited.cancelled_caught
-        await service.kill("svc")
+        await service.machines.kill("svc")
         with trio.fail_after(5):
             await service.wait_idle(0.1)

@@ -42,11 +42,11 @@ async def main():
     hardware = WorkerHardware() if full else None
     paths = Paths(*map(Path, sys.argv[1].split(":")))
     async with lab(paths, hardware=hardware, network=full) as service:
-        await service.define(spec)
+        await service.machines.define(spec)
         print("defined", flush=True)
-        await service.start(spec.name)
+        await service.machines.start(spec.name)
         if sys.argv[4] == "ready":
-            await service.wait(spec.name, "ready", 60)
+            await service.machines.wait(spec.name, "ready", 60)
         print("started", flush=True)
         await trio.sleep_forever()
 
@@ -84,16 +84,16 @@ async def test_a_guest_outlives_its_service_and_is_adopted() -> None:
     async with home() as paths:
         before = traces(paths)
         async with killed_service(paths, bare(), after="started", ready=True), lab(paths) as service:
-            await service.wait("svc", "running", 10)
-            view = await service.get("svc")
+            await service.machines.wait("svc", "running", 10)
+            view = await service.machines.get("svc")
             assert view.pid is not None and start_time(view.pid) is not None
             assert view.is_ready and view.boot["ready_ms"] > 0
-            await service.console_write("svc", SERIAL_PORT, b"\necho six$((3+3))\n")
+            await service.guests.console_write("svc", SERIAL_PORT, b"\necho six$((3+3))\n")
             await expect(service, "six6")
-            await service.pause("svc")
-            assert (await service.resume("svc")).state is VmState.RUNNING
-            await service.console_write("svc", SERIAL_PORT, b"\npoweroff -f\n")
-            ended = await service.wait("svc", "stopped", 20)
+            await service.machines.pause("svc")
+            assert (await service.machines.resume("svc")).state is VmState.RUNNING
+            await service.guests.console_write("svc", SERIAL_PORT, b"\npoweroff -f\n")
+            ended = await service.machines.wait("svc", "stopped", 20)
             assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.POWERED_OFF)
         assert traces(paths) == before
 
@@ -108,21 +108,21 @@ async def test_a_qemu_that_is_silent_is_waited_for_and_not_ended() -> None:
             assert record.live.qemu is not None
             os.kill(record.live.qemu.pid, signal.SIGSTOP)
             async with lab(paths) as service:
-                assert (await service.get("svc")).state is VmState.ADOPTING
+                assert (await service.machines.get("svc")).state is VmState.ADOPTING
                 with trio.fail_after(30):
                     async with aclosing(service.events(0)) as events:
                         async for event in events:
                             if event.type == "vm.silent":
                                 break
-                view = await service.get("svc")
+                view = await service.machines.get("svc")
                 assert view.state is VmState.ADOPTING and "monitor has not answered" in view.reason
                 with pytest.raises(Conflict, match="is being adopted: QEMU's monitor"):
-                    await service.exec("svc", "true")
+                    await service.guests.exec("svc", "true")
                 os.kill(record.live.qemu.pid, signal.SIGCONT)
-                view = await service.wait("svc", "running", 30)
+                view = await service.machines.wait("svc", "running", 30)
                 assert (view.pid, view.reason) == (record.live.qemu.pid, "")
         async with lab(paths) as service:
-            assert (await service.get("svc")).exit_reason is ExitReason.KILLED
+            assert (await service.machines.get("svc")).exit_reason is ExitReason.KILLED
         assert traces(paths) == before
 
 
@@ -135,7 +135,7 @@ async def test_a_silent_qemu_can_be_killed() -> None:
         os.kill(record.live.qemu.pid, signal.SIGSTOP)
         async with lab(paths) as service:
             with trio.fail_after(15):
-                view = await service.kill("svc")
+                view = await service.machines.kill("svc")
             assert (view.state, view.exit_reason) == (VmState.STOPPED, ExitReason.KILLED)
             assert start_time(record.live.qemu.pid) is None
 
@@ -149,8 +149,8 @@ async def test_what_runs_without_a_record_is_listed(damage: str) -> None:
         kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
         async with lab(paths, keep=True) as service:
             for name in ("bad", "good"):
-                await service.define(bare(name, kernel=str(kernel)))
-            pids = {name: (await service.start(name)).pid for name in ("bad", "good")}
+                await service.machines.define(bare(name, kernel=str(kernel)))
+            pids = {name: (await service.machines.start(name)).pid for name in ("bad", "good")}
         if damage == "row":
             with closing(sqlite3.connect(paths.database)) as connection, connection:
                 connection.execute("UPDATE vm SET record = substr(record, 9) WHERE name = 'bad'")
@@ -160,18 +160,18 @@ async def test_what_runs_without_a_record_is_listed(damage: str) -> None:
         lost = ["bad"] if damage == "row" else ["bad", "good"]
         async with lab(paths) as service:
             for name in lost:
-                view = await service.get(name)
+                view = await service.machines.get(name)
                 assert (
                     view.state is VmState.FAILED
                     and f"without a record (processes {pids[name]}" in view.reason
                 )
                 with pytest.raises(Conflict, match="cannot be started"):
-                    await service.start(name)
+                    await service.machines.start(name)
                 assert start_time(pids[name] or 0) is not None
             if damage == "row":
-                assert (await service.wait("good", "running", 10)).pid == pids["good"]
+                assert (await service.machines.wait("good", "running", 10)).pid == pids["good"]
             for name in lost:
-                await service.remove(name)
+                await service.machines.remove(name)
                 assert start_time(pids[name] or 0) is None
         assert traces(paths) == before
 
@@ -182,16 +182,16 @@ async def test_leaving_a_service_leaves_its_guests_running() -> None:
         kernel = paths.state.parent / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("f4 ebfd")))
         async with lab(paths, keep=True) as service:
-            await service.define(bare(kernel=str(kernel)))
-            pid = (await service.start("svc")).pid
-            await service.pause("svc")
+            await service.machines.define(bare(kernel=str(kernel)))
+            pid = (await service.machines.start("svc")).pid
+            await service.machines.pause("svc")
         async with lab(paths) as service:
             with trio.fail_after(10):
                 async with aclosing(service.events(0)) as events:
                     async for event in events:
                         if event.data.get("state") == "paused":
                             break
-            assert (await service.get("svc")).pid == pid
+            assert (await service.machines.get("svc")).pid == pid
 
 
 async def test_a_machine_that_ended_meanwhile_is_told_as_lost() -> None:
@@ -204,11 +204,11 @@ async def test_a_machine_that_ended_meanwhile_is_told_as_lost() -> None:
             (pid,) = {trace.split()[0] for trace in traces(paths) if "rayos-qemu" in trace}
             os.kill(int(pid), signal.SIGKILL)
             async with lab(paths) as service:
-                ended = await service.wait("svc", "stopped", 10)
+                ended = await service.machines.wait("svc", "stopped", 10)
                 assert (ended.state, ended.exit_reason) == (VmState.FAILED, ExitReason.LOST)
                 with pytest.raises(GuestGone, match="nobody saw how"):
-                    await service.wait("svc", "running", 1)
-                await service.start("svc")
+                    await service.machines.wait("svc", "running", 1)
+                await service.machines.start("svc")
         assert traces(paths) == before
 
 
@@ -218,9 +218,9 @@ async def test_a_machine_caught_while_starting_is_cleared_up() -> None:
         before = traces(paths)
         spec = VmSpec(name="svc", net=bare().net, gpu=bare().gpu, tpm=True)
         async with killed_service(paths, spec, after="defined"), lab(paths) as service:
-            view = await service.wait("svc", "stopped", 20)
+            view = await service.machines.wait("svc", "stopped", 20)
             assert view.state in (VmState.DEFINED, VmState.FAILED)
             assert traces(paths) == before
-            await service.start("svc")
-            await service.wait("svc", "ready", 60)
+            await service.machines.start("svc")
+            await service.machines.wait("svc", "ready", 60)
         assert traces(paths) == before

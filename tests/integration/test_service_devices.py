@@ -33,7 +33,7 @@ FULL = VmSpec(name="svc", disks=[Disk(size="16MiB", serial="sixteen")])
 
 async def succeed(service: Service, command: str) -> str:
     """Returns the output of a command in the guest; it must end with status 0."""
-    result = await service.exec("svc", command, 30)
+    result = await service.guests.exec("svc", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()
 
@@ -51,10 +51,10 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
     async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
         before = traces(paths)
         await running(service, FULL)
-        view = await service.get("svc")
+        view = await service.machines.get("svc")
         assert view.address is not None and view.address.startswith("10.86.")
         assert (await succeed(service, "cat /sys/class/net/eth0/address")).strip() == view.mac
-        leases = await service.leases()
+        leases = await service.dhcp.leases()
         assert [(one["address"], one["mac"]) for one in leases if one["state"] == "bound"] == [
             (view.address, view.mac)
         ]
@@ -79,23 +79,23 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
         )
         assert sorted(set(resets.splitlines())) == [f"0x{number:04x} 0" for number in (1, 2, 3, 16, 18)]
 
-        stats = await service.stats("svc")
+        stats = await service.guests.stats("svc")
         assert {"disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console"} <= set(stats)
 
-        await service.write_file("svc", "/tmp/file", bytes(range(256)) * 1000, 0o640)
-        assert await service.read_file("svc", "/tmp/file") == bytes(range(256)) * 1000
+        await service.guests.write_file("svc", "/tmp/file", bytes(range(256)) * 1000, 0o640)
+        assert await service.guests.read_file("svc", "/tmp/file") == bytes(range(256)) * 1000
         assert (await succeed(service, "stat -c %a /tmp/file")).strip() == "640"
         with pytest.raises(NotFound, match="/none: No such file"):
-            await service.read_file("svc", "/none")
-        failed = await service.exec("svc", ["sh", "-c", "echo out; echo err >&2; exit 7"], 10)
+            await service.guests.read_file("svc", "/none")
+        failed = await service.guests.exec("svc", ["sh", "-c", "echo out; echo err >&2; exit 7"], 10)
         assert (failed.exit_status, failed.stdout, failed.stderr) == (7, b"out\n", b"err\n")
         with pytest.raises(Timeout_, match=r"did not answer within 0\.5 s"):
-            await service.exec("svc", "sleep 100", 0.5)
+            await service.guests.exec("svc", "sleep 100", 0.5)
         with pytest.raises(Invalid, match="NUL"):
-            await service.exec("svc", "echo \0", 5)
+            await service.guests.exec("svc", "echo \0", 5)
         assert "sleep 100" not in await succeed(service, "ps")
 
-        ended = await service.stop("svc", 20)
+        ended = await service.machines.stop("svc", 20)
         assert (ended.state, ended.exit_reason) == (VmState.STOPPED, ExitReason.STOPPED)
         assert traces(paths) == before
 
@@ -104,15 +104,15 @@ async def test_a_disk_keeps_its_data_and_the_tpm_its_identity_over_a_restart() -
     """A stopped machine starts with the disk and the TPM that it had, and the same address."""
     async with home() as paths, lab(paths, hardware=WorkerHardware(), network=True) as service:
         await running(service, FULL)
-        address = (await service.get("svc")).address
+        address = (await service.machines.get("svc")).address
         await succeed(service, "echo kept | dd of=/dev/vda conv=fsync 2>/dev/null")
-        await service.stop("svc", 20)
-        await service.start("svc")
-        await service.wait("svc", "ready", 60)
+        await service.machines.stop("svc", 20)
+        await service.machines.start("svc")
+        await service.machines.wait("svc", "ready", 60)
         assert await succeed(service, "head -c 5 /dev/vda") == "kept\n"
-        assert (await service.get("svc")).address == address
-        await service.reset("svc")
-        await service.wait("svc", "ready", 60)
+        assert (await service.machines.get("svc")).address == address
+        await service.machines.reset("svc")
+        await service.machines.wait("svc", "ready", 60)
         assert await succeed(service, "echo after reset") == "after reset\n"
 
 
@@ -125,7 +125,7 @@ async def test_what_the_guest_draws_is_in_the_picture() -> None:
         blue_green_red = r"\x30\x20\x10\x00"
         fill = f"printf '{blue_green_red}' > /tmp/p; for i in 1 2 3 4 5 6 7 8 9 10; do cat /tmp/p /tmp/p > /tmp/q;"
         fill += " mv /tmp/q /tmp/p; done; for i in $(seq 1000); do cat /tmp/p; done"
-        display = service.display("svc")
+        display = service.guests.display("svc")
         serial = (await display.info())["serial"]
         await succeed(service, f"({fill}) | dd of=/dev/fb0 bs=4096000 iflag=fullblock")
         with trio.fail_after(20):
@@ -153,11 +153,13 @@ async def test_a_kernel_without_a_gpu_driver_has_a_vga_screen() -> None:
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         kernel = paths.state / "kernel"
         kernel.write_bytes(multiboot(bytes.fromhex("66c705 00800b00 db1f f4 ebfd")))  # a block, white on blue
-        await service.define(VmSpec(name="svc", kernel=str(kernel), net=Net(enabled=False), tpm=False))
-        await service.start("svc")
+        await service.machines.define(
+            VmSpec(name="svc", kernel=str(kernel), net=Net(enabled=False), tpm=False)
+        )
+        await service.machines.start("svc")
         with trio.fail_after(20):
             while True:
-                width, height, rows = pixels_of(await service.display("svc").screenshot())
+                width, height, rows = pixels_of(await service.guests.display("svc").screenshot())
                 if (width, height) == (720, 400) and rows[1:4] == b"\xff\xff\xff":
                     break
                 await trio.sleep(0.1)
@@ -170,11 +172,11 @@ async def test_a_disk_image_boots_by_its_own_boot_sector() -> None:
         code = bytes.fromhex("b8550e bb0700 cd10 baf803 b04f ee f4 ebfd")  # BIOS teletype 'U'; out 0x3f8, 'O'
         disk.write_bytes(code.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
         spec = VmSpec(name="svc", disks=[Disk(path=str(disk))], net=Net(enabled=False), tpm=False)
-        await service.define(resolve_paths(spec, paths.state))
-        await service.start("svc")
+        await service.machines.define(resolve_paths(spec, paths.state))
+        await service.machines.start("svc")
         await expect(service, "O")
-        assert (await service.stats("svc"))["disk0"]["operations"]["disk.read"]["allowed"] > 0
-        width, height, rows = pixels_of(await service.display("svc").screenshot())
+        assert (await service.guests.stats("svc"))["disk0"]["operations"]["disk.read"]["allowed"] > 0
+        width, height, rows = pixels_of(await service.guests.display("svc").screenshot())
         assert (width, height) == (720, 400) and any(rows)
 
 
@@ -188,11 +190,11 @@ async def test_a_qemu_without_the_console_device_has_the_same_ports() -> None:
     async with home() as paths, lab(paths, hardware=Fallback()) as service:
         await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
         assert "org.rayos.agent" in await succeed(service, "ls /dev/virtio-ports")
-        await service.write_file("svc", "/tmp/file", bytes(range(256)) * 1000)
+        await service.guests.write_file("svc", "/tmp/file", bytes(range(256)) * 1000)
         keeper = KeeperClient(paths.vm_runtime("svc"))
         await keeper.kill_worker()
         keeper.close()
-        assert await service.read_file("svc", "/tmp/file") == bytes(range(256)) * 1000
+        assert await service.guests.read_file("svc", "/tmp/file") == bytes(range(256)) * 1000
 
 
 async def seen_by_guest(
@@ -221,24 +223,28 @@ async def test_keys_and_pointer_arrive_in_the_guest() -> None:
         chosen = Input(devices=("keyboard", "mouse", "tablet", "touch"), layout="de")
         await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False, input=chosen))
         a, left_shift, ctrl, c = 30, 42, 29, 46
-        typed = await seen_by_guest(service, "keyboard", 12, lambda: service.input("svc").type_text("aA"))
+        typed = await seen_by_guest(
+            service, "keyboard", 12, lambda: service.guests.input("svc").type_text("aA")
+        )
         pressed = [(code, value) for kind, code, value in typed if kind == 1]
         assert pressed == [(a, 1), (a, 0), (left_shift, 1), (a, 1), (a, 0), (left_shift, 0)]
-        combo = await seen_by_guest(service, "keyboard", 8, lambda: service.input("svc").press("ctrl-c"))
+        combo = await seen_by_guest(
+            service, "keyboard", 8, lambda: service.guests.input("svc").press("ctrl-c")
+        )
         pressed = [(code, value) for kind, code, value in combo if kind == 1]
         assert pressed == [(ctrl, 1), (c, 1), (c, 0), (ctrl, 0)]
         moved = await seen_by_guest(
-            service, "tablet", 4, lambda: service.input("svc").point(0.5, 1.0, ["left"])
+            service, "tablet", 4, lambda: service.guests.input("svc").point(0.5, 1.0, ["left"])
         )
         assert moved == [(3, 0, 16384), (3, 1, 32767), (1, 0x110, 1), (0, 0, 0)]
         with pytest.raises(Invalid, match="is on no key of layout"):
-            await service.input("svc").type_text("\N{SNOWMAN}")
+            await service.guests.input("svc").type_text("\N{SNOWMAN}")
         with pytest.raises(Invalid, match="nokey"):
-            await service.input("svc").press("ctrl-nokey")
+            await service.guests.input("svc").press("ctrl-nokey")
         with pytest.raises(Invalid, match="a place at 2"):
-            await service.input("svc").point(2, 0)
+            await service.guests.input("svc").point(2, 0)
 
-        seat = service.input("svc")
+        seat = service.guests.input("svc")
         y = 21
         typed = await seen_by_guest(service, "keyboard", 4, lambda: seat.type_text("z"))
         assert [code for kind, code, value in typed if kind == 1] == [y, y]  # the machine's layout
@@ -276,7 +282,7 @@ async def test_lights_recording_and_replay() -> None:
     """Caps Lock lights up and is told, also by a successor; what was recorded arrives again, in its order and time."""
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         await running(service, VmSpec(name="svc", net=Net(enabled=False), tpm=False))
-        seat = service.input("svc")
+        seat = service.guests.input("svc")
 
         async def lights() -> list[str]:
             (keyboard,) = [one for one in await seat.devices() if one["device"] == "keyboard"]
@@ -315,8 +321,8 @@ async def test_the_console_answers_and_survives_its_worker() -> None:
         keeper = KeeperClient(paths.vm_runtime("svc"))
         for word in ("one", "two"):
             with trio.fail_after(20):
-                async with service.console_stream("svc", 0, 0) as chunks:
-                    await service.console_write("svc", 0, f"echo {word}$((1+1))\n".encode())
+                async with service.guests.console_stream("svc", 0, 0) as chunks:
+                    await service.guests.console_write("svc", 0, f"echo {word}$((1+1))\n".encode())
                     seen = b""
                     async for _, data in chunks:
                         seen += data
@@ -326,7 +332,7 @@ async def test_the_console_answers_and_survives_its_worker() -> None:
             await keeper.kill_worker()
         keeper.close()
         with pytest.raises(NotFound):
-            await service.console_write("svc", 7, b"x")
+            await service.guests.console_write("svc", 7, b"x")
 
 
 async def test_a_guest_with_everything_is_adopted() -> None:
@@ -338,12 +344,12 @@ async def test_a_guest_with_everything_is_adopted() -> None:
             killed_service(paths, spec, after="started", ready=True, full=True),
             lab(paths, hardware=WorkerHardware(), network=True) as service,
         ):
-            view = await service.get("svc")
+            view = await service.machines.get("svc")
             assert view.is_ready and view.address is not None
             assert await succeed(service, "echo still here") == "still here\n"
-            assert (await service.display("svc").screenshot()).startswith(b"\x89PNG")
+            assert (await service.guests.display("svc").screenshot()).startswith(b"\x89PNG")
             await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
-            assert (await service.stop("svc", 20)).exit_reason is ExitReason.STOPPED
+            assert (await service.machines.stop("svc", 20)).exit_reason is ExitReason.STOPPED
         assert traces(paths) == before
 
 
@@ -356,12 +362,12 @@ async def test_a_service_killed_at_any_moment_of_a_start_leaves_nothing_lost(del
             killed_service(paths, FULL, after="defined", full=True, delay_s=delay_s),
             lab(paths, hardware=WorkerHardware(), network=True) as service,
         ):
-            if (await service.get("svc")).state is VmState.RUNNING:
-                await service.wait("svc", "ready", 60)
+            if (await service.machines.get("svc")).state is VmState.RUNNING:
+                await service.machines.wait("svc", "ready", 60)
                 assert await succeed(service, "echo alive") == "alive\n"
-                await service.kill("svc")
+                await service.machines.kill("svc")
             assert traces(paths) == before
-            await service.remove("svc")
+            await service.machines.remove("svc")
 
 
 async def test_failed_starts_leave_nothing_and_say_why() -> None:
@@ -378,22 +384,22 @@ async def test_failed_starts_leave_nothing_and_say_why() -> None:
         ]
         for spec, kind, message in cases:
             with pytest.raises(kind, match=message):
-                await service.define(spec)
-                await service.start("svc")
+                await service.machines.define(spec)
+                await service.machines.start("svc")
             assert traces(paths) | links() == before
-            if await service.list():
-                view = await service.get("svc")
+            if await service.machines.list():
+                view = await service.machines.get("svc")
                 assert (view.state, view.exit_reason) == (VmState.FAILED, ExitReason.START_FAILED)
-                await service.remove("svc")
+                await service.machines.remove("svc")
 
-        await service.define(VmSpec(name="svc"))
+        await service.machines.define(VmSpec(name="svc"))
         tpm = paths.vm_state("svc") / "tpm"
         tpm.mkdir(parents=True)
         (tpm / "tpm2-00.permall").write_bytes(b"damaged")
         with pytest.raises(GuestGone, match="TPM"):
-            await service.start("svc")
+            await service.machines.start("svc")
         assert traces(paths) | links() == before
-        await service.remove("svc")
+        await service.machines.remove("svc")
 
 
 async def test_a_busy_tap_is_told_with_its_holder() -> None:
@@ -403,9 +409,9 @@ async def test_a_busy_tap_is_told_with_its_holder() -> None:
             await running(service, VmSpec(name="svc", tpm=False))
             async with lab(others, hardware=WorkerHardware(), network=True, bridge="raytest1") as other:
                 before = traces(others)
-                await other.define(VmSpec(name="svc", tpm=False))
+                await other.machines.define(VmSpec(name="svc", tpm=False))
                 with pytest.raises(Busy, match=r"tap ray-svc-0 is in use by process \d+"):
-                    await other.start("svc")
+                    await other.machines.start("svc")
                 assert traces(others) == before
 
 

@@ -33,7 +33,7 @@ READ_PCRS = 'for i in $(seq 0 15); do read v </sys/class/tpm/tpm0/pcr-sha256/$i;
 
 async def guest_pcrs(service: Service) -> dict[int, bytes]:
     """The registers as the guest's kernel shows them."""
-    result = await service.exec("a", READ_PCRS, 30)
+    result = await service.guests.exec("a", READ_PCRS, 30)
     lines = result.stdout.decode().splitlines()
     return {int(index): bytes.fromhex(value) for index, value in map(str.split, lines)}
 
@@ -56,12 +56,12 @@ async def test_a_guest_is_measured_boot_after_boot() -> None:
         seen = []
         for round_ in range(3):
             if round_ == 1:
-                await service.reset("a")
-                await service.wait("a", "ready", 60)
+                await service.machines.reset("a")
+                await service.machines.wait("a", "ready", 60)
             elif round_ == 2:
-                await service.stop("a", 20)
-                await service.start("a")
-                await service.wait("a", "ready", 60)
+                await service.machines.stop("a", 20)
+                await service.machines.start("a")
+                await service.machines.wait("a", "ready", 60)
             seen.append(await guest_pcrs(service))
             taken = await client.attest(b"nonce")
             replayed = event_log.replay(taken.log.entries)
@@ -73,7 +73,7 @@ async def test_a_guest_is_measured_boot_after_boot() -> None:
         async with aclosing(service.events(0)) as events:
             states = [event.data["state"] async for event in _until(events, "vm.ready")]
         assert "measured" in states and "failed" not in states
-        await service.stop("a", 20)
+        await service.machines.stop("a", 20)
         assert traces(paths) == before
 
 
@@ -90,7 +90,7 @@ async def test_a_dead_tpm_is_told_and_the_guest_goes_on() -> None:
                         assert "ended with signal 9" in event.data["reason"]
                         break
         assert (await client.status()).state is TpmState.FAILED
-        assert (await service.exec("a", "echo alive", 30)).stdout == b"alive\n"
+        assert (await service.guests.exec("a", "echo alive", 30)).stdout == b"alive\n"
 
 
 async def test_a_verifier_with_the_files_accepts_the_launch() -> None:
@@ -120,8 +120,8 @@ async def test_a_machine_with_a_policy_runs_what_it_names_and_nothing_else(tmp_p
     async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
         before = traces(paths)
         await running(service, spec)
-        tpm = service.tpm("a")
-        assert (await service.exec("a", "cat /sys/class/tpm/tpm0/device/modalias", 30)).stdout
+        tpm = service.guests.tpm("a")
+        assert (await service.guests.exec("a", "cat /sys/class/tpm/tpm0/device/modalias", 30)).stdout
         assert (await tpm.pcrs("0")) == {0: bytes(32)}
         assert await tpm.unseal() == b"for this launch alone"
         with trio.fail_after(30):
@@ -132,23 +132,23 @@ async def test_a_machine_with_a_policy_runs_what_it_names_and_nothing_else(tmp_p
         await tpm.extend("the test", b"t" * 32)
         with pytest.raises(GuestGone, match="the secret stays sealed"):
             await tpm.unseal()
-        await service.stop("a", 20)
-        await service.remove("a")
+        await service.machines.stop("a", 20)
+        await service.machines.remove("a")
 
         bound = msgspec.structs.replace(options, policy=str(tmp_path / "policy.json"), profile=None)
-        await service.define(msgspec.structs.replace(spec, tpm=bound, append="tpm.test=2"))
+        await service.machines.define(msgspec.structs.replace(spec, tpm=bound, append="tpm.test=2"))
         with pytest.raises(RayosError, match=r"tpm\.test=2.*the guest is not started"):
-            await service.start("a")
-        await service.remove("a")
-        await service.define(msgspec.structs.replace(spec, tpm=bound))
-        await service.start("a")
-        await service.wait("a", "ready", 60)
-        assert await service.tpm("a").unseal() == b"for this launch alone"
-        await service.stop("a", 20)
-        await service.remove("a")
+            await service.machines.start("a")
+        await service.machines.remove("a")
+        await service.machines.define(msgspec.structs.replace(spec, tpm=bound))
+        await service.machines.start("a")
+        await service.machines.wait("a", "ready", 60)
+        assert await service.guests.tpm("a").unseal() == b"for this launch alone"
+        await service.machines.stop("a", 20)
+        await service.machines.remove("a")
         wrong = msgspec.structs.replace(bound, profile="seed")
-        await service.define(msgspec.structs.replace(spec, tpm=wrong))
+        await service.machines.define(msgspec.structs.replace(spec, tpm=wrong))
         with pytest.raises(RayosError, match="was made for 'host-reserved'"):
-            await service.start("a")
-        await service.remove("a")
+            await service.machines.start("a")
+        await service.machines.remove("a")
         assert traces(paths) == before

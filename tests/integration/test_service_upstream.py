@@ -65,7 +65,7 @@ def uplink(tmp_path: Path) -> Iterator[Callable[[], str]]:
 
 async def succeed(service: Service, command: str) -> str:
     """Returns the output of a command in the guest; it must end with status 0."""
-    result = await service.exec("up", command, 30)
+    result = await service.guests.exec("up", command, 30)
     assert result.exit_status == 0, result
     return result.stdout.decode()
 
@@ -88,36 +88,36 @@ async def test_a_guest_has_an_upstream_address_and_keeps_it_over_the_service(
         async with lab(paths, hardware=WorkerHardware(), network=True, keep=True) as service:
             with pytest.raises(Busy, match="there is no link nowhere"):
                 wrong = VmSpec(name="up", net=Net(address="upstream", bridge="nowhere"))
-                await service.define(wrong)
-                await service.start("up")
-            await service.remove("up")
+                await service.machines.define(wrong)
+                await service.machines.start("up")
+            await service.machines.remove("up")
             await running(service, GUEST)
-            view = await service.get("up")
+            view = await service.machines.get("up")
             assert view.address is not None and view.address.startswith("10.99.0.")
             assert f"inet {view.address}/24" in await succeed(service, "ip -4 address show eth0")
             resolv = (await succeed(service, "cat /etc/resolv.conf")).splitlines()
             assert resolv == ["search up.example", "nameserver 10.99.0.53"]
             await succeed(service, "ping -c 1 -W 5 10.99.0.1")
-            listed = [one for one in await service.leases() if one["state"] == "upstream"]
+            listed = [one for one in await service.dhcp.leases() if one["state"] == "upstream"]
             assert [(one["address"], one["mac"]) for one in listed] == [(view.address, view.mac)]
             number = await until(service, "upstream.acquired", 0)
-            await service.renew_lease("up")
+            await service.dhcp.renew("up")
             await until(service, "upstream.acquired", number)
-            kinds = [one["kind"] for one in (await service.dhcp_logs("up"))["clients"]["up"]]
+            kinds = [one["kind"] for one in (await service.dhcp.logs("up"))["clients"]["up"]]
             assert kinds == ["DISCOVER", "REQUEST", "REQUEST"]
-            await service.define(bare())
+            await service.machines.define(bare())
             with pytest.raises(Conflict, match="svc has no lease of ours to renew"):
-                await service.renew_lease("svc")
+                await service.dhcp.renew("svc")
         async with lab(paths, hardware=WorkerHardware(), network=True) as service:
             await until(service, "upstream.acquired", 0)
-            assert (await service.get("up")).address == view.address
-            status = (await service.dhcp_status())["upstream"]["up"]
+            assert (await service.machines.get("up")).address == view.address
+            status = (await service.dhcp.status())["upstream"]["up"]
             assert (status["state"], status["address"]) == ("bound", f"{view.address}/24")
             # The guest renews with us what it believes to be the upstream server's.
             await succeed(service, "kill -USR1 $(pidof udhcpc)")
             await until(service, "dhcp.bound", 0)
-            await service.kill("up")
-            await service.remove("up")
+            await service.machines.kill("up")
+            await service.machines.remove("up")
             assert not list((paths.state / "upstream").iterdir())
     log = uplink()
     assert "client provides name: up" in log

@@ -29,6 +29,7 @@ from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
 from rayos_vmm.service.connections import ConnectionCounts
 from rayos_vmm.shared.timed import Span, cut
+from tests.framework.network import FixedNetwork
 
 
 class MemoryTpm:
@@ -152,7 +153,9 @@ class MemoryService:
     """Machines are views; a console says back what it is told; `exec` returns its own command."""
 
     def __init__(self) -> None:
-        self.machines: dict[str, VmView] = {}
+        #: One object stands for each noun of the service.
+        self.machines = self.guests = self.dhcp = self
+        self.vms: dict[str, VmView] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.consoles: dict[tuple[str, int], History] = {}
         self.inputs: dict[str, MemoryInput] = {}
@@ -165,7 +168,7 @@ class MemoryService:
         self.one_tpm = MemoryTpm()
         self.gatekeeper = Everybody()
         self.connections = ConnectionCounts()
-        self.firewall = Firewall(lambda: IPv4Network("10.0.0.0/24"))
+        self.firewall = Firewall(FixedNetwork(IPv4Network("10.0.0.0/24")))
         self.clients = 0
         self.nobody = trio.Event()
         self.cancelled = trio.Event()
@@ -174,22 +177,22 @@ class MemoryService:
         return {"version": "0", "event_seq": self.log.last}
 
     def _find(self, name: str) -> VmView:
-        if name not in self.machines:
+        if name not in self.vms:
             raise NotFound(f"there is no machine {name!r}", hint="`rayos ps` lists them")
-        return self.machines[name]
+        return self.vms[name]
 
     def _become(self, name: str, state: VmState) -> VmView:
-        self.machines[name] = msgspec.structs.replace(self._find(name), state=state)
+        self.vms[name] = msgspec.structs.replace(self._find(name), state=state)
         self.log.publish("vm.state", name, state=str(state))
-        return self.machines[name]
+        return self.vms[name]
 
     async def define(self, spec: VmSpec) -> VmView:
-        if spec.name in self.machines:
+        if spec.name in self.vms:
             raise Conflict(f"the name {spec.name!r} is taken")
-        self.machines[spec.name] = VmView(spec=spec, state=VmState.DEFINED)
+        self.vms[spec.name] = VmView(spec=spec, state=VmState.DEFINED)
         for port in range(3):
             self.consoles[spec.name, port] = History()
-        return self.machines[spec.name]
+        return self.vms[spec.name]
 
     async def start(self, name: str) -> VmView:
         return self._become(name, VmState.RUNNING)
@@ -212,13 +215,13 @@ class MemoryService:
 
     async def remove(self, name: str) -> None:
         self._find(name)
-        del self.machines[name]
+        del self.vms[name]
 
     async def get(self, name: str) -> VmView:
         return self._find(name)
 
     async def list(self) -> Any:
-        return list(self.machines.values())
+        return list(self.vms.values())
 
     async def console_write(self, name: str, port: int, data: bytes) -> None:
         self.consoles[name, port].write(data)
@@ -303,10 +306,10 @@ class MemoryService:
     async def leases(self) -> Any:
         return [{"address": address} for address in self.addresses]
 
-    async def dhcp_status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         return {"serving": True, "leases": {"bound": len(self.addresses)}, "counters": {}}
 
-    async def dhcp_logs(self, name: str | None = None) -> dict[str, Any]:
+    async def logs(self, name: str | None = None) -> dict[str, Any]:
         if name is not None:
             self._find(name)
         asked = {"at": 2.0, "port": "ray-dev-0", "mac": "52:59:00:00:00:01", "xid": 7, "request": "DISCOVER"}
@@ -314,11 +317,11 @@ class MemoryService:
         sent = {"at": 1.0, "xid": 8, "kind": "REQUEST", "attempts": 2, "outcome": "answered"}
         return {"server": [{**asked, **said}], "clients": {"dev": [sent]}}
 
-    async def renew_lease(self, name: str) -> None:
+    async def renew(self, name: str) -> None:
         self._find(name)
         self.renewed.append(name)
 
-    async def release_lease(self, address: str) -> None:
+    async def release(self, address: str) -> None:
         if address not in self.addresses:
             raise NotFound(f"nobody has a lease for {address}")
         self.addresses.remove(address)

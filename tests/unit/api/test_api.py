@@ -134,7 +134,7 @@ async def test_one_writes_and_the_others_watch_until_they_take_over(tmp_path: Pa
         assert kept[0].offset == 0 and all(piece.time > 1e9 for piece in kept)
         async with client.console_pieces("dev", 0, since=3, follow=True) as pieces:
             assert (await anext(pieces)).data == b"two"
-            await service.console_write("dev", 0, b"three")
+            await service.guests.console_write("dev", 0, b"three")
             assert (await anext(pieces)).data == b"three"
 
 

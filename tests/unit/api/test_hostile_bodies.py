@@ -46,7 +46,7 @@ async def test_a_hostile_body_is_refused(case: str, tmp_path: Path) -> None:
             expected,
             ["code", "hint", "message"],
         )
-        assert service.machines == {}
+        assert service.vms == {}
         assert await client.machines() == []
 
 

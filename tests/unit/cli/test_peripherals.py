@@ -85,7 +85,7 @@ async def test_input_is_used_recorded_and_replayed(tmp_path: Path) -> None:
 async def test_consoles_are_listed_and_their_past_has_times(tmp_path: Path) -> None:
     async with open_api(tmp_path) as (client, service):
         await client.create(VmSpec(name="dev"))
-        await service.console_write("dev", 2, b"one\n\xfftwo")
+        await service.guests.console_write("dev", 2, b"one\n\xfftwo")
         async with client.console("dev", 0):
             listed = (await rayos(tmp_path, "console", "dev", "--list")).stdout
             assert "process" in listed and listed.splitlines()[0].split()[:2] == ["PORT", "NAME"]

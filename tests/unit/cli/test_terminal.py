@@ -126,7 +126,7 @@ async def test_the_end_of_the_guest_ends_the_command(tmp_path: Path) -> None:
     async with at_the_console(tmp_path) as (screen, service):
         screen.press(b"x")
         await screen.until(b"x")
-        await service.stop("dev")
+        await service.machines.stop("dev")
         with trio.fail_after(LIMIT_S):
             assert await screen.process.wait() == 0
 

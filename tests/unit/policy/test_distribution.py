@@ -92,9 +92,11 @@ Worker = Callable[[trio.socket.SocketType, int], Awaitable[None]]
 
 
 @asynccontextmanager
-async def workers(directory: Path, **behave: Worker) -> AsyncIterator[Broadcaster]:
+async def workers(
+    directory: Path, prepare: Callable[[str], Awaitable[None]] | None = None, **behave: Worker
+) -> AsyncIterator[Broadcaster]:
     """Sockets that behave as told when the n-th connection comes, and a broadcaster that knows them."""
-    broadcaster = Broadcaster(Distribution(1))
+    broadcaster = Broadcaster(Distribution(1), prepare)
 
     async def live(worker: Worker, sock: trio.socket.SocketType, count: int) -> None:
         with sock, suppress(OSError):
@@ -196,8 +198,7 @@ async def test_who_has_to_be_prepared_is_told_afterwards_and_again_when_it_fails
             raise Busy("not now")
         assert told == [1]
 
-    async with workers(tmp_path, a=worker) as broadcaster:
-        broadcaster.prepare = prepare
+    async with workers(tmp_path, prepare, a=worker) as broadcaster:
         await until(broadcaster, lambda: broadcaster.distribution.targets["a"].applied == 1)
         broadcaster.announce(2, ["a", "stranger"])
         assert broadcaster.distribution.lagging() == ["a"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from rayos_devices.gate import Op
 from rayos_vmm.config.firewall import FirewallRule, OwnedRule
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
-from rayos_vmm.network.firewall import no_zone, own_only
 from rayos_vmm.policy.audit_log import AuditFailed
 from rayos_vmm.policy.authority import Authority, open_authority
 from rayos_vmm.policy.hierarchy import Place
-from rayos_vmm.policy.revisions import KEPT, Revisions, load_book
+from rayos_vmm.policy.revisions import KEPT, InheritedRules, Revisions, load_book
 from rayos_vmm.policy.view import Zone
 from rayos_vmm.service.store import Store, StoreError, open_store
 from tests.unit.policy.test_authority import gate
@@ -26,12 +25,29 @@ from tests.unit.policy.test_authority import gate
 NO_GPU = {"kind": "capability", "deny": ["CAP_GPU"]}
 
 
+class Firewalls:
+    """The machines' firewalls: takes two rules at most."""
+
+    def __init__(self) -> None:
+        self.refreshed: list[str] = []
+
+    def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None:
+        if len(inherited) > 2:
+            raise Invalid(f"{vm}: too many")
+
+    async def refresh(self, vm: str) -> int:
+        self.refreshed.append(vm)
+        return 1
+
+
 @asynccontextmanager
-async def opened(directory: Path) -> AsyncIterator[tuple[Authority, Revisions, Store]]:
+async def opened(
+    directory: Path, firewall: Firewalls | None = None
+) -> AsyncIterator[tuple[Authority, Revisions, Store]]:
     async with open_store(directory / "db") as store:
         book, kept = await load_book(store)
         async with open_authority(store, directory / "audit.log", book=book) as authority:
-            yield authority, Revisions(store, authority, kept), store
+            yield authority, Revisions(store, authority, kept, firewall), store
 
 
 async def test_a_rule_acts_on_the_page_and_is_found_by_the_next_service(tmp_path: Path) -> None:
@@ -163,30 +179,13 @@ async def test_old_revisions_are_forgotten_and_limits_reach_the_quota(tmp_path: 
         assert authority.cap("any", Quota(input_queue=10_000)).input_queue == 997
 
 
-class Firewalls:
-    """The machines' firewalls: takes two rules at most."""
-
-    def __init__(self) -> None:
-        self.merge: Callable[[str, Sequence[OwnedRule]], Sequence[OwnedRule]] = own_only
-        self.zone: Callable[[str], Iterable[str]] = no_zone
-        self.refreshed: list[str] = []
-
-    def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None:
-        if len(inherited) > 2:
-            raise Invalid(f"{vm}: too many")
-
-    async def refresh(self, vm: str) -> int:
-        self.refreshed.append(vm)
-        return 1
-
-
 async def test_firewalls_get_the_rules_of_the_policy_before_their_own(tmp_path: Path) -> None:
     """Only those whose rules change are told; what one machine's firewall cannot take is rejected for all."""
     rule = {"kind": "firewall", "action": "deny", "to": "zone:lab"}
     lab: dict[str, Any] = {"rules": {"one": rule, "early": {**rule, "priority": 5}}}
-    async with opened(tmp_path) as (authority, revisions, _):
-        firewalls = Firewalls()
-        revisions.give_rules_to(firewalls)
+    firewalls = Firewalls()
+    async with opened(tmp_path, firewalls) as (authority, revisions, _):
+        inherited = InheritedRules(authority)
         await revisions.apply({"zone": {"lab": {}}})
         await authority.define("a", ["all"], Place(zone="lab"))
         await authority.define("b", ["all"], Place())
@@ -194,15 +193,15 @@ async def test_firewalls_get_the_rules_of_the_policy_before_their_own(tmp_path: 
         await revisions.apply({"zone": {"lab": lab}})
         assert firewalls.refreshed == ["a"]
         own = [OwnedRule("vm:a", FirewallRule(name="mine", action="allow"))]
-        merged = firewalls.merge("a", own)
+        merged = inherited.merge("a", own)
         assert [(owned.origin, owned.rule.name) for owned in merged] == [
             ("zone:lab", "early"),
             ("zone:lab", "one"),
             ("vm:a", "mine"),
         ]
-        assert firewalls.merge("b", own) == own and firewalls.zone("zone:lab") == ["a"]
+        assert inherited.merge("b", own) == own and inherited.members("zone:lab") == ["a"]
         with pytest.raises(Invalid, match="there is no zone:x"):
-            firewalls.zone("zone:x")
+            inherited.members("zone:x")
         with pytest.raises(Invalid, match="a: too many"):
             await revisions.apply({"zone": {"lab": {"rules": {**lab["rules"], "three": rule}}}})
         assert revisions.book.revision == 2

@@ -29,6 +29,7 @@ from rayos_vmm.shared.addresses import AddressPage, AddressView
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
 from rayos_vmm.worker.reports import VerdictWatch
+from tests.framework.network import FixedNetwork
 from tests.framework.target import Stepped
 from tests.unit.devices.test_net_filter import udp4
 from tests.unit.net.frames import ether, udp
@@ -97,7 +98,7 @@ def rule(name: str, action: str = "allow", **fields: Any) -> FirewallRule:
 
 @pytest.fixture
 def firewall() -> Firewall:
-    made = Firewall(lambda: SUBNET, host=lambda: [UPLINK])
+    made = Firewall(FixedNetwork(SUBNET), host=lambda: [UPLINK])
     made.define("a", FirewallConfig(), MAC)
     made.define("b", FirewallConfig(), OTHER)
     return made
@@ -149,14 +150,21 @@ async def test_rules_name_machines_and_follow_their_leases(firewall: Firewall, t
         nursery.cancel_scope.cancel()
 
 
-async def test_merged_rules_keep_their_origins(firewall: Firewall, tmp_path: Path) -> None:
-    """Rules that a policy puts before and behind a machine's own are told apart by whose they are."""
+class NoMail:
+    """A policy that denies mail, and has a zone."""
 
-    def merge(vm: str, own: Sequence[OwnedRule]) -> Sequence[OwnedRule]:
+    def merge(self, vm: str, own: Sequence[OwnedRule]) -> Sequence[OwnedRule]:
         return [OwnedRule("host", rule("no-smtp", "deny", direction="out", protocol="tcp", ports=25)), *own]
 
-    firewall.merge = merge
-    firewall.zone = lambda word: {"zone:web": ["b"]}[word]
+    def members(self, word: str) -> list[str]:
+        return {"zone:web": ["b"]}[word]
+
+
+async def test_merged_rules_keep_their_origins(tmp_path: Path) -> None:
+    """Rules that a policy puts before and behind a machine's own are told apart by whose they are."""
+    firewall = Firewall(FixedNetwork(SUBNET), inherited=NoMail())
+    firewall.define("a", FirewallConfig(), MAC)
+    firewall.define("b", FirewallConfig(), OTHER)
     firewall.bind(MAC, GUEST)
     firewall.bind(OTHER, PEER)
     assert (
@@ -189,7 +197,7 @@ async def test_rules_are_in_force_when_set_rules_returns(firewall: Firewall, tmp
 async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -> None:
     """A killed worker's successor judges by what its predecessor was told, and a new service counts on from there."""
     memory = os.memfd_create("state")
-    first = Firewall(lambda: SUBNET)
+    first = Firewall(FixedNetwork(SUBNET))
     first.define("a", FirewallConfig(), MAC)
     judge = await start(first, "a", tmp_path / "a", store=StateStore(memory, 1 << 16))
     await first.attach("a", tmp_path / "a", Worker(judge))
@@ -200,8 +208,7 @@ async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -
     assert successor.settings == judge.settings
     assert successor.explain(f"udp {GUEST}:1 > {HOST}:53")["rule"] == "no"
 
-    second = Firewall(lambda: SUBNET)
-    second.leases = lambda mac: [GUEST] if mac == MAC else []
+    second = Firewall(FixedNetwork(SUBNET, {MAC: [GUEST]}))
     second.define("a", FirewallConfig(rules=[rule("yes", to=HOST)]), MAC)
     await second.attach("a", tmp_path / "a", Worker(judge))
     assert judge.settings.revision > successor.settings.revision

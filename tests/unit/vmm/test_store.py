@@ -6,7 +6,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
+import trio
 
 from rayos_vmm.config.spec import Disk, VmSpec
 from rayos_vmm.host.process import ProcessId
@@ -28,6 +30,24 @@ async def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
         await store.save(Record(spec=VmSpec(name="b"), uuid="v"))
         await store.delete("b")
         await store.delete("never")
+    async with open_store(tmp_path / "db") as store:
+        assert await store.load() == ([record], {})
+
+
+async def test_a_record_is_written_when_it_has_changed(tmp_path: Path) -> None:
+    """Saving what is on disk already costs no write; what is saved while another write is under way is not lost."""
+    record = Record(spec=VmSpec(name="a"), uuid="u")
+    async with open_store(tmp_path / "db") as store:
+        await store.save(record)
+        before = store._connection.total_changes
+        await store.save(record)
+        assert store._connection.total_changes == before
+        async with trio.open_nursery() as nursery:
+            for state in (VmState.STARTING, VmState.RUNNING, VmState.DEFINED):
+                record.state = state
+                nursery.start_soon(store.save, msgspec.structs.replace(record))
+        await store.delete("a")
+        await store.save(record)
     async with open_store(tmp_path / "db") as store:
         assert await store.load() == ([record], {})
 
