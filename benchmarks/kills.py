@@ -164,7 +164,7 @@ class Soak:
                 self.adopted.add(view.spec.name)
 
     async def mend(self, kind: str, name: str) -> None:
-        """What the next kill needs: a machine that failed runs again, a parent is replaced by the next start."""
+        """Prepares the next kill: a machine that failed runs again, the next start replaces a parent."""
         if kind in TPM or kind in PARENTS:
             await self.client.act(name, "kill")
         if kind in TPM or kind in PARENTS or kind in FATAL:
