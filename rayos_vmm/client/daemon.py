@@ -24,6 +24,7 @@ from rayos_vmm.contract.answers import Error, ErrorBody
 from rayos_vmm.paths import Paths, default_paths, private
 
 READY: Final = b"ready\n"
+KEEP: Final = b"k"
 START_TIMEOUT_S: Final = 30.0
 
 
@@ -70,9 +71,15 @@ async def _read_report(fd: int) -> bytes:
     return bytes(report)
 
 
-def spawn_daemon(paths: Paths, arguments: list[str], report_fd: int) -> subprocess.Popen[bytes]:
-    """Starts `rayos serve` in a session of its own; it inherits the environment and `report_fd` alone."""
+def spawn_daemon(
+    paths: Paths, arguments: list[str], report_fd: int, owner_fd: int = -1
+) -> subprocess.Popen[bytes]:
+    """Starts `rayos serve` in a session of its own; it inherits the environment and these descriptors alone."""
     paths.create()
+    inherited = [report_fd]
+    if owner_fd >= 0:
+        inherited.append(owner_fd)
+        arguments = ["--owner-fd", str(owner_fd), *arguments]
     command = [
         sys.executable,
         "-P",
@@ -89,22 +96,26 @@ def spawn_daemon(paths: Paths, arguments: list[str], report_fd: int) -> subproce
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(report_fd,),
+            pass_fds=inherited,
             start_new_session=True,
             cwd="/",
             env={**os.environ, **_environment(paths)},
         )
 
 
-async def start_daemon(paths: Paths, arguments: list[str]) -> subprocess.Popen[bytes]:
+async def start_daemon(paths: Paths, arguments: list[str], *, owner_fd: int = -1) -> subprocess.Popen[bytes]:
     """A new daemon whose socket answers.
+
+    Args:
+        owner_fd: the reading end of a pipe. When its last writer is gone, the daemon ends with all its machines and
+            removes the directory that holds its state; a byte in it (`KEEP`) lets the daemon live on.
 
     Raises:
         RayosError: why it could not start.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
-        process = spawn_daemon(paths, arguments, writer)
+        process = spawn_daemon(paths, arguments, writer, owner_fd)
     finally:
         os.close(writer)
     report = b""

@@ -22,7 +22,7 @@ import trio
 
 from rayos_vmm.config.host import check_host, check_shape, read_host
 from rayos_vmm.config.spec import VmSpec
-from rayos_vmm.errors import Conflict, GuestGone, Invalid, RayosError, Timeout_
+from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 from rayos_vmm.events import EventLog
 from rayos_vmm.machine.build import Dependencies, end_orphans
 from rayos_vmm.machine.lifecycle import LifeEvent
@@ -185,6 +185,17 @@ class Machines:
         machine.evidence.asked = ExitReason.KILLED
         machine.start_scope.cancel()
         return await self._end(machine)
+
+    async def end_all(self) -> None:
+        """Ends every machine at once and removes it: whoever they were for is gone."""
+        async with trio.open_nursery() as nursery:
+            for machine in self._registry.all():
+                nursery.start_soon(self._end_and_remove, machine.name)
+
+    async def _end_and_remove(self, name: str) -> None:
+        for act in (self.kill, self.remove):
+            with suppress(Conflict, NotFound, Timeout_):  # it had ended, or is gone
+                await act(name)
 
     async def pause(self, name: str) -> VmView:
         """Stops the guest's processors; the guest does not notice.

@@ -1,23 +1,27 @@
 """A daemon of one's own: private directories and bridge, gone without a trace at the end.
 
+It lives for this process: when that dies, however it does, the daemon ends its machines, removes its files and ends.
+
 Invariant: nothing of it is shared with the user's daemon but the cache of kernels and QEMU.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from rayos_vmm.client.client import Client
-from rayos_vmm.client.daemon import log_path, start_daemon
+from rayos_vmm.client.daemon import KEEP, log_path, start_daemon
 from rayos_vmm.errors import RayosError
 from rayos_vmm.paths import Paths, default_paths
 from rayos_vmm.testing.leftovers import session_mark, unique_name
@@ -37,6 +41,7 @@ class PrivateDaemon:
     paths: Paths
     process: subprocess.Popen[bytes]
     bridge: str
+    owner_fd: int
     kept: list[str] = field(default_factory=list)
 
     @property
@@ -71,8 +76,15 @@ def _start(directory: Path) -> PrivateDaemon:
     bridge = directory.name
     config = directory / "rayos.toml"
     config.write_text(f'[service]\nbridge = "{bridge}"\n')
-    process = trio.run(start_daemon, paths, ["--config", str(config)])
-    return PrivateDaemon(paths, process, bridge)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        process = trio.run(partial(start_daemon, paths, ["--config", str(config)], owner_fd=reader))
+    except BaseException:
+        os.close(writer)
+        raise
+    finally:
+        os.close(reader)
+    return PrivateDaemon(paths, process, bridge, writer)
 
 
 def _end(daemon: PrivateDaemon) -> None:
@@ -107,12 +119,15 @@ def open_private_daemon() -> Iterator[PrivateDaemon]:
     with ExitStack() as clean_up:
         clean_up.callback(shutil.rmtree, directory, ignore_errors=True)
         daemon = _start(directory)
+        clean_up.callback(os.close, daemon.owner_fd)
         clean_up.callback(_end, daemon)
         try:
             yield daemon
         finally:
             if daemon.kept:
                 daemon.process.returncode = 0  # it lives on without us
+                os.write(daemon.owner_fd, KEEP)
+                os.close(daemon.owner_fd)
                 clean_up.pop_all()
 
 
