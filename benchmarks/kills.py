@@ -158,7 +158,7 @@ class Soak:
             config = ["--config", str(self.paths.state.parent / "rayos.toml")]
             process = await start_daemon(self.paths, config)
             self.pid = process.pid
-            self.daemon = PrivateDaemon(self.paths, process, self.daemon.bridge)
+            self.daemon = PrivateDaemon(self.paths, process, self.daemon.bridge, self.daemon.owner_fd)
             for view in await self.client.machines():
                 await self.client.wait(view.spec.name, "running", timeout_s=LIMIT_S)
                 self.adopted.add(view.spec.name)

@@ -22,7 +22,9 @@ async def test_waits(guest_factory):
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "kind", (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGINT), ids=lambda kind: kind.name
+)
 def test_a_session_that_is_killed_leaves_nothing(pytester: pytest.Pytester, kind: signal.Signals) -> None:
     """No process, no bridge, no directory of the session is there afterwards."""
     before = Leftovers.now()
