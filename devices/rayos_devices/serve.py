@@ -28,15 +28,11 @@ from pathlib import Path
 from typing import Final
 
 from rayos_devices.backend import Backend
-from rayos_devices.blk.backend import BlkBackend
-from rayos_devices.blk.nbd import NbdPort
 from rayos_devices.bucket import TokenBucket
 from rayos_devices.errors import DeviceError
+from rayos_devices.kind import DeviceOptions, Front
+from rayos_devices.kinds import KINDS
 from rayos_devices.loop import Loop
-from rayos_devices.net.backend import NetBackend
-from rayos_devices.net.port import EchoPort, NetPort, SinkPort, join_ports, open_tap, tap_ports
-from rayos_devices.net.stream import StreamPort
-from rayos_devices.standard_io import join_events, join_terminal
 from rayos_devices.vhost_user.connection import Connection
 from rayos_devices.vhost_user.lost_memory import LostMemory
 
@@ -134,14 +130,11 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-def front(
-    arguments: argparse.Namespace, backend: Backend, loop: Loop, listening: socket.socket
-) -> Listener | NbdPort | StreamPort:
+def front(arguments: argparse.Namespace, backend: Backend, loop: Loop, listening: socket.socket) -> Front:
     """Serves a backend on its socket: to vhost-user frontends, or to whom was asked for in their place."""
-    if isinstance(backend, BlkBackend) and arguments.nbd:
-        return NbdPort(backend, listening, loop)
-    if isinstance(backend, NetBackend) and arguments.stream:
-        return StreamPort(backend, listening, loop)
+    accept = KINDS[arguments.device].accept
+    if arguments.accepts and accept is not None:
+        return accept(backend, DeviceOptions(name=backend.name), [listening], loop)[0]
     return Listener(backend, loop, listening)
 
 
@@ -149,63 +142,7 @@ def build_all(arguments: argparse.Namespace, loop: Loop) -> list[tuple[Path, Bac
     """Builds the backends that the command line describes, and says where each is served. Errors: DeviceError,
     OSError.
     """
-    if arguments.device == "net" and arguments.join:
-        cables = [join_ports() for _ in range(arguments.queues)]
-        return [
-            (path, NetBackend(f"net{end}", loop, *ports, rate_bytes_per_second=arguments.rate))
-            for end, (path, ports) in enumerate(
-                zip((arguments.socket, arguments.join), zip(*cables, strict=True), strict=True)
-            )
-        ]
-    return [(arguments.socket, build(arguments, loop))]
-
-
-def build(arguments: argparse.Namespace, loop: Loop) -> Backend:
-    """One backend. Errors: DeviceError, OSError."""
-    match arguments.device:
-        case "blk":
-            from rayos_devices.blk.store import RawStore
-
-            mode = os.O_RDONLY if arguments.read_only else os.O_RDWR
-            image = os.open(arguments.image, mode | os.O_CLOEXEC)
-            store = RawStore(image, read_only=arguments.read_only, is_direct=arguments.direct)
-            poll_ns = int(arguments.poll_us * 1000)
-            return BlkBackend(
-                "blk", loop, store, serial=arguments.serial, queues=arguments.queues, poll_ns=poll_ns
-            )
-        case "net":
-            return NetBackend("net", loop, *_ports(arguments), rate_bytes_per_second=arguments.rate)
-        case "gpu":
-            from rayos_devices.gpu.backend import GpuBackend
-
-            width, height = arguments.mode
-            return GpuBackend("gpu", loop, width=width, height=height, scanouts=arguments.scanouts)
-        case "input":
-            from rayos_devices.input.backend import InputBackend
-
-            device = InputBackend("input", loop, arguments.kind)
-            join_events(device, loop)
-            return device
-        case _:
-            from rayos_devices.console.backend import ConsoleBackend
-            from rayos_devices.console.port import PortSpec
-
-            console = ConsoleBackend("console", loop, ports=[PortSpec("console", is_console=True)])
-            join_terminal(console, loop)
-            return console
-
-
-def _ports(arguments: argparse.Namespace) -> Sequence[NetPort]:
-    if arguments.tap:
-        return tap_ports(open_tap(arguments.tap, arguments.queues))
-    return [EchoPort() if arguments.echo else SinkPort() for _ in range(arguments.queues)]
-
-
-def _mode(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a mode: such as 1920x1080")
-    return int(width), int(height)
+    return KINDS[arguments.device].serve(arguments, loop)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -213,45 +150,11 @@ def parser() -> argparse.ArgumentParser:
         prog="rayos device serve", description="Serve one virtio device over vhost-user."
     )
     devices = top.add_subparsers(dest="device", required=True)
-    for name in ("blk", "net", "gpu", "input", "console"):
-        device = devices.add_parser(name)
+    for kind in KINDS.values():
+        device = devices.add_parser(kind.name, help=kind.summary)
         device.add_argument("--socket", type=Path, required=True, help="unix socket to listen on")
-        if name == "blk":
-            device.add_argument("--image", type=Path, required=True, help="raw file or block device")
-            device.add_argument("--read-only", action="store_true")
-            device.add_argument("--nbd", action="store_true", help="speak NBD, not vhost-user")
-            device.add_argument("--direct", action="store_true", help="past the page cache (O_DIRECT)")
-            device.add_argument("--serial", default="", help="up to 20 bytes")
-            device.add_argument("--queues", type=int, choices=range(1, 17), default=1, metavar="1..16")
-        elif name == "net":
-            port = device.add_mutually_exclusive_group(required=True)
-            port.add_argument("--tap", help="name of the tap to create or attach to")
-            device.add_argument(
-                "--stream", action="store_true", help="speak QEMU's -netdev stream, not vhost-user"
-            )
-            port.add_argument("--echo", action="store_true", help="send every frame back")
-            port.add_argument("--sink", action="store_true", help="take every frame")
-            port.add_argument("--join", type=Path, help="socket of a second device: each other's network")
-            device.add_argument(
-                "--queues", type=int, choices=range(1, 17), default=1, metavar="1..16", help="pairs"
-            )
-            device.add_argument(
-                "--rate", type=float, help="bytes a second, each direction; default unbounded"
-            )
-        elif name == "gpu":
-            device.add_argument(
-                "--mode", type=_mode, default=(1280, 800), metavar="WxH", help="such as 1920x1080"
-            )
-            device.add_argument("--scanouts", type=int, choices=range(1, 17), default=1, metavar="1..16")
-        elif name == "input":
-            kinds = ("keyboard", "mouse", "tablet", "touch")
-            device.add_argument(
-                "--kind", choices=kinds, default="keyboard", help="events: JSON on standard input"
-            )
-        if name in ("blk", "net"):
-            device.add_argument(
-                "--poll-us", type=float, default=0.0, help="look for work so long before sleeping; default 0"
-            )
+        device.set_defaults(accepts=False)
+        kind.add_serve_options(device)
     return top
 
 
@@ -260,8 +163,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     loop = Loop()
-    if arguments.device == "net":
-        loop.set_polling(arguments.poll_us * 1e-6)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     try:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from rayos_devices.kinds import KINDS
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
@@ -48,7 +49,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     quota.add_argument("--memory", help="the GPU's, such as 64MiB, up to what the machine was given")
     quota.add_argument("--queue", type=int, help="input events that may wait, 8 to 1024")
     # `main` has seen `serve` before; here it is for the help and the completion.
-    found["serve"].add_argument("kind", choices=("blk", "net", "gpu", "input", "console"))
+    found["serve"].add_argument("kind", choices=tuple(KINDS))
 
 
 def _path(name: str, *rest: str) -> str:

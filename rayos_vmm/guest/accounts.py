@@ -8,7 +8,6 @@ anew (`machine/limits.py`): after a worker's death its successor knows them by i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -16,60 +15,15 @@ import msgspec
 from rayos_devices.account import Account
 from rayos_devices.levels import Level
 from rayos_devices.limits import Limit
-from rayos_vmm.config.spec import Quota, VmSpec
+from rayos_vmm.config.spec import Quota
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.shared.accounts import AccountReader
+from rayos_vmm.shared.devices import BOUNDS, devices_of
 
 #: Beyond anything that is asked for: what an unbounded limit is compared as.
 _ENDLESS: Final = 10**15 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """Where the specification bounds what a limit does: the field of `Quota`, and its value in the limit's unit."""
-
-    field: str
-    read: Callable[[Quota], int]
-    write: Callable[[int], str | int]
-
-
-def _size(value: int) -> str:
-    return f"{value}B"
-
-
-_BOUNDS: Final[Mapping[str, Mapping[Limit, _Bound | None]]] = {
-    "net": {
-        Limit.RATE: _Bound(
-            "net_rate", lambda quota: quota.net_rate_bits_per_second // 8, lambda v: f"{8 * v}bit/s"
-        )
-    },
-    "disk": {
-        Limit.RATE: _Bound(
-            "disk_rate", lambda quota: quota.disk_rate_bytes_per_second or 0, lambda v: f"{v}B/s"
-        ),
-        Limit.OPERATIONS: _Bound("disk_operations", lambda quota: quota.disk_operations or 0, int),
-        Limit.STORAGE: _Bound("disk", lambda quota: quota.disk_bytes, _size),
-    },
-    "gpu": {Limit.MEMORY: _Bound("gpu_memory", lambda quota: quota.gpu_memory_bytes, _size)},
-    "input": {Limit.QUEUE: _Bound("input_queue", lambda quota: quota.input_queue, int)},
-    "console": {Limit.RATE: None},
-}
-
-
-def device_names(spec: VmSpec) -> list[str]:
-    """The devices that a machine has while it runs."""
-    names = [f"disk{index}" for index in range(len(spec.disks))]
-    names += ["net"] if spec.net.enabled else []
-    names += ["gpu", *spec.input.devices] if spec.gpu.enabled else []
-    return [*names, "console"]
-
-
-def _kind(spec: VmSpec, device: str) -> str:
-    if device in spec.input.devices:
-        return "input"
-    return "disk" if device.startswith("disk") else device
 
 
 class MachineAccounts:
@@ -155,7 +109,7 @@ class MachineAccounts:
         return {"level": reader.level, "samples": reader.metrics(last)}
 
     def _no_device(self, machine: Machine, device: str) -> NotFound:
-        known = ", ".join(device_names(machine.record.spec))
+        known = ", ".join(devices_of(machine.record.spec))
         return NotFound(
             f"{machine.name} has no device {device[:32]!r}; it has {known}", code="no_such_device"
         )
@@ -169,7 +123,7 @@ class MachineAccounts:
             NotFound: there is no such device.
         """
         machine = self._find(name)
-        if device not in device_names(machine.record.spec):
+        if device not in devices_of(machine.record.spec):
             raise self._no_device(machine, device)
         return _limits(machine, device)
 
@@ -202,7 +156,7 @@ class MachineAccounts:
         return _limits(machine, device)
 
     def _check_policy(self, machine: Machine, device: str, limit: Limit, value: int) -> None:
-        bound = _BOUNDS[_kind(machine.record.spec, device)][limit]
+        bound = BOUNDS[devices_of(machine.record.spec)[device]][limit]
         if bound is None:
             return
         wanted = {bound.field: bound.write(value or _ENDLESS)}
@@ -240,13 +194,13 @@ class MachineAccounts:
 
 def _limits(machine: Machine, device: str) -> dict[str, int]:
     spec = machine.record.spec
-    bounds = _BOUNDS[_kind(spec, device)]
+    bounds = BOUNDS[devices_of(spec)[device]]
     own = {limit.value: bound.read(spec.quota) if bound else 0 for limit, bound in bounds.items()}
     return {**own, **machine.record.limits.get(device, {})}
 
 
 def _describe(machine: Machine, device: str, account: Account) -> dict[str, Any]:
-    known = device in device_names(machine.record.spec)
+    known = device in devices_of(machine.record.spec)
     return {
         "vm": machine.name,
         "device": device,

@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import trio
 
 from rayos_vmm.config.spec import VmSpec
@@ -79,10 +79,7 @@ def _devices(
     devices.append(
         Device(kind="console", name="console", ports=("", *spec.console_ports[1:]), chardev=not has_console)
     )
-    return [
-        msgspec.structs.replace(device, packed=spec.packed and device.front == "vhost-user")
-        for device in devices
-    ]
+    return [replace(device, packed=spec.packed and device.front == "vhost-user") for device in devices]
 
 
 def _storage_bytes(quota_bytes: int, disks: Sequence[DiskImage], disk: DiskImage) -> int:
@@ -103,7 +100,7 @@ def _is_bounded(disk: DiskImage, quota_bytes: int) -> bool:
 
 
 def _judged(device: Device, firewall: WorkerFirewall) -> Device:
-    return msgspec.structs.replace(device, firewall=firewall) if device.kind == "net" else device
+    return replace(device, firewall=firewall) if device.kind == "net" else device
 
 
 def _open_disk(disk: DiskImage) -> int:
@@ -225,18 +222,12 @@ class WorkerHardware:
                 if keeper is None:
                     await reader.end(grace_s=READER_GRACE_S)
                 reader.close()
-        has_display = spec.gpu.enabled
-        inputs = spec.input.devices if has_display else ()
         ports = len(spec.console_ports)
         return Plugged(
             slot=identity.slot,
             keeper=ProcessId(keeper.pid, start_time(keeper.pid) or 0),
             readers=tuple(reader.identity for reader in readers),
-            disks=tuple(keeper.socket(f"disk{index}") for index in range(len(disks))),
-            net=keeper.socket("net") if tap_fds else None,
-            gpu=keeper.socket("gpu") if has_display else None,
-            inputs=tuple(keeper.socket(name) for name in inputs),
-            console=keeper.socket("console") if has_console else None,
+            sockets={device.name: keeper.socket(device.name) for device in devices if not device.chardev},
             console_ports=()
             if has_console
             else tuple(keeper.chardev_socket("console", port) for port in range(ports)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -42,12 +42,8 @@ class Plugged:
     keeper: ProcessId | None = None
     readers: tuple[ProcessId, ...] = ()  # of disks that are not raw
     slot: int = -1  # whose users its processes take (`identity`)
-    disks: tuple[Path, ...] = ()
-    net: Path | None = None
-    gpu: Path | None = None
-    inputs: tuple[Path, ...] = ()
-    console: Path | None = None
-    console_ports: tuple[Path, ...] = ()
+    sockets: Mapping[str, Path] = field(default_factory=dict)  # of the vhost-user devices, by name
+    console_ports: tuple[Path, ...] = ()  # in the place of a vhost-user console
     ports: int = 0
 
 

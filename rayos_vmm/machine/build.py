@@ -146,20 +146,13 @@ async def _plug(
 def _reach(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm | None) -> Reach:
     """The files and sockets that QEMU needs, and no others."""
     boot = tpm.boot if tpm else launch.boot
-    sockets = (
-        *plugged.disks,
-        plugged.net,
-        plugged.gpu,
-        *plugged.inputs,
-        plugged.console,
-        *plugged.console_ports,
-    )
+    sockets = (*plugged.sockets.values(), *plugged.console_ports)
     files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom)
     variables = boot.firmware_variables if boot.firmware_kind is FirmwareKind.PFLASH else None
     return Reach(
         read=[*program_directories(launch.argv), *(path.absolute() for path in files if path is not None)],
         write=[machine.runtime / PICTURE, *([] if variables is None else [variables])],
-        sockets=[*(path for path in sockets if path is not None), *([tpm.socket] if tpm else [])],
+        sockets=[*sockets, *([tpm.socket] if tpm else [])],
         devices=[Path("/dev/kvm")] if launch.accelerator == "kvm" else [],
     )
 
@@ -182,11 +175,7 @@ def _start_qemu(machine: Machine, launch: Launch, plugged: Plugged, tpm: Measure
             sockets=Sockets(
                 qmp_fd=qmp.fileno(),
                 line_fds=lines,
-                disks=plugged.disks,
-                net=plugged.net,
-                gpu=plugged.gpu,
-                inputs=plugged.inputs,
-                console=plugged.console,
+                devices=plugged.sockets,
                 console_ports=plugged.console_ports,
             ),
             mac=machine.record.mac or "",

@@ -8,47 +8,38 @@ nothing that it says over QMP is lost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from rayos_devices.kinds import KINDS
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.arch import architecture_of, board_of
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
 from rayos_vmm.qemu.buses import disk_arguments, needs_usb
 from rayos_vmm.qemu.ports import port_arguments
+from rayos_vmm.shared.devices import devices_of
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-CONSOLE_DEVICE: Final = "vhost-user-test-device-pci"
-_CONSOLE_VIRTIO_ID: Final = 3  # VIRTIO 1.3, 5.3: console device
-# VIRTIO 1.3, 5.3.4: cols, rows (le16 each), max_nr_ports, emerg_wr (le32 each).
-_CONSOLE_CONFIG_BYTES: Final = 2 + 2 + 4 + 4
-NETDEV: Final = "nic0"
+#: The name by which QMP knows the card.
+NETDEV: Final = KINDS["net"].qemu.netdev
 
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Where QEMU finds its sockets. None: the machine does not have that device."""
+    """Where QEMU finds its sockets."""
 
     qmp_fd: int  # listening sockets that QEMU inherits
     line_fds: tuple[int, ...]  # of each of `spec.ports.lines`
-    disks: tuple[Path, ...] = ()
-    net: Path | None = None
-    gpu: Path | None = None
-    inputs: tuple[Path, ...] = ()
-    console: Path | None = None  # the vhost-user device
+    devices: Mapping[str, Path] = field(default_factory=dict)  # the vhost-user devices, by name
     console_ports: tuple[Path, ...] = ()  # the fallback: one plain socket for each port
 
 
 def _quote(path: Path) -> str:
     """A path inside a QEMU option: a comma is doubled."""
     return str(path).replace(",", ",,")
-
-
-def _vhost_user(name: str, path: Path) -> list[str]:
-    return ["-chardev", f"socket,id={name},path={_quote(path)}"]
 
 
 def processor(spec: VmSpec, accelerator: str) -> str:
@@ -141,19 +132,12 @@ def _boot(spec: VmSpec, boot: Boot) -> list[str]:
     return arguments
 
 
-def _console(sockets: Sockets, names: Sequence[str], packed: str, *, has_reconnect_ms: bool) -> list[str]:
-    if sockets.console is not None:
-        # VIRTIO 1.3, 5.3.2: a pair for port 0, a control pair, and a pair for every further port.
-        queues = 2 + 2 * len(names)
-        device = (
-            f"{CONSOLE_DEVICE},chardev=console,virtio-id={_CONSOLE_VIRTIO_ID},"
-            f"num_vqs={queues},config_size={_CONSOLE_CONFIG_BYTES}{packed}"
-        )
-        return [*_vhost_user("console", sockets.console), "-device", device]
-    if not sockets.console_ports:
+def _port_devices(paths: Sequence[Path], names: Sequence[str], *, has_reconnect_ms: bool) -> list[str]:
+    """QEMU's own console, whose ports are ours."""
+    if not paths:
         return []
     arguments = ["-device", f"virtio-serial-pci,id=console,max_ports={len(names)}"]
-    for port, path in enumerate(sockets.console_ports):
+    for port, path in enumerate(paths):
         kind = "virtconsole" if port == 0 else "virtserialport"
         # QEMU is the client: it comes back when the worker was replaced.
         again = "reconnect-ms=100" if has_reconnect_ms else "reconnect=1"
@@ -162,40 +146,56 @@ def _console(sockets: Sockets, names: Sequence[str], packed: str, *, has_reconne
     return arguments
 
 
-def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
-    arguments: list[str] = []
-    packed = ",packed=on" if spec.packed else ""
-    for index, (disk, path) in enumerate(zip(spec.disks, sockets.disks, strict=True)):
-        if disk.bus != "virtio":
-            continue
-        arguments += _vhost_user(f"disk{index}", path)
-        queues, bootindex = spec.disk_queues(disk), index + 1
-        arguments += [
-            "-device",
-            f"vhost-user-blk-pci,chardev=disk{index},num-queues={queues},bootindex={bootindex}{packed}",
-        ]
-    arguments += disk_arguments(spec, sockets.disks)
-    if sockets.net is not None:
-        arguments += _vhost_user("net0", sockets.net)
+def _facts(spec: VmSpec, name: str, boot: Boot, mac: str) -> dict[str, object]:
+    """The values for the fields in a kind's `QemuDevice`, of one device."""
+    kind = devices_of(spec)[name]
+    if kind == "blk":
+        index = int(name.removeprefix("disk"))
+        return {"queues": spec.disk_queues(spec.disks[index]), "bootindex": index + 1}
+    if kind == "net":
         pairs = spec.net.queues
         # A vector for each queue, the configuration and the control queue.
-        multi = f",mq=on,vectors={2 * pairs + 2}" if pairs > 1 else ""
-        arguments += ["-netdev", f"vhost-user,id={NETDEV},chardev=net0,queues={pairs}"]
-        arguments += [
-            "-device",
-            f"virtio-net-pci,netdev={NETDEV},mac={mac},host_mtu={spec.net.mtu},romfile={multi}{packed}",
-        ]
-    if sockets.gpu is not None:
+        multiqueue = f",mq=on,vectors={2 * pairs + 2}" if pairs > 1 else ""
+        return {"mac": mac, "mtu": spec.net.mtu, "queues": pairs, "multiqueue": multiqueue}
+    if kind == "gpu":
         vga = architecture_of(spec).vga if boot.needs_vga else None
-        kind = vga or "vhost-user-gpu-pci"
-        arguments += _vhost_user("gpu0", sockets.gpu)
-        outputs = f"max_outputs={spec.gpu.scanouts},xres={spec.gpu.width},yres={spec.gpu.height}"
-        # This wrapper alone offers RING_RESET by itself, and tells its backend nothing of a reset.
-        arguments += ["-device", f"{kind},chardev=gpu0,queue_reset=off,{outputs}{packed}"]
-    for path in sockets.inputs:
-        name = path.stem
-        arguments += [*_vhost_user(name, path), "-device", f"vhost-user-input-pci,chardev={name}{packed}"]
-    return arguments + _console(sockets, spec.console_ports, packed, has_reconnect_ms=has_reconnect_ms)
+        size = {"width": spec.gpu.width, "height": spec.gpu.height}
+        return {"gpu": vga or "vhost-user-gpu-pci", "scanouts": spec.gpu.scanouts, **size}
+    # VIRTIO 1.3, 5.3.2: a pair for port 0 of a console, a control pair, and a pair for every further port.
+    return {"num_vqs": 2 + 2 * len(spec.console_ports)}
+
+
+def _device(spec: VmSpec, name: str, path: Path, facts: Mapping[str, object]) -> list[str]:
+    qemu = KINDS[devices_of(spec)[name]].qemu
+    arguments = ["-chardev", f"socket,id={name},path={_quote(path)}"]
+    link = f"chardev={name}"
+    if qemu.netdev:
+        arguments += [
+            "-netdev",
+            f"vhost-user,id={qemu.netdev},{link},{qemu.netdev_properties}".format(**facts),
+        ]
+        link = f"netdev={qemu.netdev}"
+    words = (qemu.type, link, qemu.properties, "packed=on" if spec.packed else "")
+    return [*arguments, "-device", ",".join(word.format(**facts) for word in words if word)]
+
+
+def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
+    kinds = devices_of(spec)
+    disks = {name: path for name, path in sockets.devices.items() if kinds[name] == "blk"}
+    on_virtio = [name for name, disk in zip(disks, spec.disks, strict=False) if disk.bus == "virtio"]
+    others = [name for name in sockets.devices if name not in disks]
+
+    def of_ours(names: Iterable[str]) -> list[str]:
+        return [
+            word
+            for name in names
+            for word in _device(spec, name, sockets.devices[name], _facts(spec, name, boot, mac))
+        ]
+
+    arguments = [*of_ours(on_virtio), *disk_arguments(spec, list(disks.values())), *of_ours(others)]
+    return arguments + _port_devices(
+        sockets.console_ports, spec.console_ports, has_reconnect_ms=has_reconnect_ms
+    )
 
 
 def ends_at_reset(spec: VmSpec) -> bool:
@@ -233,7 +233,7 @@ def command_line(
         argv: how this QEMU is run (a binary, or a launcher with its arguments).
         accelerator: "kvm" or "tcg".
         boot: what to boot; its paths were checked.
-        mac: of the network card; needed when `sockets.net` is there.
+        mac: of the network card; needed when there is one.
         tpm: the arguments that connect the TPM, from `rayos_tpm.qemu`.
         has_pvpanic: whether this QEMU knows `pvpanic-pci`, by which a guest tells of its panic.
         has_dbus_display: whether a display may be reached by D-Bus (`display_events.py`).
@@ -245,7 +245,7 @@ def command_line(
     if spec.memory_bytes % (1 << 20):
         raise Invalid(f"memory = {spec.memory!r} is not a whole number of MiB, as QEMU needs")
     arguments = [*argv, *_machine(spec, accelerator, boot)]
-    display = "dbus,p2p=yes" if has_dbus_display and sockets.gpu is not None else "none"
+    display = "dbus,p2p=yes" if has_dbus_display and "gpu" in sockets.devices else "none"
     arguments += ["-nodefaults", "-no-user-config", "-display", display, "-vga", "none", "-nic", "none"]
     arguments += ["-sandbox", SANDBOX, "-S"]
     # A reset works as on hardware. A panic stops the guest where it is; the service notes it and ends it.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import msgspec
+
+from rayos_devices.kind import DeviceOptions
 
 
 class Firewall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,52 +28,15 @@ class Firewall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rules: list[dict[str, Any]] = []
 
 
-class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One device. `name` is unique in the VM; the socket for QEMU is `<name>.sock` in the VM's run directory."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device(DeviceOptions):
+    """One device: `kind` is one of `rayos_devices.kinds`; QEMU's socket is `<name>.sock` in the VM's run directory."""
 
-    kind: Literal["blk", "net", "gpu", "input", "console"]
-    name: str
+    kind: str
     #: Packed rings are on offer beside split ones.
     packed: bool = False
-    #: blk: the image.
-    fd: int = -1
-    #: net: the tap's queues, one for each pair of the device's.
-    queue_fds: tuple[int, ...] = ()
-    #: blk
-    read_only: bool = False
-    serial: str = ""
-    #: blk: request queues.
-    queues: int = 1
-    #: blk: the disk's size where that is more than the image's, the logical block that its driver is told, and
-    #: whether flushes stay in the page cache.
-    size_bytes: int = 0
-    block_bytes: int = 512
-    is_unsafe: bool = False
-    #: Who connects: a vhost-user frontend, to the keeper; or QEMU's block layer by NBD (blk) or its `-netdev stream`
-    #: (net), to a socket on which the worker itself accepts.
-    front: Literal["vhost-user", "nbd", "stream"] = "vhost-user"
-    #: net behind a stream
-    mtu: int = 1500
-    #: blk: storage; gpu: memory of all resources. Bytes.
-    quota_bytes: int | None = None
-    #: net, each direction; blk, together.
-    rate_bytes_per_second: float | None = None
-    #: blk
-    operations_per_second: float | None = None
     #: net; None: every frame passes.
     firewall: Firewall | None = None
-    #: input
-    input_kind: Literal["keyboard", "mouse", "tablet", "touch"] = "keyboard"
-    queue_limit: int = 64
-    #: gpu, pixels; modes beside them
-    width: int = 1280
-    height: int = 800
-    modes: tuple[tuple[int, int], ...] = ()
-    scanouts: int = 1
-    #: console: names of the ports; port 0 is the console.
-    ports: tuple[str, ...] = ("",)
-    #: console, where QEMU has no vhost-user console: one `<name>.<port>.sock` a port for its chardevs.
-    chardev: bool = False
 
     @property
     def own_sockets(self) -> tuple[str, ...]:
@@ -78,19 +44,6 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.chardev:
             return tuple(f"{self.name}.{port}.sock" for port in range(len(self.ports)))
         return () if self.front == "vhost-user" else (device_socket(self.name),)
-
-    @property
-    def queue_count(self) -> int:
-        """Virtqueues, which the keeper must know before there is a backend."""
-        match self.kind:
-            case "blk":
-                return self.queues
-            case "console":
-                return 2 + 2 * len(self.ports)  # VIRTIO 1.3, 5.3.2
-            case "net":
-                return 2 * len(self.queue_fds)
-            case _:
-                return 2
 
     @property
     def fds(self) -> list[int]:
@@ -104,9 +57,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         firewall = self.firewall
         if firewall is not None:
             firewall = msgspec.structs.replace(firewall, page_fd=numbers.get(firewall.page_fd, -1))
-        return msgspec.structs.replace(
-            self, fd=numbers.get(self.fd, -1), queue_fds=queue_fds, firewall=firewall
-        )
+        return replace(self, fd=numbers.get(self.fd, -1), queue_fds=queue_fds, firewall=firewall)
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

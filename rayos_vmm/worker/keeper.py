@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from rayos_devices.kinds import KINDS
 from rayos_devices.loop import Loop
 from rayos_devices.serve import listen
 from rayos_devices.vhost_user.relay import Relay
@@ -116,7 +117,9 @@ class Keeper:
             if journals:
                 forget_position(journals[queue])
 
-        return Relay(device.name, device.queue_count, listening, self._loop, connect, forget)
+        return Relay(
+            device.name, KINDS[device.kind].queue_count(device), listening, self._loop, connect, forget
+        )
 
     def _listen_for_worker(self) -> list[list[socket.socket]]:
         return [[listen(self._path(name)) for name in device.own_sockets] for device in self._spec.devices]

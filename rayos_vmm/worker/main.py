@@ -13,19 +13,10 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from rayos_devices.backend import Backend
-from rayos_devices.blk.backend import BlkBackend
-from rayos_devices.blk.nbd import NbdPort
-from rayos_devices.blk.store import RawStore
-from rayos_devices.console.backend import ConsoleBackend
-from rayos_devices.console.chardev import ChardevPort
-from rayos_devices.console.port import PortSpec
 from rayos_devices.gate import Gate
-from rayos_devices.gpu.backend import GpuBackend
-from rayos_devices.input.backend import InputBackend
+from rayos_devices.kind import Surroundings
+from rayos_devices.kinds import KINDS
 from rayos_devices.loop import Loop
-from rayos_devices.net.backend import NetBackend
-from rayos_devices.net.port import tap_ports
-from rayos_devices.net.stream import StreamPort
 from rayos_devices.state import StateStore
 from rayos_devices.vhost_user.connection import Connection
 from rayos_vmm.shared import packet
@@ -35,7 +26,7 @@ from rayos_vmm.shared.spec import Device, Firewall, WorkerSpec
 from rayos_vmm.worker.ceilings import Ceilings
 from rayos_vmm.worker.control import Control
 from rayos_vmm.worker.firewall import PortFirewall, Settings
-from rayos_vmm.worker.memory import DEFAULT_GPU_QUOTA_BYTES, DeviceMemory, map_flows, map_gate, shared_bytes
+from rayos_vmm.worker.memory import DeviceMemory, map_flows, map_gate, shared_bytes
 from rayos_vmm.worker.reports import DenialWatch, VerdictWatch, watch_fullness
 from rayos_vmm.worker.sandbox import Bounds, Mode, Report, confine_worker
 
@@ -62,7 +53,8 @@ class Worker:
         for backend, held in zip(self.backends, memory, strict=True):
             backend.offer_packed(held.journals)
         for device, backend, listening in zip(spec.devices, self.backends, accepting, strict=True):
-            accept(device, backend, listening, self.loop)
+            if listening and (accept := KINDS[device.kind].accept) is not None:
+                accept(backend, device, listening, self.loop)
         link.setblocking(False)
         self.loop.register(link.fileno(), self._link_ready)
         accounts = AccountWriter(spec.accounts_fd, self.backends, self.loop)
@@ -122,79 +114,12 @@ class Worker:
         self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)
 
 
-def accept(device: Device, backend: Backend, listening: list[socket.socket], loop: Loop) -> None:
-    """Serves a device on the sockets that are the worker's own, if it has any."""
-    for index, sock in enumerate(listening):
-        if isinstance(backend, ConsoleBackend):
-            ChardevPort(backend, index, sock, loop)
-        elif isinstance(backend, BlkBackend):
-            NbdPort(backend, sock, loop)
-        elif isinstance(backend, NetBackend):
-            StreamPort(backend, sock, loop, mtu=device.mtu)
-
-
 def build(device: Device, memory: DeviceMemory, loop: Loop, gate: Gate) -> Backend:
     """The backend of one device, in the state its predecessor left; it asks `gate` for each operation."""
     state = memory.store()
-    match device.kind:
-        case "blk":
-            store = RawStore(
-                device.fd,
-                read_only=device.read_only,
-                size_bytes=device.size_bytes,
-                is_unsafe=device.is_unsafe,
-            )
-            blk = BlkBackend(
-                device.name,
-                loop,
-                store,
-                serial=device.serial,
-                queues=device.queues,
-                quota_bytes=device.quota_bytes,
-                block_bytes=device.block_bytes,
-                gate=gate,
-            )
-            blk.set_limits(
-                operations_per_second=device.operations_per_second or 0.0,
-                bytes_per_second=device.rate_bytes_per_second or 0.0,
-            )
-            return blk
-        case "net":
-            rate = device.rate_bytes_per_second
-            ports = tap_ports(device.queue_fds)
-            judge = None if device.firewall is None else _judge(device.firewall, state, memory.bulk_fd)
-            return NetBackend(device.name, loop, *ports, rate_bytes_per_second=rate, gate=gate, judge=judge)
-        case "input":
-            return InputBackend(
-                device.name,
-                loop,
-                device.input_kind,
-                state=state,
-                queue_limit=device.queue_limit,
-                gate=gate,
-            )
-        case "gpu":
-            return GpuBackend(
-                device.name,
-                loop,
-                width=device.width,
-                height=device.height,
-                modes=device.modes,
-                scanouts=device.scanouts,
-                quota_bytes=device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES,
-                heap_fd=memory.bulk_fd,
-                state=state,
-                gate=gate,
-            )
-        case "console":
-            return ConsoleBackend(
-                device.name,
-                loop,
-                ports=_ports(device),
-                state=state,
-                history_fd=memory.bulk_fd,
-                gate=gate,
-            )
+    judge = None if device.firewall is None else _judge(device.firewall, state, memory.bulk_fd)
+    around = Surroundings(loop=loop, gate=gate, state=state, bulk_fd=memory.bulk_fd, judge=judge)
+    return KINDS[device.kind].build(device, around)
 
 
 def _judge(firewall: Firewall, state: StateStore | None, flows_fd: int) -> PortFirewall:
@@ -208,10 +133,6 @@ def _judge(firewall: Firewall, state: StateStore | None, flows_fd: int) -> PortF
         settings=Settings(revision=firewall.revision, rules=firewall.rules),
         flows=map_flows(flows_fd),
     )
-
-
-def _ports(device: Device) -> list[PortSpec]:
-    return [PortSpec(name, is_console=index == 0) for index, name in enumerate(device.ports)]
 
 
 def run_worker(

@@ -5,20 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from rayos_devices.blk import nbd
-from rayos_devices.console.backend import ConsoleBackend
 from rayos_devices.gate import OPEN, Gate
-from rayos_devices.gpu.backend import GpuBackend
-from rayos_devices.input.backend import InputBackend
-from rayos_devices.net import stream
+from rayos_devices.kinds import KINDS
 from rayos_devices.state import StateStore
 from rayos_devices.virtio.packed import JOURNAL_BYTES
 from rayos_net.firewall.memory import MEMORY_BYTES
 from rayos_vmm.shared.spec import Device
 
-DEFAULT_GPU_QUOTA_BYTES = 128 << 20
 #: Of a network card: what its firewall was told.
 FIREWALL_BYTES = 2 << 20
 
@@ -35,26 +30,16 @@ class DeviceMemory:
 
     @classmethod
     def create(cls, device: Device) -> DeviceMemory:
-        held = cls._create(device)
-        return replace(held, journals=_journals(device.queue_count)) if device.packed else held
-
-    @classmethod
-    def _create(cls, device: Device) -> DeviceMemory:
-        match device.kind:
-            case "console":
-                bulk = ConsoleBackend.history_bytes(len(device.ports))
-                return cls(
-                    _memfd(device, "state"), _memfd(device, "history", bulk), ConsoleBackend.STATE_BYTES
-                )
-            case "input":
-                return cls(_memfd(device, "state"), -1, InputBackend.STATE_BYTES)
-            case "gpu":
-                quota = device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
-                return cls(_memfd(device, "state"), _memfd(device, "pixels", quota), GpuBackend.STATE_BYTES)
-            case "net" if device.firewall is not None:
-                return cls(_memfd(device, "state"), _memfd(device, "flows", MEMORY_BYTES), FIREWALL_BYTES)
-            case _:
-                return cls()
+        kind = KINDS[device.kind]
+        state_bytes, (what, bulk_bytes) = kind.state_bytes, kind.bulk(device)
+        if device.firewall is not None:
+            state_bytes, (what, bulk_bytes) = FIREWALL_BYTES, ("flows", MEMORY_BYTES)
+        return cls(
+            state_fd=_memfd(device, "state") if state_bytes else -1,
+            bulk_fd=_memfd(device, what, bulk_bytes) if bulk_bytes else -1,
+            state_bytes=state_bytes,
+            journals=_journals(kind.queue_count(device)) if device.packed else (),
+        )
 
     @property
     def fds(self) -> list[int]:
@@ -76,18 +61,8 @@ def map_gate(fd: int) -> Gate:
 
 def shared_bytes(devices: Sequence[Device]) -> int:
     """Memory that the devices of one VM may keep for pictures, history, and rings of their own."""
-    return sum(
-        nbd.MEMORY_BYTES
-        if device.front == "nbd"
-        else stream.memory_bytes(device.mtu)
-        if device.front == "stream"
-        else device.quota_bytes or DEFAULT_GPU_QUOTA_BYTES
-        if device.kind == "gpu"
-        else ConsoleBackend.history_bytes(len(device.ports))
-        if device.kind == "console"
-        else 0
-        for device in devices
-    )
+    kinds = [(KINDS[device.kind], device) for device in devices]
+    return sum(kind.bulk(device)[1] + kind.front_bytes(device) for kind, device in kinds)
 
 
 def _journals(queues: int) -> tuple[memoryview, ...]:

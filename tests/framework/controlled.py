@@ -23,7 +23,7 @@ import pytest
 from rayos_devices.console.port import PENDING_BYTES
 from rayos_devices.console.wire import CONFIG
 from rayos_devices.gpu.scanout import ScanoutFrame
-from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.model import KINDS, Event
 from rayos_devices.input.wire import CONFIG_BYTES, Led
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import open_tap

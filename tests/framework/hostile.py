@@ -69,7 +69,7 @@ class Device:
     def served(self, directory: Path) -> Iterator[Sandboxed]:
         """The real thing: a keeper and its sandboxed worker."""
         fds: list[int] = []
-        device = spec.Device(kind=self.name, name=self.name, packed=True)  # type: ignore[arg-type]
+        device = spec.Device(kind=self.name, name=self.name, packed=True)
         if self.name == "blk":
             fds = [os.open(image(directory), os.O_RDWR)]
             device = spec.Device(kind="blk", name="blk", fd=fds[0], serial="hostile", packed=True)

@@ -10,7 +10,7 @@ import pytest
 
 from rayos_devices.input.backend import InputBackend
 from rayos_devices.input.codes import Key
-from rayos_devices.input.kind import KINDS
+from rayos_devices.input.model import KINDS
 from rayos_devices.input.wire import CONFIG_BYTES, EVENT, EVENT_QUEUE, STATUS_QUEUE, EventType
 from rayos_devices.virtio.features import Feature
 from rayos_vmm.shared.spec import Device

@@ -15,7 +15,7 @@ from rayos_devices.errors import ConfigurationError, DeniedError, QueueError, Re
 from rayos_devices.gate import OPEN, Denial, Gate, Op
 from rayos_devices.idempotency import IdempotentResults
 from rayos_devices.input.codes import key_name
-from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.model import KINDS, Event
 from rayos_devices.input.report import ReportQueue, split
 from rayos_devices.input.wire import (
     CONFIG_BYTES,

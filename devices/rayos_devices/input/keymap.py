@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rayos_devices.input.codes import Key
-from rayos_devices.input.kind import Event
+from rayos_devices.input.model import Event
 from rayos_devices.input.report import SYN
 from rayos_devices.input.wire import EventType
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from rayos_devices.input.kind import Event
+from rayos_devices.input.model import Event
 from rayos_devices.input.wire import EVENT, SYN_REPORT, Abs, EventType
 
 SYN: Final[Event] = (EventType.SYN, SYN_REPORT, 0)

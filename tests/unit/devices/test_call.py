@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayos_devices.backend import Backend
-from rayos_devices.serve import build, parser
+from rayos_devices.serve import build_all, parser
 from rayos_devices.vhost_user.message import U64, FrontendRequest
 from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
@@ -42,7 +42,7 @@ def test_a_live_queue_of_every_kind_calls_its_new_descriptor_once(
     disk.write_bytes(bytes(1 << 20))
     arguments = [str(disk) if one == "DISK" else one for one in KINDS[kind]]
     options = parser().parse_args([kind, "--socket", "/nowhere", *arguments])
-    with Stepped[Backend](lambda loop: build(options, loop)) as target:
+    with Stepped[Backend](lambda loop: build_all(options, loop)[0][1]) as target:
         if packed:
             journals = [memoryview(bytearray(8 * 1025)).cast("Q") for _ in target.backend.queues]
             target.backend.offer_packed(journals)

@@ -12,7 +12,7 @@ from rayos_devices.errors import ConfigurationError, RequestError
 from rayos_devices.gate import EVERYTHING, Gate, Op
 from rayos_devices.input.backend import MAX_QUEUE_LIMIT, InputBackend
 from rayos_devices.input.codes import Button, Key
-from rayos_devices.input.kind import KINDS
+from rayos_devices.input.model import KINDS
 from rayos_devices.input.wire import (
     ABS_INFO,
     CONFIG_BYTES,

@@ -8,7 +8,7 @@ import pytest
 
 from rayos_devices.input.codes import Key
 from rayos_devices.input.keymap import LAYOUTS, combo_to_events, text_to_events
-from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.model import KINDS, Event
 from rayos_devices.input.wire import EventType
 
 SYN = (0, 0, 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rayos_devices.errors import RequestError
 from rayos_devices.input.codes import Button, Key
-from rayos_devices.input.kind import KINDS, Event
+from rayos_devices.input.model import KINDS, Event
 from rayos_devices.input.report import SYN, ReportQueue, is_motion, merge, split
 from rayos_devices.input.wire import EVENT, Abs, EventType, Rel
 

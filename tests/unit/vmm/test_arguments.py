@@ -21,18 +21,22 @@ def line(
     accelerator: str = "tcg",
     mac: str = "",
     has_dbus_display: bool = False,
-    **sockets: object,
+    **more: object,
 ) -> list[str]:
     return command_line(
         spec,
         argv=("/usr/bin/qemu",),
         accelerator=accelerator,
         boot=boot or Boot(),
-        sockets=Sockets(qmp_fd=10, line_fds=tuple(range(11, 11 + len(spec.ports.lines))), **sockets),  # type: ignore[arg-type]
+        sockets=Sockets(qmp_fd=10, line_fds=tuple(range(11, 11 + len(spec.ports.lines))), **more),  # type: ignore[arg-type]
         mac=mac,
         tpm=("-tpmdev", "x"),
         has_dbus_display=has_dbus_display,
     )
+
+
+def sockets(*names: str) -> dict[str, Path]:
+    return {name: Path(f"/r,n/{name}.sock") for name in names}
 
 
 def values(arguments: list[str], option: str) -> list[str]:
@@ -70,38 +74,34 @@ def test_every_device_is_ours_over_vhost_user() -> None:
     arguments = line(
         mac="52:59:00:00:00:01",
         spec=VmSpec(name="dev", cpus=2, disks=[Disk(size="1MiB"), Disk(size="1MiB", queues=16)]),
-        disks=(Path("/r,n/d0"), Path("/r/d1")),
-        net=Path("/r/net"),
-        gpu=Path("/r/gpu"),
-        inputs=(Path("/r/keyboard.sock"), Path("/r/mouse.sock"), Path("/r/tablet.sock")),
-        console=Path("/r/c"),
+        devices=sockets("disk0", "disk1", "net", "gpu", "keyboard", "mouse", "tablet", "console"),
     )
     assert values(arguments, "-device") == [
         "pvpanic-pci",
         "vhost-user-blk-pci,chardev=disk0,num-queues=2,bootindex=1",
         "vhost-user-blk-pci,chardev=disk1,num-queues=16,bootindex=2",
         "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=1500,romfile=",
-        "vhost-user-gpu-pci,chardev=gpu0,queue_reset=off,max_outputs=1,xres=1280,yres=800",
+        "vhost-user-gpu-pci,chardev=gpu,queue_reset=off,max_outputs=1,xres=1280,yres=800",
         "vhost-user-input-pci,chardev=keyboard",
         "vhost-user-input-pci,chardev=mouse",
         "vhost-user-input-pci,chardev=tablet",
         "vhost-user-test-device-pci,chardev=console,virtio-id=3,num_vqs=8,config_size=12",
     ]
-    assert "socket,id=disk0,path=/r,,n/d0" in values(arguments, "-chardev")
-    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0,queues=1"]
+    assert "socket,id=disk0,path=/r,,n/disk0.sock" in values(arguments, "-chardev")
+    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net,queues=1"]
 
 
 def test_a_display_is_reached_by_dbus_where_that_works() -> None:
     """Only a machine with a display, in a QEMU that has that; as many monitors as asked for."""
     spec = VmSpec(name="dev", gpu=Gpu(scanouts=3, width=640, height=480))
-    arguments = line(spec, gpu=Path("/r/gpu"), has_dbus_display=True)
+    arguments = line(spec, devices=sockets("gpu"), has_dbus_display=True)
     assert values(arguments, "-display") == ["dbus,p2p=yes"]
     assert (
         values(arguments, "-device")[1]
-        == "vhost-user-gpu-pci,chardev=gpu0,queue_reset=off,max_outputs=3,xres=640,yres=480"
+        == "vhost-user-gpu-pci,chardev=gpu,queue_reset=off,max_outputs=3,xres=640,yres=480"
     )
     assert values(line(has_dbus_display=True), "-display") == ["none"]
-    assert values(line(gpu=Path("/r/gpu")), "-display") == ["none"]
+    assert values(line(devices=sockets("gpu")), "-display") == ["none"]
 
 
 def test_a_qemu_without_the_console_device_gets_plain_ports() -> None:
@@ -118,9 +118,9 @@ def test_a_qemu_without_the_console_device_gets_plain_ports() -> None:
 def test_a_card_with_several_queues_has_a_vector_for_each() -> None:
     """Two a pair, one for the configuration, one for the control queue; and the MTU that was asked for."""
     arguments = line(
-        VmSpec(name="dev", net=Net(mtu=9000, queues=3)), mac="52:59:00:00:00:01", net=Path("/r/net")
+        VmSpec(name="dev", net=Net(mtu=9000, queues=3)), mac="52:59:00:00:00:01", devices=sockets("net")
     )
-    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net0,queues=3"]
+    assert values(arguments, "-netdev") == ["vhost-user,id=nic0,chardev=net,queues=3"]
     assert values(arguments, "-device")[1:] == [
         "virtio-net-pci,netdev=nic0,mac=52:59:00:00:00:01,host_mtu=9000,romfile=,mq=on,vectors=8"
     ]
@@ -132,11 +132,11 @@ def test_kernels_disks_and_firmware_are_passed_as_they_are() -> None:
     assert values(linux, "-kernel") == ["/k"] and values(linux, "-initrd") == ["/i"]
     assert values(linux, "-append") == ["console=ttyS0 a,b"]
     assert "sata=off" in values(linux, "-machine")[0]
-    iso = line(boot=Boot(cdrom=Path("/a,b.iso"), needs_vga=True), gpu=Path("/r/gpu"))
+    iso = line(boot=Boot(cdrom=Path("/a,b.iso"), needs_vga=True), devices=sockets("gpu"))
     assert "ide-cd,drive=cd0,bus=ide.2,bootindex=0" in values(iso, "-device")
     assert "file.filename=/a,,b.iso" in values(iso, "-blockdev")[0]
     assert "sata=on" in values(iso, "-machine")[0]
-    assert "vhost-user-vga,chardev=gpu0,queue_reset=off,max_outputs=1,xres=1280,yres=800" in values(
+    assert "vhost-user-vga,chardev=gpu,queue_reset=off,max_outputs=1,xres=1280,yres=800" in values(
         iso, "-device"
     )
     uefi = line(
@@ -217,11 +217,12 @@ def test_a_disk_hangs_on_the_bus_that_was_asked_for() -> None:
     disks = [
         Disk(size="1MiB", bus=bus) for bus in ("ahci", "ahci", "ahci", "ide", "nvme", "usb", "scsi", "floppy")
     ]
-    paths = tuple(Path(f"/r/{index},.sock") for index in range(8))
-    arguments = line(VmSpec(name="dev", disks=disks), disks=paths)
+    arguments = line(
+        VmSpec(name="dev", disks=disks), devices=sockets(*(f"disk{index}" for index in range(8)))
+    )
     assert values(arguments, "-blockdev")[0] == (
         "driver=nbd,node-name=disk0,read-only=off,discard=unmap,"
-        "server.type=unix,server.path=/r/0,,.sock,reconnect-delay=60,open-timeout=30"
+        "server.type=unix,server.path=/r,,n/disk0.sock,reconnect-delay=60,open-timeout=30"
     )
     ends = "rerror=report,werror=report"
     assert values(arguments, "-device")[1:] == [
@@ -241,6 +242,7 @@ def test_a_disk_hangs_on_the_bus_that_was_asked_for() -> None:
     assert values(arguments, "-global") == ["isa-fdc.bootindexA=8"]
     assert "sata=on" in values(arguments, "-machine")[0]
     large = line(
-        VmSpec(name="dev", disks=[Disk(size="1MiB", bus="nvme", logical_block_size=4096)]), disks=paths[:1]
+        VmSpec(name="dev", disks=[Disk(size="1MiB", bus="nvme", logical_block_size=4096)]),
+        devices=sockets("disk0"),
     )
     assert "logical_block_size=4096,physical_block_size=4096" in values(large, "-device")[-1]
