@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from functools import cache
 from pathlib import Path
@@ -31,13 +31,13 @@ from rayos_vmm.policy.audit_log import AuditFailed, AuditLog, Room, open_audit
 from rayos_vmm.policy.audit_trail import AuditTrail
 from rayos_vmm.policy.audit_witness import AuditWitness, Heads
 from rayos_vmm.policy.capability import Capability, missing, names, parse
-from rayos_vmm.policy.constraint import NO_BOUNDS, NO_CONSTRAINTS, Bounds, Constraints, port_rules
+from rayos_vmm.policy.constraint import NO_CONSTRAINTS, Constraints, port_rules
 from rayos_vmm.policy.grant import Grant, Moment
 from rayos_vmm.policy.hierarchy import Place
+from rayos_vmm.policy.pages import Devices, GatePages, NoDevices
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.table import Denied, Saved, Table, Unknown, holders
 from rayos_vmm.policy.view import GrantView, PolicyStatus, RecordState, RightView, Verified
-from rayos_vmm.shared.gate import PAGE_NAME, GatePage
 
 log = logging.getLogger(__name__)
 #: The wall clock may be set while we sleep: it is looked at again after so many seconds while a grant has an end.
@@ -76,9 +76,10 @@ class Authority:
         self,
         store: PolicyStore,
         audit: AuditLog,
-        stored: Stored | None,
+        table: Table,
         now: Callable[[], Moment],
         book: RuleBook,
+        devices: Devices,
         heads: Heads,
     ) -> None:
         self.audit = audit
@@ -89,13 +90,8 @@ class Authority:
         self.now = now
         self.lock = trio.Lock()  # one change at a time
         self._store = store
-        self._table = Table(stored.table if stored else None)
-        #: A machine's constraints have changed, and whether its ports have: the first returns when its devices keep to
-        #: them, the second at once.
-        self.enforce: Callable[[str, bool], Awaitable[None]] = _nobody
-        self.on_bounds: Callable[[str, bool], None] = lambda _vm, _has_other_ports: None
-        self._bounds: dict[str, Bounds] = {}  # as they were told
-        self._pages: dict[str, GatePage] = {}
+        self._table = table
+        self._pages = GatePages(table, book, devices)
         self._changed = trio.Event()
 
     # -- machines ------------------------------------------------------------------------------------------------
@@ -158,18 +154,13 @@ class Authority:
 
     def open(self, vm: str, runtime: Path, *, is_new: bool) -> Path:
         """The gate page in a machine's run directory says from now on what the policy says. Errors: OSError."""
-        self.close(vm)
-        path = runtime / PAGE_NAME
-        page = GatePage(path, is_new=is_new)
         self._end(self.now())
-        page.write(compiler.words(self._table, self.book, vm))
-        self._bounds[vm] = self._table.bounds(vm)
-        self._pages[vm] = page
-        return path
+        return self._pages.open(vm, runtime, is_new=is_new)
 
     def refresh(self) -> None:
         """Other rules hold: every gate page says so from now on."""
-        self._write_pages(set(self._pages))
+        self._pages.write()
+        self._wake()
 
     def cap(self, vm: str, quota: Quota) -> Quota:
         """Returns the quota of a machine, narrowed by the rules."""
@@ -177,9 +168,7 @@ class Authority:
 
     def close(self, vm: str) -> None:
         """The machine's devices are gone. Safe to call again."""
-        page = self._pages.pop(vm, None)
-        if page is not None:
-            page.close()
+        self._pages.close(vm)
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -387,7 +376,7 @@ class Authority:
             self.audit.note(Operation.REVOKE, vm, id=grant.id, why="it could not be stored")
             raise
         try:
-            await self._constrain(vm)
+            await self._pages.constrain(vm)
         except BaseException:
             self._table.drop(grant.id)
             self._write_pages({vm})
@@ -397,16 +386,6 @@ class Authority:
         self._write_pages({vm})
         self._wake()
         return grant.view(self.now())
-
-    async def _constrain(self, vm: str) -> None:
-        """A right rises after the devices keep to its constraints. Raises what `enforce` raises."""
-        bounds, before = self._table.bounds(vm), self._bounds.get(vm, NO_BOUNDS)
-        page = self._pages.get(vm)
-        if bounds == before or page is None:
-            return
-        self._bounds[vm] = bounds
-        page.write(msgspec.structs.replace(compiler.words(self._table, self.book, vm), mask=page.mask))
-        await self.enforce(vm, bounds.ports != before.ports)
 
     async def _revoke(
         self, change: Callable[[Table, Moment], list[Grant]], vm: str, **data: Any
@@ -432,20 +411,9 @@ class Authority:
         return NotFound(str(error)) if isinstance(error, Unknown) else Conflict(str(error), code="denied")
 
     def _write_pages(self, vms: set[str]) -> None:
-        for vm in vms & self._pages.keys():
-            self._pages[vm].write(compiler.words(self._table, self.book, vm))
-        self._compare(vms)
+        self._pages.write(vms)
         if vms:
             self._wake()
-
-    def _compare(self, vms: Iterable[str]) -> None:
-        """Tells who has to be told when constraints came or went."""
-        for vm in vms:
-            now = self._table.bounds(vm)
-            before = self._bounds.get(vm, NO_BOUNDS)
-            if now != before:
-                self._bounds[vm] = now
-                self.on_bounds(vm, now.ports != before.ports)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -454,10 +422,6 @@ class Authority:
     async def _save(self) -> None:
         encode = msgspec.json.encode
         await self._store.save_policy(encode(Stored(self._table.save())), encode(self.audit.anchor))
-
-
-async def _nobody(_vm: str, _has_other_ports: bool) -> None:
-    """There are no devices to tell."""
 
 
 def _told(constraints: Constraints) -> dict[str, Any]:
@@ -472,6 +436,12 @@ def parse_rights(words: Sequence[str]) -> Capability:
         raise Invalid(str(error)) from None
 
 
+async def load_table(store: PolicyStore) -> Table:
+    """The table that a former service left, or an empty one."""
+    raw = await store.load_policy()
+    return Table(msgspec.json.decode(raw, type=Stored).table if raw else None)
+
+
 @asynccontextmanager
 async def open_authority(
     store: PolicyStore,
@@ -479,7 +449,9 @@ async def open_authority(
     *,
     events: EventLog | None = None,
     now: Callable[[], Moment] = read_clocks,
+    table: Table | None = None,
     book: RuleBook | None = None,
+    devices: Devices | None = None,
     key_path: Path | None = None,
     room: Room | None = None,
     witness: AuditWitness | None = None,
@@ -487,6 +459,8 @@ async def open_authority(
     """The policy that a former service left, without what is over by now.
 
     Args:
+        table: as `load_table` gives it, for those who need it before; else it is loaded here.
+        devices: who is told of constraints.
         key_path: the key that signs the record, made when there is none.
         room: of the record.
         witness: the place outside of this host that keeps the record's head.
@@ -494,8 +468,9 @@ async def open_authority(
     Raises:
         AuditFailed: the audit file cannot be opened.
     """
-    raw, raw_anchor = await store.load_policy(), await store.load_anchor()
-    stored = msgspec.json.decode(raw, type=Stored) if raw else None
+    if table is None:
+        table = await load_table(store)
+    raw_anchor = await store.load_anchor()
     anchor = msgspec.json.decode(raw_anchor, type=Anchor) if raw_anchor else None
     key = await trio.to_thread.run_sync(load_private, key_path) if key_path is not None else None
     public = key.public_key() if key is not None else None
@@ -506,7 +481,7 @@ async def open_authority(
             open_audit(audit_path, now, sign, key=public, anchor=anchor, room=room, keep=heads.keep) as audit,
             trio.open_nursery() as nursery,
         ):
-            authority = Authority(store, audit, stored, now, book or RuleBook(), heads)
+            authority = Authority(store, audit, table, now, book or RuleBook(), devices or NoDevices(), heads)
             authority.audit_key = public
             await authority._expire()
             nursery.start_soon(authority.run)
@@ -516,8 +491,7 @@ async def open_authority(
                 yield authority
             finally:
                 nursery.cancel_scope.cancel()
-                for vm in list(authority._pages):
-                    authority.close(vm)
+                authority._pages.close_all()
     finally:
         with trio.CancelScope(shield=True):
             await heads.tell_last()

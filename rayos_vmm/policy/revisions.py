@@ -5,28 +5,23 @@ Invariant: the document in force is the last that the store has; whoever is told
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from rayos_vmm.config.firewall import OwnedRule
-from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
+from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.policy.audit import Operation
 from rayos_vmm.policy.authority import Authority
-from rayos_vmm.policy.broadcast import Broadcaster
-from rayos_vmm.policy.distribution import Distribution
 from rayos_vmm.policy.document import Change, Document, Level, Member, check, difference, parse
+from rayos_vmm.policy.enforcement import APPLY_TIMEOUT_S, Enforcement
 from rayos_vmm.policy.hierarchy import Effective
 from rayos_vmm.policy.rulebook import RuleBook
 from rayos_vmm.policy.view import Changes, LaggingVm, LaggingZone, PolicyView, Propagation, Shown, Zone
 
 #: Revisions that are kept to go back to.
 KEPT: Final = 100
-#: So long a change waits for the workers to have applied it.
-APPLY_TIMEOUT_S: Final = 10.0
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,28 +41,6 @@ class RevisionStore(Protocol):
     async def save_revision(self, number: int, revision: bytes, document: bytes, *, keep: int) -> None: ...
 
 
-class FirewallPort(Protocol):
-    """Every machine's firewall (`rayos_vmm.network.firewall`)."""
-
-    def check_inherited(self, vm: str, inherited: Sequence[OwnedRule]) -> None: ...
-    async def refresh(self, vm: str) -> int: ...
-
-
-class InheritedRules:
-    """The firewall rules that a machine has before its own: its grants' ports, then the policy document's."""
-
-    def __init__(self, authority: Authority) -> None:
-        self._authority = authority
-
-    def merge(self, vm: str, own: Sequence[OwnedRule]) -> list[OwnedRule]:
-        """A machine's effective rules, from its own."""
-        return [*self._authority.port_rules(vm), *self._authority.book.merge(vm, own)]
-
-    def members(self, word: str) -> Iterable[str]:
-        """The machines in a `zone:NAME`. Raises Invalid."""
-        return self._authority.book.members(word)
-
-
 class Revisions:
     """Every method may be called from any task of the same run."""
 
@@ -76,17 +49,15 @@ class Revisions:
         store: RevisionStore,
         authority: Authority,
         kept: list[Revision],
-        firewall: FirewallPort | None = None,
+        enforcement: Enforcement | None = None,
         events: EventLog | None = None,
     ) -> None:
         self._store = store
         self.authority = authority
         self._events = events
         self._kept = {revision.number: revision for revision in kept}
-        self.broadcaster = Broadcaster(Distribution(authority.book.revision), self._refresh)
-        self._firewall = firewall
-        authority.enforce = self._enforce
-        authority.on_bounds = lambda vm, has_other_ports: self.broadcaster.renew(vm, is_stale=has_other_ports)
+        self._enforcement = enforcement or Enforcement(authority.book.revision)
+        self.broadcaster = self._enforcement.broadcaster
 
     @property
     def book(self) -> RuleBook:
@@ -273,7 +244,7 @@ class Revisions:
             if self._events is not None:
                 self._events.publish("policy.applied", revision=number, reason=reason, changes=len(paths))
             for vm in stale - self.broadcaster.distribution.targets.keys():
-                await self._refresh(vm)
+                await self._enforcement.refresh(vm)
             self.broadcaster.announce(number, stale)
         await self.broadcaster.wait_all_applied(APPLY_TIMEOUT_S)
         lagging = self.broadcaster.distribution.lagging()
@@ -286,23 +257,9 @@ class Revisions:
         moved = any(vm not in old or new.zone != old[vm].zone for vm, new in effective.items())
         if moved or set(old) - set(effective):  # `zone:` words stand for others
             stale = set(effective)
-        if self._firewall is not None:
-            for vm in stale:
-                self._firewall.check_inherited(vm, effective[vm].firewall)
+        for vm in stale:
+            self._enforcement.check_inherited(vm, effective[vm].firewall)
         return stale
-
-    async def _enforce(self, vm: str, has_other_ports: bool) -> None:
-        """A machine's devices keep to the constraints of its grants when this returns. Raises GuestGone, Invalid."""
-        if has_other_ports:
-            await self._refresh(vm)
-        self.broadcaster.renew(vm, is_stale=False)
-        if not await self.broadcaster.wait_applied(vm, APPLY_TIMEOUT_S):
-            raise GuestGone(f"the devices of {vm} did not take the constraints within {APPLY_TIMEOUT_S:g} s")
-
-    async def _refresh(self, vm: str) -> None:
-        if self._firewall is not None:
-            with suppress(NotFound):  # it has no card
-                await self._firewall.refresh(vm)
 
 
 async def load_book(store: RevisionStore) -> tuple[RuleBook, list[Revision]]:

@@ -26,9 +26,10 @@ from rayos_vmm.network.taps import TapGuards
 from rayos_vmm.paths import Paths
 from rayos_vmm.policy.audit_log import Room
 from rayos_vmm.policy.audit_witness import AuditWitness
-from rayos_vmm.policy.authority import Authority, open_authority
+from rayos_vmm.policy.authority import Authority, load_table, open_authority
+from rayos_vmm.policy.enforcement import Enforcement, InheritedRules
 from rayos_vmm.policy.gatekeeper import Gatekeeper, open_gatekeeper
-from rayos_vmm.policy.revisions import InheritedRules, Revisions, load_book
+from rayos_vmm.policy.revisions import Revisions, load_book
 from rayos_vmm.qemu.platform import Platform
 from rayos_vmm.service.dhcp import LeaseListener
 from rayos_vmm.service.registry import Registry
@@ -121,6 +122,15 @@ async def open_parts(
             await registry.load()
             book, kept = await load_book(store)
             network = HostNetwork(config, paths.state, events)
+            table = await load_table(store)
+            firewall = Firewall(
+                network,
+                TapGuards(),
+                local_addresses,
+                inherited=InheritedRules(table, book),
+                save=registry.save_firewall,
+            )
+            enforcement = Enforcement(book.revision, firewall)
             witness = AuditWitness(audit.witness) if audit.witness else None
             if witness is not None:
                 witness.check(paths.audit)
@@ -128,19 +138,14 @@ async def open_parts(
                 store,
                 paths.audit,
                 events=events,
+                table=table,
                 book=book,
+                devices=enforcement,
                 key_path=paths.audit_key,
                 room=Room(audit.segment_bytes, audit.kept),
                 witness=witness,
             ) as authority:
-                firewall = Firewall(
-                    network,
-                    TapGuards(),
-                    local_addresses,
-                    inherited=InheritedRules(authority),
-                    save=registry.save_firewall,
-                )
-                revisions = Revisions(store, authority, kept, firewall, events)
+                revisions = Revisions(store, authority, kept, enforcement, events)
                 leases = LeaseListener(registry, firewall)
                 gatekeeper = await open_gatekeeper(
                     store, paths.token_key, authority.audit, zone_of=book.zone_of, now=authority.now

@@ -46,7 +46,7 @@ async def test_rules_are_read_changed_and_explained(tmp_path: Path) -> None:
 
         packet = ("out", "tcp", f"{GUEST}:1", "to", f"{HOST}:22")
         explained = await rayos(tmp_path, "firewall", "explain", "dev", *packet)
-        assert explained.stdout == "deny: rule ssh of vm:dev [ranges]\n"
+        assert explained.stdout == "deny: rule ssh of vm:dev [exact]\n"
 
         (tmp_path / "rules.toml").write_text(RULES)
         assert (

@@ -147,21 +147,23 @@ def test_at_most_512_constraints() -> None:
 
 
 async def test_a_right_rises_after_its_constraints_hold_or_not_at_all(tmp_path: Path) -> None:
-    async with open_authority(Memory(), tmp_path / "audit.log") as authority:
-        await authority.define("a", [])
-        authority.open("a", tmp_path, is_new=True)
-        page = gate(tmp_path)
-        seen: list[tuple[bool, bool, list[str]]] = []
+    seen: list[tuple[bool, bool, list[str]]] = []
+    told: list[tuple[str, bool]] = []
 
-        async def enforce(vm: str, has_other_ports: bool) -> None:
+    class Told:
+        async def enforce(self, vm: str, has_other_ports: bool) -> None:
             rules = [owned.rule.name for owned in authority.port_rules(vm)]
             seen.append((page.allows(Op.NET_TX.index), has_other_ports, rules))
             if len(seen) > 1:
                 raise GuestGone("its devices do not answer")
 
-        told: list[tuple[str, bool]] = []
-        authority.enforce = enforce
-        authority.on_bounds = lambda vm, has_other_ports: told.append((vm, has_other_ports))
+        def renew(self, vm: str, has_other_ports: bool) -> None:
+            told.append((vm, has_other_ports))
+
+    async with open_authority(Memory(), tmp_path / "audit.log", devices=Told()) as authority:
+        await authority.define("a", [])
+        authority.open("a", tmp_path, is_new=True)
+        page = gate(tmp_path)
         first = await authority.grant("a", ["net"], 60, "", Constraints(ports=((80, 80),)))
         assert page.allows(Op.NET_TX.index)
         names = ["other-tcp-ports", "other-udp-ports", "no-ports"]

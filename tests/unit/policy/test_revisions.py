@@ -15,9 +15,10 @@ from rayos_vmm.config.firewall import FirewallRule, OwnedRule
 from rayos_vmm.config.spec import Quota, VmSpec
 from rayos_vmm.errors import Conflict, Invalid, NotFound
 from rayos_vmm.policy.audit_log import AuditFailed
-from rayos_vmm.policy.authority import Authority, open_authority
+from rayos_vmm.policy.authority import Authority, load_table, open_authority
+from rayos_vmm.policy.enforcement import Enforcement, InheritedRules
 from rayos_vmm.policy.hierarchy import Place
-from rayos_vmm.policy.revisions import KEPT, InheritedRules, Revisions, load_book
+from rayos_vmm.policy.revisions import KEPT, Revisions, load_book
 from rayos_vmm.policy.view import Zone
 from rayos_vmm.service.store import Store, StoreError, open_store
 from tests.unit.policy.test_authority import gate
@@ -46,8 +47,11 @@ async def opened(
 ) -> AsyncIterator[tuple[Authority, Revisions, Store]]:
     async with open_store(directory / "db") as store:
         book, kept = await load_book(store)
-        async with open_authority(store, directory / "audit.log", book=book) as authority:
-            yield authority, Revisions(store, authority, kept, firewall), store
+        table, enforcement = await load_table(store), Enforcement(book.revision, firewall)
+        async with open_authority(
+            store, directory / "audit.log", table=table, book=book, devices=enforcement
+        ) as authority:
+            yield authority, Revisions(store, authority, kept, enforcement), store
 
 
 async def test_a_rule_acts_on_the_page_and_is_found_by_the_next_service(tmp_path: Path) -> None:
@@ -184,8 +188,8 @@ async def test_firewalls_get_the_rules_of_the_policy_before_their_own(tmp_path: 
     rule = {"kind": "firewall", "action": "deny", "to": "zone:lab"}
     lab: dict[str, Any] = {"rules": {"one": rule, "early": {**rule, "priority": 5}}}
     firewalls = Firewalls()
-    async with opened(tmp_path, firewalls) as (authority, revisions, _):
-        inherited = InheritedRules(authority)
+    async with opened(tmp_path, firewalls) as (authority, revisions, store):
+        inherited = InheritedRules(await load_table(store), authority.book)
         await revisions.apply({"zone": {"lab": {}}})
         await authority.define("a", ["all"], Place(zone="lab"))
         await authority.define("b", ["all"], Place())
