@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
-from rayos_vmm.contract.answers import AuditKey, AuditRecords, Grants, Security
+from rayos_vmm.contract.answers import AuditKey, AuditRecords, Grants, Security, SetAside
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.errors import NotFound
 from rayos_vmm.policy.audit_key import public_text
@@ -74,6 +74,12 @@ async def _audit(call: Call) -> AuditRecords:
 @serves(operations.POLICY_VERIFY)
 async def _verify(call: Call) -> Verified:
     return await call.service.policy.verify()
+
+
+@serves(operations.POLICY_RESTART)
+async def _restart(call: Call) -> SetAside:
+    folder = await call.service.policy.restart_audit(call.body.reason)
+    return SetAside(folder=folder.name)
 
 
 @serves(operations.POLICY_KEY)

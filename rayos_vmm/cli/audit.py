@@ -21,7 +21,7 @@ class AuditDamaged(RayosError):
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", metavar="list|verify|key|export", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="list|verify|key|export|restart", required=True)
     listing = verbs.add_parser("list", help="the last records")
     listing.add_argument("-n", "--limit", type=int, default=100, help="how many, at most 1024 (default: 100)")
     verify = verbs.add_parser("verify", help="check the whole chain; names the first bad record")
@@ -38,7 +38,9 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     )
     key = verbs.add_parser("key", help="the public key that the record is signed by; keep it elsewhere")
     export = verbs.add_parser("export", help="the file as it is: a digest and the record's JSON a line")
-    for sub in (listing, verify, key, export):
+    restart = verbs.add_parser("restart", help="set a damaged record aside, as evidence, and begin another")
+    restart.add_argument("--reason", required=True, help="recorded first of all")
+    for sub in (listing, verify, key, export, restart):
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
@@ -105,6 +107,9 @@ async def run_audit(args: argparse.Namespace, out: Output) -> None:
         out.table(found, header, [_row(entry) for entry in found.records])
         if found.lost:
             out.note(f"{found.lost} records could not be written")
+    elif args.verb == "restart":
+        aside = await client.call(operations.POLICY_RESTART, body=asks.Why(reason=args.reason))
+        out.result(aside, f"the damaged record is in {aside.folder}, and another has begun")
     elif args.verb == "key":
         key = await client.call(operations.POLICY_KEY)
         out.result(key, key.public.rstrip())

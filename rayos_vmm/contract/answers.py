@@ -87,6 +87,12 @@ class AuditKey(msgspec.Struct, frozen=True, kw_only=True):
     public: str
 
 
+class SetAside(msgspec.Struct, frozen=True, kw_only=True):
+    """The folder, in the state directory, that holds a damaged audit record as it was."""
+
+    folder: str
+
+
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """The error (`code` for programs), and the way out of it (`hint` may be empty)."""
 

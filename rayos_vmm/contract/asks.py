@@ -444,6 +444,12 @@ class Switch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 # -- tokens --------------------------------------------------------------------------------------------------
 
 
+class Why(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A reason, for the record."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
 class AskToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Caveats: uses for which the token is not good (`vm=a,b`, `zone=lab`, `capability=CAP_NET`, `command=console`,
     …).

@@ -207,6 +207,9 @@ POLICY_AUDIT: Final = Operation[answers.AuditRecords](
     query=asks.AuditQuery, answer=answers.AuditRecords)
 POLICY_VERIFY: Final = Operation[Verified](
     "policy.verify", "GET", "/v1/audit/verify", AUDIT, "Check the audit file", answer=Verified)
+POLICY_RESTART: Final = Operation[answers.SetAside](
+    "policy.restart", "POST", "/v1/audit/restart", ADMIN, "Set a damaged audit record aside and begin another",
+    body=asks.Why, answer=answers.SetAside, fails=(Conflict,), is_for_owner=True)
 POLICY_KEY: Final = Operation[answers.AuditKey](
     "policy.key", "GET", "/v1/audit/key", AUDIT, "The key that the record is signed by",
     answer=answers.AuditKey, fails=(NotFound,))

@@ -53,6 +53,7 @@ class Operation(StrEnum):
     INPUT = "INPUT"
     CHECKPOINT = "CHECKPOINT"
     SEGMENT = "SEGMENT"
+    RESTART = "RESTART"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

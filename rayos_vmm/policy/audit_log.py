@@ -7,6 +7,7 @@ kernel dropped cannot be told from what it wrote.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ import msgspec
 import trio
 
 from rayos_vmm.config.spec import is_name
-from rayos_vmm.errors import Unavailable
+from rayos_vmm.errors import Conflict, Unavailable
 from rayos_vmm.policy.audit import (
     CHECKPOINT_EVERY,
     RING,
@@ -117,7 +118,9 @@ class AuditLog:
         """
         entry = self._add(op, vm, allowed, data)
         if entry is None:
-            raise AuditFailed(f"{self.path} is not written: {self._broken or 'too many records wait'}")
+            hint = "rayos audit verify says more; rayos audit restart sets it aside" if self._broken else ""
+            why = self._broken or "too many records wait"
+            raise AuditFailed(f"{self.path} is not written: {why}", hint=hint)
         with trio.CancelScope(shield=True):  # half a decision is none
             await self._flush(entry.seq, self._losses)
         return entry
@@ -126,6 +129,37 @@ class AuditLog:
         """For what has happened already: written soon, counted if it cannot be."""
         self._add(op, vm, allowed, data)
         self._wanted.set()
+
+    async def restart(self, end: Anchor, why: str) -> Path:
+        """Sets a record that is damaged aside, as it is, and goes on with another; returns the folder with the old one.
+
+        Numbers go on behind `end`, the last place that is known of the old record, so that none is given out twice.
+
+        Raises:
+            Conflict: nothing is wrong with the record.
+            AuditFailed: another cannot be begun.
+        """
+        if not self._broken:
+            raise Conflict("the audit record is whole; nothing is set aside")
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._now().wall))
+        folder = self.path.with_name(f"{self.path.stem}-damaged-{stamp}")
+        async with self._lock:
+            try:
+                await trio.to_thread.run_sync(self._segments.begin_anew, folder, end)
+            except OSError as error:
+                raise AuditFailed(f"{folder}: {error.strerror}") from None
+            trouble, self._broken = self._broken, ""
+            self._losses += 1
+            self._pending = []
+            self._chain = Chain(end)
+            self._planned = 0
+            self._firsts = [end.seq + 1]
+            self._signed = end.seq
+            self._head = None
+        await self.append(Operation.RESTART, why=why, trouble=trouble, set_aside=folder.name)
+        self.checkpoint()
+        await self.sync()
+        return folder
 
     def _add(self, op: Operation, vm: str, allowed: bool, data: dict[str, Any]) -> Entry | None:
         if self._broken or len(self._pending) >= PENDING_MAXIMUM:

@@ -96,6 +96,17 @@ class Segments:
                 raise Unsure(error.errno, f"{self.path} cannot be begun: {error.strerror}") from None
         self.first = first
 
+    def begin_anew(self, folder: Path, end: Anchor) -> None:
+        """Moves every file into `folder` as it is, and goes on behind `end` in an empty one. Raises OSError."""
+        folder.mkdir(mode=0o700)
+        for path in [*(path for _, path in closed_segments(self.path)), self.path]:
+            if path.exists():
+                path.rename(folder / path.name)
+        fd = _open(self.path)
+        self.close()
+        self._fd, self.size, self.durable, self.first = fd, 0, end, end.seq + 1
+        _sync_directory(self.path.parent)
+
     def lines(self) -> Generator[bytes, None, None]:
         """Yields every line that is on disk now, of all segments, oldest first; may be read while others write."""
         closed = [path for _, path in closed_segments(self.path)]

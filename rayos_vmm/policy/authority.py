@@ -321,6 +321,20 @@ class Authority:
             lost=lost,
         )
 
+    async def restart_audit(self, why: str) -> Path:
+        """Sets a damaged record aside and begins another, as `AuditLog.restart`; returns the folder of the old one.
+
+        Raises:
+            Conflict: nothing is wrong with the record.
+            AuditFailed: another cannot be begun.
+        """
+        async with self.lock:
+            raw = await self._store.load_anchor()
+            end = msgspec.json.decode(raw, type=Anchor) if raw else Anchor()
+            folder = await self.audit.restart(end, why)
+            await self._save()
+            return folder
+
     # -- the clock -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:

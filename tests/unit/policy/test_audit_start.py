@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from rayos_vmm.errors import Invalid
+from rayos_vmm.errors import Conflict, Invalid
 from rayos_vmm.policy.audit import Head, Verifier, is_signed, verify
 from rayos_vmm.policy.audit_key import load_private
 from rayos_vmm.policy.audit_log import AuditFailed
@@ -72,6 +72,31 @@ async def test_no_right_is_raised_over_a_record_that_was_touched(case: str, tmp_
             await authority.revoke_rights("a", ["gpu"])
         assert "CAP_GPU" not in str(authority.grants("a"))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("case", TAMPERS)
+async def test_the_owner_sets_a_damaged_record_aside_and_goes_on(case: str, tmp_path: Path) -> None:
+    """The old one stays as it is; no number is given out twice; the new one verifies, also for the next service."""
+    async with opened(tmp_path) as authority:
+        await authority.define("a", ["net"])
+        with pytest.raises(Conflict, match="the audit record is whole"):
+            await authority.restart_audit("for nothing")
+    path = tmp_path / "audit.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    end = len(lines)
+    path.write_bytes(b"".join(TAMPERS[case][0](lines, tmp_path)))
+    before = path.read_bytes()
+    async with opened(tmp_path) as authority:
+        folder = await authority.restart_audit("after the burglary")
+        assert (folder / "audit.log").read_bytes() == before
+        await authority.grant("a", ["input"], None, "again")
+        found = await authority.verify()
+        assert found.ok and found.first == end + 1
+        told = next(entry for entry in authority.records(10) if entry.op == "RESTART")
+        assert told.data["why"] == "after the burglary" and "damaged" in told.data["trouble"]
+    async with opened(tmp_path) as authority:
+        await authority.grant("a", ["gpu"], None, "and on")
+        assert (await authority.verify()).ok and authority.audit.trouble == ""
 
 
 async def test_a_ghost_is_forgotten_and_recorded(tmp_path: Path) -> None:
