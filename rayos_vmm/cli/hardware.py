@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final, get_args
 
-from rayos_vmm.config.spec import MachineKind, WatchdogDevice
+from rayos_vmm.config.spec import MachineKind, NetModel, WatchdogDevice
 
 DEBUG_EXIT_PORT: Final = "0xf4"
 #: Options that are a key of the machine's table, as they are.
@@ -19,6 +19,10 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--machine", choices=get_args(MachineKind), help="the board (default: q35)")
     group.add_argument(
         "--serial-ports", type=int, metavar="N", help="COM1 to COMN, each a console (default: 1)"
+    )
+    group.add_argument("--net-model", choices=get_args(NetModel), help="the network card (default: virtio)")
+    group.add_argument(
+        "--no-offloads", action="store_true", help="a virtio card without checksum and segment offloads"
     )
     group.add_argument(
         "--debugcon", action="append", metavar="PORT", help="a debug console, such as 0xe9; again for more"
@@ -60,6 +64,13 @@ def hardware_table(args: argparse.Namespace) -> dict[str, Any]:
     }
     if asked := {key: value for key, value in ports.items() if value is not None}:
         table["ports"] = asked
+    net: dict[str, Any] = {}
+    if args.net_model is not None:
+        net["model"] = args.net_model
+    if args.no_offloads:
+        net["offloads"] = False
+    if net:
+        table["net"] = net
     if args.qemu:
         table["qemu_arguments"] = args.qemu
     return table

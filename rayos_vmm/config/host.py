@@ -19,6 +19,7 @@ from rayos_vmm.config.spec import (
     LARGE_BLOCK_BUSES,
     MEMORY_MINIMUM_BYTES,
     Disk,
+    Net,
     VmSpec,
 )
 from rayos_vmm.config.units import format_size, parse_size
@@ -152,6 +153,13 @@ def check_shape(spec: VmSpec) -> None:
             f"net.address = {spec.net.address!r} with net.bridge = {spec.net.bridge!r}",
             hint='an upstream address needs the bridge that has the uplink: address = "upstream", bridge = "br0"',
         )
+    if spec.net.model != "virtio" and (spec.net.queues > 1 or spec.net.mtu != Net().mtu):
+        raise Invalid(
+            f"net.model = {spec.net.model!r} with net.queues = {spec.net.queues}, net.mtu = {spec.net.mtu}: "
+            f"such a card has 1 and {Net().mtu}; model = 'virtio' has others"
+        )
+    if spec.net.queues > 1 and not spec.net.ctrl_vq:
+        raise Invalid(f"net.queues = {spec.net.queues} without net.ctrl_vq, by which a driver asks for them")
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

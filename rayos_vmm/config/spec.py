@@ -120,8 +120,15 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.snapshot or self.directory is not None
 
 
+NetModel = Literal["virtio", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci", "vmxnet3"]
+
+
 class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The one network card, on a tap of ours.
+
+    `model`: all but virtio's is a card of QEMU's, whose frames come to our worker; it has one pair of queues. A virtio
+    card leaves checksums and large segments to the host, merges buffers and has a control queue, unless told not to:
+    a driver that acknowledges whatever is on offer has to do what it says.
 
     `address` is where the guest's address comes from: "ours" is our bridge and DHCP server; "upstream" is somebody
     else's DHCP on `bridge`, a bridge of the host that has an uplink: we get the lease there and hand it on.
@@ -135,6 +142,10 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bridge: Annotated[str, Meta(pattern=r"^[^/:\s]{1,15}$")] | None = None
     # Pairs of queues: the driver uses as many as it has processors.
     queues: Annotated[int, Meta(ge=1, le=QUEUES_MAXIMUM)] = 1
+    model: NetModel = "virtio"
+    offloads: bool = True
+    mrg_rxbuf: bool = True
+    ctrl_vq: bool = True
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

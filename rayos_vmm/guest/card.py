@@ -15,7 +15,7 @@ from rayos_vmm.errors import GuestGone, NotFound
 from rayos_vmm.guest import pcapng
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.view import NetView
-from rayos_vmm.qemu.arguments import NETDEV
+from rayos_vmm.qemu.cards import NETDEV
 
 #: One announcement at once; the guest's own stack repeats it (net.ipv4.conf.*.arp_notify has no part in it).
 _ANNOUNCE: Final[dict[str, Any]] = {"initial": 50, "max": 50, "rounds": 1, "step": 0}
@@ -35,8 +35,21 @@ async def view(machine: Machine) -> NetView:
         NotFound: there is none.
     """
     need_card(machine)
-    (asked,) = await machine.need_qmp().execute("query-rx-filter")
     spec = machine.record.spec.net
+    if spec.model != "virtio":  # it has no control queue; the filters of its registers are not told
+        return NetView(
+            is_up=machine.record.live.link_is_up,
+            mac=machine.record.mac or "",
+            mtu=spec.mtu,
+            queues=1,
+            promiscuous=False,
+            unicast=[],
+            multicast=[],
+            vlan="all",
+            vlans=[],
+            model=spec.model,
+        )
+    (asked,) = await machine.need_qmp().execute("query-rx-filter")
     return NetView(
         is_up=machine.record.live.link_is_up,
         mac=asked["main-mac"],

@@ -57,7 +57,16 @@ def _devices(
     ]
     if tap_fds:
         rate = quota.net_rate_bits_per_second / 8
-        devices.append(Device(kind="net", name="net", queue_fds=tuple(tap_fds), rate_bytes_per_second=rate))
+        devices.append(
+            Device(
+                kind="net",
+                name="net",
+                queue_fds=tuple(tap_fds),
+                rate_bytes_per_second=rate,
+                front="vhost-user" if spec.net.model == "virtio" else "stream",
+                mtu=spec.net.mtu,
+            )
+        )
     if spec.gpu.enabled:
         width, height = spec.gpu.width, spec.gpu.height
         devices.append(

@@ -88,7 +88,8 @@ class NetView(msgspec.Struct, frozen=True, kw_only=True):
     """A network card: its cable, its limits, and what the driver asked of it over the control queue.
 
     `promiscuous`, or the addresses in `unicast` and `multicast`; `vlan` is "all" or "normal" (those in `vlans`). The
-    bridge delivers by what it has learnt, whatever was asked; the guest ignores the rest.
+    bridge delivers by what it has learnt, whatever was asked; the guest ignores the rest. A card that is not virtio's
+    does not tell what its driver asked for.
     """
 
     is_up: bool
@@ -100,6 +101,7 @@ class NetView(msgspec.Struct, frozen=True, kw_only=True):
     multicast: list[str]
     vlan: str
     vlans: list[int]
+    model: str = "virtio"
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,12 +19,11 @@ from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.arch import architecture_of, board_of
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
 from rayos_vmm.qemu.buses import disk_arguments, needs_usb
+from rayos_vmm.qemu.cards import card_arguments, feature_words
 from rayos_vmm.qemu.ports import port_arguments
 from rayos_vmm.shared.devices import devices_of
 
 SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-#: The name by which QMP knows the card.
-NETDEV: Final = KINDS["net"].qemu.netdev
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,8 @@ def _device(spec: VmSpec, name: str, path: Path, facts: Mapping[str, object]) ->
             f"vhost-user,id={qemu.netdev},{link},{qemu.netdev_properties}".format(**facts),
         ]
         link = f"netdev={qemu.netdev}"
-    words = (qemu.type, link, qemu.properties, "packed=on" if spec.packed else "")
+    features = feature_words(spec.net) if qemu.netdev else ""
+    words = (qemu.type, link, qemu.properties, "packed=on" if spec.packed else "", features)
     return [*arguments, "-device", ",".join(word.format(**facts) for word in words if word)]
 
 
@@ -183,7 +183,9 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     kinds = devices_of(spec)
     disks = {name: path for name, path in sockets.devices.items() if kinds[name] == "blk"}
     on_virtio = [name for name, disk in zip(disks, spec.disks, strict=False) if disk.bus == "virtio"]
-    others = [name for name in sockets.devices if name not in disks]
+    is_emulated = spec.net.model != "virtio"
+    cards = [name for name in sockets.devices if kinds[name] == "net" and is_emulated]
+    others = [name for name in sockets.devices if name not in disks and name not in cards]
 
     def of_ours(names: Iterable[str]) -> list[str]:
         return [
@@ -192,7 +194,11 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
             for word in _device(spec, name, sockets.devices[name], _facts(spec, name, boot, mac))
         ]
 
-    arguments = [*of_ours(on_virtio), *disk_arguments(spec, list(disks.values())), *of_ours(others)]
+    arguments = [*of_ours(on_virtio), *disk_arguments(spec, list(disks.values()))]
+    for name in cards:
+        path = sockets.devices[name]
+        arguments += card_arguments(spec.net, path, mac, has_reconnect_ms=has_reconnect_ms)
+    arguments += of_ours(others)
     return arguments + _port_devices(
         sockets.console_ports, spec.console_ports, has_reconnect_ms=has_reconnect_ms
     )

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 LENGTH_BYTES: Final = 4
 #: QEMU's NET_BUFSIZE (include/net/net.h): 4096 + 65536.
 MAX_LENGTH: Final = 69632
+#: IEEE 802.3, 4.4.2: minFrameSize without its check sequence. A tap has shorter frames, and a card drops those.
+LEAST_BYTES: Final = 60
 _SLOTS: Final = 256
 #: Two VLAN tags.
 _TAGS_BYTES: Final = 8
@@ -189,8 +191,10 @@ class StreamPort:
             self._spent.append(head)
             size = written - HEADER_BYTES
             if self._sock is not None and size > 0:
-                self._output += size.to_bytes(LENGTH_BYTES)
+                padding = max(0, LEAST_BYTES - size)
+                self._output += (size + padding).to_bytes(LENGTH_BYTES)
                 self._output += self._memory.view(self._slots[RX][head] + HEADER_BYTES, size)
+                self._output += bytes(padding)
         self._send()
         self._offer()
 

@@ -246,3 +246,20 @@ def test_a_disk_hangs_on_the_bus_that_was_asked_for() -> None:
         devices=sockets("disk0"),
     )
     assert "logical_block_size=4096,physical_block_size=4096" in values(large, "-device")[-1]
+
+
+def test_a_card_of_another_model_sends_its_frames_to_our_worker() -> None:
+    """By a stream that comes back when the worker was replaced; a virtio card may be without what is asked away."""
+    emulated = line(
+        VmSpec(name="dev", net=Net(model="e1000")),
+        mac="52:59:00:00:00:01",
+        devices={"net": Path("/r/a,b.sock")},
+    )
+    assert values(emulated, "-netdev") == [
+        "stream,id=nic0,server=off,addr.type=unix,addr.path=/r/a,,b.sock,reconnect-ms=100"
+    ]
+    assert values(emulated, "-device")[-1] == "e1000,netdev=nic0,mac=52:59:00:00:00:01,romfile="
+    plain = Net(offloads=False, mrg_rxbuf=False, ctrl_vq=False)
+    device = values(line(VmSpec(name="dev", net=plain), devices=sockets("net")), "-device")[-1]
+    for feature in ("csum", "guest_tso4", "host_tso6", "mrg_rxbuf", "ctrl_vq", "guest_announce"):
+        assert f",{feature}=off" in device
