@@ -22,7 +22,7 @@ IPXE = Path("/usr/lib/ipxe/ipxe.lkrn")
 async def lease(service: Service, mac: str) -> str:
     """The address that the machine with this card has bound, as soon as it has."""
     while True:
-        for one in await service.leases():
+        for one in await service.dhcp.leases():
             if one["mac"] == mac and one["state"] == "bound":
                 return str(one["address"])
         await trio.sleep(0.2)
@@ -49,17 +49,17 @@ async def test_every_card_is_on_our_network_behind_our_firewall(tmp_path: Path) 
                 "gpu": {"enabled": False},
                 "tpm": False,
             }
-            await service.define(to_spec(f"net-{model.replace('_', '-')}", table, prefix="net"))
-            await service.start(f"net-{model.replace('_', '-')}")
+            await service.machines.define(to_spec(f"net-{model.replace('_', '-')}", table, prefix="net"))
+            await service.machines.start(f"net-{model.replace('_', '-')}")
         for model in models:
             name = f"net-{model.replace('_', '-')}"
-            view = await service.get(name)
+            view = await service.machines.get(name)
             with trio.fail_after(90):
                 address = await lease(service, view.mac or "")
-            stats = (await service.stats(name))["net"]
+            stats = (await service.accounting.stats(name))["net"]
             assert stats["operations"]["net.tx"]["allowed"] >= 2, model
             assert stats["firewall"]["cache"], model
-            shown = await service.net(name)
+            shown = await service.guests.net(name)
             assert (shown.mac, shown.model, shown.is_up) == (view.mac, model, True), address
-        await service.set_link("net-e1000", is_up=False)
-        assert not (await service.net("net-e1000")).is_up
+        await service.guests.set_link("net-e1000", is_up=False)
+        assert not (await service.guests.net("net-e1000")).is_up
