@@ -56,7 +56,7 @@ async def test_every_card_is_on_our_network_behind_our_firewall(tmp_path: Path) 
             view = await service.machines.get(name)
             with trio.fail_after(90):
                 address = await lease(service, view.mac or "")
-            stats = (await service.accounting.stats(name))["net"]
+            stats = (await service.guests.stats(name))["net"]
             assert stats["operations"]["net.tx"]["allowed"] >= 2, model
             assert stats["firewall"]["cache"], model
             shown = await service.guests.net(name)
