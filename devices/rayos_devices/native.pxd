@@ -60,6 +60,8 @@ cdef class Buffers:
     cpdef void redirect(self, unsigned long long size, unsigned long long address) noexcept
     @cython.locals(index=cython.uint)
     cpdef bint shadow(self, unsigned long long size, unsigned long long address) noexcept
+    @cython.locals(index=cython.uint, at=cython.uint, more=cython.uint)
+    cpdef bint insert(self, unsigned long long skip, unsigned long long size, unsigned long long address) noexcept
     @cython.locals(done=ssize_t)
     cpdef ssize_t read(self, int fd, unsigned long long offset, int flags) noexcept
     @cython.locals(done=ssize_t)

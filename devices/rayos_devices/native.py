@@ -178,6 +178,32 @@ class Buffers:
         self.total += size
         return True
 
+    def insert(self, skip: int, size: int, address: int) -> bool:
+        """Put `size` bytes at `address` between the first `skip` bytes and the rest.
+
+        False, and nothing is changed, when there are fewer bytes than `skip`, or no room.
+        """
+        if skip > self.total or self.count + 2 > MAX_BUFFERS:
+            return False
+        index = 0
+        while index < self.count and skip >= self._words[2 * index + 1]:
+            skip -= self._words[2 * index + 1]
+            index += 1
+        more = 1 if skip == 0 else 2
+        for at in range(self.count, index, -1):
+            self._words[2 * (at - 1 + more)] = self._words[2 * (at - 1)]
+            self._words[2 * (at - 1 + more) + 1] = self._words[2 * (at - 1) + 1]
+        if skip:  # a buffer in two: its end is behind the place of the new one
+            self._words[2 * (index + 2)] += skip
+            self._words[2 * (index + 2) + 1] -= skip
+            self._words[2 * index + 1] = skip
+            index += 1
+        self._words[2 * index] = address
+        self._words[2 * index + 1] = size
+        self.count += more
+        self.total += size
+        return True
+
     def read(self, fd: int, offset: int, flags: int) -> int:
         """preadv2."""
         if cython.compiled:

@@ -56,6 +56,11 @@ class Fault(IntEnum):
     TRANSPORT = 10  # TCP, UDP or ICMP header cut short or inconsistent
     FRAGMENT = 11  # too small for its headers, or overlapping them (RFC 1858, RFC 5722)
 
+    @property
+    def is_malformed(self) -> bool:
+        """Whether no network would take the frame; the others are sound, and guests have no use of them."""
+        return self not in (Fault.VLAN, Fault.ETHERTYPE, Fault.SOURCE_ROUTE)
+
 
 class Packet(NamedTuple):
     """The fields of a frame that a firewall asks about. Addresses are integers; ports are 0 where there are none."""

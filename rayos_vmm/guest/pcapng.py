@@ -23,16 +23,24 @@ _FRAMING_BYTES: Final = 12  # type, length, length again
 _PACKET_HEAD: Final = struct.Struct("<IIIII")
 # What a worker tells of a frame (devices/rayos_devices/net/capture.py).
 _RECORD: Final = struct.Struct("<QIIQ")
+_DENIED: Final = 4
+#: 3.5, opt_comment: Wireshark and tshark show it, and filter by it (frame.comment).
+_COMMENT: Final = 1
+DENIED_COMMENT: Final = b"denied"
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedFrame:
-    """One frame: `time_ns` since the epoch, its full length, 1 towards the guest or 2 from it, what was kept of it."""
+    """One frame: `time_ns` since the epoch, its full length, 1 towards the guest or 2 from it, what was kept of it.
+
+    `is_denied`: it went no further.
+    """
 
     time_ns: int
     length: int
     direction: int
     data: bytes
+    is_denied: bool = False
 
 
 def _block(kind: int, body: bytes) -> bytes:
@@ -64,7 +72,10 @@ def packet(frame: CapturedFrame, lost: int) -> bytes:
     )
     flags = struct.pack("<I", frame.direction)
     count = struct.pack("<Q", lost) if lost else b""
-    return _block(_PACKET, head + _pad(frame.data) + _options((_EPB_FLAGS, flags), (_EPB_DROPCOUNT, count)))
+    options = _options(
+        (_COMMENT, DENIED_COMMENT if frame.is_denied else b""), (_EPB_FLAGS, flags), (_EPB_DROPCOUNT, count)
+    )
+    return _block(_PACKET, head + _pad(frame.data) + options)
 
 
 def statistics(time_ns: int, received: int, lost: int) -> bytes:
@@ -85,10 +96,12 @@ def unpack_records(data: bytes, offset_ns: int) -> Iterator[CapturedFrame]:
             raise ValueError(f"{len(data) - at} bytes of a record of {_RECORD.size} and more")
         time_ns, kept, length, direction = _RECORD.unpack_from(data, at)
         at += _RECORD.size
-        if kept > min(length, len(data) - at) or direction not in (1, 2):
+        if kept > min(length, len(data) - at) or direction not in (1, 2, 1 | _DENIED, 2 | _DENIED):
             raise ValueError(f"a record of {kept} of {length} bytes, direction {direction}")
         moment = (time_ns + offset_ns) & 0xFFFF_FFFF_FFFF_FFFF
-        yield CapturedFrame(moment, length, direction, data[at : at + kept])
+        yield CapturedFrame(
+            moment, length, direction & ~_DENIED, data[at : at + kept], bool(direction & _DENIED)
+        )
         at += (kept + 7) & ~7
 
 

@@ -249,6 +249,8 @@ class HostNetwork:
                     self.subnet,
                     server,
                     ((first, last),),
+                    # Installers insist on a default route; the firewall decides what may take it.
+                    router=server,
                     dns=(server,) if self.names.is_serving else (),
                     domain=DOMAIN,
                     probe_seconds=0.0,

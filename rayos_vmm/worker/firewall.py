@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rayos_devices.net.outcome import HOLDS, SLOT_SHIFT, SLOTS
+from rayos_devices.net.outcome import HOLDS, MALFORMED, SLOT_SHIFT, SLOTS
 from rayos_devices.state import StateStore
 from rayos_net.firewall import text
 from rayos_net.firewall.flow import FlowEvent, FlowTable
@@ -130,7 +130,7 @@ class PortFirewall:
         if action == REJECT:
             self._reject(frame, is_outgoing, now)
         if flow is None:
-            return action
+            return MALFORMED if port.is_malformed else action
         slot = flow.rule + 1
         if action == REJECT or now < self._trace_until:
             self.hits[slot] += 1

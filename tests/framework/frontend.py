@@ -173,8 +173,10 @@ class Frontend:
         *,
         packed: bool = False,
     ) -> int:
-        """Features and protocol features as QEMU does; None takes all that is offered, of the rings the `packed` or the
-        split. Returns the features offered."""
+        """Features and protocol features as QEMU does. Returns the features offered.
+
+        None takes all of them but what legacy drivers have, of the rings the `packed` or the split.
+        """
         offered = self.ask_u64(FrontendRequest.GET_FEATURES)
         if offered & Feature.PROTOCOL_FEATURES:
             known = self.ask_u64(FrontendRequest.GET_PROTOCOL_FEATURES)
@@ -183,8 +185,9 @@ class Frontend:
             )
             self.send(FrontendRequest.SET_PROTOCOL_FEATURES, U64.pack(self.protocol_features))
         self.send(FrontendRequest.SET_OWNER)
-        rings = 0 if packed else Feature.RING_PACKED
-        self.features = offered & ~rings if features is None else features
+        # What a driver of VIRTIO 1.0 and later has no use of.
+        rest = Feature.NOTIFY_ON_EMPTY | Feature.ANY_LAYOUT | (0 if packed else Feature.RING_PACKED)
+        self.features = offered & ~rest if features is None else features
         self.tell(FrontendRequest.SET_FEATURES, U64.pack(self.features))
         return offered
 

@@ -179,6 +179,7 @@ class BlkBackend(Backend):
         return super().features | own
 
     def _make_ring(self, vring: Vring, poll_ns: int) -> BlkRing:
+        vring.fault_status = Status.IOERR
         uring: Uring | None = None
         try:
             uring = Uring(URING_ENTRIES)
@@ -464,9 +465,8 @@ class BlkBackend(Backend):
             ring.headroom = size_bytes // len(self._rings)
 
     def _get_id(self, chain: Chain, room: int) -> None:
-        if room < ID_BYTES:
-            raise RequestError(f"a device id of {ID_BYTES} bytes into {room}")
-        chain.write(self._serial)
+        """As much of the identifier as there is room for; QEMU cuts it, too."""
+        chain.write(self._serial[:room])
 
     def _flush(self, ring: BlkRing, head: int) -> None:
         denial = self.gate.check(Op.DISK_FLUSH, 0)

@@ -31,6 +31,7 @@ FRAME_BYTES: Final = 17
 TYPE_IN: Final = 0
 TYPE_OUT: Final = 1
 STATUS_OK: Final = 0
+STATUS_IOERR: Final = 1
 
 #: Requests after which the driver is told, if it wants: a deep queue's driver should not wait for all of it.
 PUBLISH_EVERY: Final = 4
@@ -186,6 +187,9 @@ class BlkRing:
             self._started = self._gated = self._passed = now_ns()
         if vring.writable_bytes == 0 or vring.readable_bytes < HEADER_BYTES:
             vring.chain_errors += 1
+            if vring.writable_bytes:
+                at = vring.starts[count - 1] + vring.lengths[count - 1] - 1
+                vring.regions[count - 1].view[at] = STATUS_IOERR
             self.complete(head, 0)
             return True
         self._read_header()

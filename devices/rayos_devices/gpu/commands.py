@@ -18,7 +18,6 @@ from rayos_devices.gpu.wire import (
     CURSOR_SIDE,
     DISPLAY_INFO_BYTES,
     DISPLAY_ONE,
-    EDID_BYTES,
     EDID_SIZE,
     ENTRIES_OFFSET,
     HEADER_BYTES,
@@ -53,7 +52,6 @@ class _Handler(NamedTuple):
     op: Op
     command_bytes: int
     answer: Answer
-    answer_bytes: int
 
 
 class Commands:
@@ -87,33 +85,31 @@ class Commands:
         plain = HEADER_BYTES
         return {
             Command.GET_DISPLAY_INFO: _Handler(
-                self._get_display_info, Op.GPU_RENDER, plain, Answer.OK_DISPLAY_INFO, DISPLAY_INFO_BYTES
+                self._get_display_info, Op.GPU_RENDER, plain, Answer.OK_DISPLAY_INFO
             ),
             Command.GET_EDID: _Handler(
-                self._get_edid, Op.GPU_RENDER, plain + ResourceId.STRUCT.size, Answer.OK_EDID, EDID_BYTES
+                self._get_edid, Op.GPU_RENDER, plain + ResourceId.STRUCT.size, Answer.OK_EDID
             ),
-            Command.GET_CAPSET_INFO: _Handler(self._get_capset, Op.GPU_RENDER, plain, ok, plain),
-            Command.GET_CAPSET: _Handler(self._get_capset, Op.GPU_RENDER, plain, ok, plain),
+            Command.GET_CAPSET_INFO: _Handler(self._get_capset, Op.GPU_RENDER, plain, ok),
+            Command.GET_CAPSET: _Handler(self._get_capset, Op.GPU_RENDER, plain, ok),
             Command.RESOURCE_CREATE_2D: _Handler(
-                self._create, Op.GPU_ALLOC, plain + ResourceCreate2d.STRUCT.size, ok, plain
+                self._create, Op.GPU_ALLOC, plain + ResourceCreate2d.STRUCT.size, ok
             ),
-            Command.RESOURCE_UNREF: _Handler(
-                self._unref, Op.GPU_FREE, plain + ResourceId.STRUCT.size, ok, plain
-            ),
+            Command.RESOURCE_UNREF: _Handler(self._unref, Op.GPU_FREE, plain + ResourceId.STRUCT.size, ok),
             Command.RESOURCE_ATTACH_BACKING: _Handler(
-                self._attach, Op.GPU_ALLOC, plain + AttachBacking.STRUCT.size, ok, plain
+                self._attach, Op.GPU_ALLOC, plain + AttachBacking.STRUCT.size, ok
             ),
             Command.RESOURCE_DETACH_BACKING: _Handler(
-                self._detach, Op.GPU_FREE, plain + ResourceId.STRUCT.size, ok, plain
+                self._detach, Op.GPU_FREE, plain + ResourceId.STRUCT.size, ok
             ),
             Command.SET_SCANOUT: _Handler(
-                self._set_scanout, Op.GPU_RENDER, plain + SetScanout.STRUCT.size, ok, plain
+                self._set_scanout, Op.GPU_RENDER, plain + SetScanout.STRUCT.size, ok
             ),
             Command.TRANSFER_TO_HOST_2D: _Handler(
-                self._transfer, Op.GPU_RENDER, plain + TransferToHost2d.STRUCT.size, ok, plain
+                self._transfer, Op.GPU_RENDER, plain + TransferToHost2d.STRUCT.size, ok
             ),
             Command.RESOURCE_FLUSH: _Handler(
-                self._flush, Op.GPU_RENDER, plain + ResourceFlush.STRUCT.size, ok, plain
+                self._flush, Op.GPU_RENDER, plain + ResourceFlush.STRUCT.size, ok
             ),
         }
 
@@ -121,17 +117,16 @@ class Commands:
         """The cursor queue's commands (5.7.6.10); the Linux driver gives them no room for an answer."""
         size = HEADER_BYTES + UpdateCursor.STRUCT.size
         return {
-            Command.UPDATE_CURSOR: _Handler(self._update_cursor, Op.GPU_RENDER, size, Answer.OK_NODATA, 0),
-            Command.MOVE_CURSOR: _Handler(self._move_cursor, Op.GPU_RENDER, size, Answer.OK_NODATA, 0),
+            Command.UPDATE_CURSOR: _Handler(self._update_cursor, Op.GPU_RENDER, size, Answer.OK_NODATA),
+            Command.MOVE_CURSOR: _Handler(self._move_cursor, Op.GPU_RENDER, size, Answer.OK_NODATA),
         }
 
     def serve(self, vring: Vring, chain: Chain) -> int:
-        """Do one command; returns the bytes of its answer, 0 for a chain that has no room for it."""
+        """Do one command; returns the bytes of its answer that there was room for, as QEMU cuts them, too."""
         self._started = now_ns()
         is_control = vring.index == CONTROL
         data = chain.read(MAX_COMMAND_BYTES)
-        room = chain.writable_bytes
-        if len(data) < HEADER_BYTES or (room < HEADER_BYTES and is_control):
+        if len(data) < HEADER_BYTES:
             vring.chain_errors += 1
             return 0
         header = Header.unpack(data)
@@ -139,9 +134,6 @@ class Commands:
         if handler is None:
             self._stats.deny(Op.GPU_RENDER, Denial.INVALID, 0, self._started)
             answer = header.answer(Answer.ERR_UNSPEC)
-        elif room < handler.answer_bytes:
-            vring.chain_errors += 1
-            return 0
         elif len(data) < handler.command_bytes:
             self._stats.deny(handler.op, Denial.INVALID, 0, self._started)
             answer = header.answer(Answer.ERR_INVALID_PARAMETER)
@@ -152,7 +144,7 @@ class Commands:
             except CommandError as error:
                 self._stats.deny(handler.op, error.denial, 0, self._started)
                 answer = header.answer(error.answer)
-        return chain.write(answer) if room >= len(answer) else 0
+        return chain.write(answer)
 
     def _ask(self, op: Op, size_bytes: int) -> None:
         denial = self._gate.check(op, size_bytes)

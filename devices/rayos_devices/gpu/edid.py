@@ -31,6 +31,21 @@ _VERTICAL_SYNC: Final = 10
 _VERTICAL_BLANK_US: Final = 460
 _REFRESH_HZ: Final = 60
 _MAX_CLOCK: Final = 0xFFFF
+#: 3.8: 640x480, 800x600 and 1024x768 at 60 Hz.
+_ESTABLISHED: Final = bytes((0b0010_0001, 0b0000_1000, 0))
+#: 3.9: eight modes at 60 Hz, those of QEMU's own EDID among them that can be said so.
+_STANDARD: Final = (
+    (1280, 720),
+    (1280, 1024),
+    (1440, 900),
+    (1600, 1200),
+    (1680, 1050),
+    (1920, 1080),
+    (1920, 1200),
+    (2048, 1152),
+)
+#: 3.9: aspect ratio (width times 60 by height) and its two bits.
+_ASPECTS: Final = {96: 0, 80: 1, 75: 2, 106: 3}
 #: Assumed dot pitch: 100 dots an inch, what desktops take for an ordinary monitor.
 _DOTS_PER_INCH: Final = 100
 
@@ -44,8 +59,8 @@ def build(
 ) -> bytes:
     """The blocks for a monitor whose preferred mode is `width` by `height` pixels (1 to MAX_SIDE each).
 
-    `modes` (at most MAX_MODES) are what it can do beside it. Errors: ValueError for a mode that cannot be said, or too
-    many of them.
+    `modes` (at most MAX_MODES) are what it can do beside it; without any, those that every monitor can. Errors:
+    ValueError for a mode that cannot be said, or too many of them.
     """
     for mode in ((width, height), *modes):
         if not all(1 <= side <= MAX_SIDE for side in mode):
@@ -66,8 +81,8 @@ def build(
         (0b10100101, min(255, max(1, width_mm // 10)), min(255, max(1, height_mm // 10)), 120, 0x06)
     )
     block[25:35] = bytes.fromhex("ee91a3544c99260f5054")  # 3.7: the sRGB primaries
-    block[35:38] = bytes(3)  # 3.8: no established timings
-    block[38:54] = b"\x01\x01" * 8  # 3.9: no standard timings
+    block[35:38] = bytes(3) if modes else _ESTABLISHED
+    block[38:54] = b"\x01\x01" * 8 if modes else b"".join(map(_standard_timing, _STANDARD))
     block[54:72] = _detailed_timing(width, height, width_mm, height_mm)
     block[72:90] = _text(_DESCRIPTOR_NAME, name)
     block[90:108] = _range_limits()
@@ -82,6 +97,11 @@ def _extension(timings: list[bytes]) -> bytes:
     block = bytearray(bytes((2, 3, 4, 0)) + b"".join(timings)).ljust(BLOCK_BYTES, b"\0")
     block[127] = -sum(block) & 0xFF
     return bytes(block)
+
+
+def _standard_timing(mode: tuple[int, int]) -> bytes:
+    width, height = mode
+    return bytes((width // 8 - 31, _ASPECTS[60 * width // height] << 6 | _REFRESH_HZ - 60))
 
 
 def _manufacturer(letters: str) -> int:

@@ -73,11 +73,7 @@ class Backing:
             else:
                 ranges.append((address, length))
             end = address + length
-        try:
-            views = [memory.view(*piece) for piece in ranges]
-        except ChainError:
-            # Neighbours may lie in two regions that touch.
-            views = [memory.view(*piece) for piece in MEMORY_ENTRY.iter_unpack(entries)]
+        views = [view for piece in ranges for view in memory.views(*piece)]
         self._starts = list(accumulate(map(len, views), initial=0))[:-1]
         self._views = views
 

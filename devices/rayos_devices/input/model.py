@@ -87,7 +87,7 @@ class Kind:
         if select == Select.ID_SERIAL:
             return serial.encode()[:PAYLOAD_BYTES]
         if select == Select.ID_DEVIDS:
-            return DEVICE_IDS.pack(BUS_VIRTUAL, 0x1AF4, self.product, 1)
+            return DEVICE_IDS.pack(BUS_VIRTUAL, 0x0627, self.product, 1)
         if select == Select.PROP_BITS:
             return pack_bits(self.properties)
         return b""

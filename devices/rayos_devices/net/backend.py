@@ -29,6 +29,7 @@ from rayos_devices.net.port import NetPort, path_of
 from rayos_devices.net.ring import NetRing, RingInlet
 from rayos_devices.net.wire import (
     ETHERNET_HEADER_BYTES,
+    GAP_BYTES,
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     NUM_BUFFERS_OFFSET,
@@ -37,7 +38,7 @@ from rayos_devices.net.wire import (
 from rayos_devices.stats import Stats
 from rayos_devices.vhost_user.message import ProtocolFeature
 from rayos_devices.virtio.chain import Chain
-from rayos_devices.virtio.features import DeviceId
+from rayos_devices.virtio.features import DeviceId, Feature
 
 RX: Final = 0
 TX: Final = 1
@@ -144,12 +145,23 @@ class NetBackend(Backend):
 
     def set_features(self, features: int) -> None:
         super().set_features(features)
+        self._shape_headers()
         self.ports[0].set_offload(
             csum=bool(features & NetFeature.GUEST_CSUM),
             tso4=bool(features & NetFeature.GUEST_TSO4),
             tso6=bool(features & NetFeature.GUEST_TSO6),
         )
         self.stats.allow(Op.NET_CONFIG)
+
+    def reset_device(self) -> None:
+        super().reset_device()
+        self._shape_headers()
+
+    def _shape_headers(self) -> None:
+        """5.1.6.1: `num_buffers` is there when the driver merges buffers, or is no legacy one."""
+        is_whole = self.acked_features & (Feature.VERSION_1 | NetFeature.MRG_RXBUF)
+        for ring in self._rings:
+            ring.gap = 0 if is_whole else GAP_BYTES
 
     def process(self, queue: int) -> bool:
         # For the receive queue: fresh buffers, so that the port is worth listening to again.
@@ -202,6 +214,7 @@ class NetBackend(Backend):
             budget -= ring.served
             # In more pieces than one call takes: by way of memory of ours.
             data = bytearray(vring.chain(outcome).read(vring.readable_bytes))
+            ring.widen(data)
             ring.buffers.clear()
             ring.buffers.add(address_of(data), len(data))
             ring.forward(len(data))
@@ -245,8 +258,9 @@ class NetBackend(Backend):
         driver merges buffers, as many more chains are taken as the rest needs.
         """
         vring = self.queues[queue]
+        gap = self._rings[queue].gap
         denial = Denial.INVALID if size < _MIN_BYTES else self.gate.check(Op.NET_RX, size - HEADER_BYTES)
-        spilled = size - chain.writable_bytes
+        spilled = size - gap - chain.writable_bytes
         more: list[Chain] = []
         chain_errors = vring.chain_errors
         if denial is None and spilled > 0:
@@ -259,7 +273,7 @@ class NetBackend(Backend):
                 room += extra.writable_bytes
             if room < spilled:
                 denial = Denial.QUEUE_FULL
-        if denial is not None or chain.write(b"\0\0", NUM_BUFFERS_OFFSET) != 2:
+        if denial is not None or (not gap and chain.write(b"\0\0", NUM_BUFFERS_OFFSET) != 2):
             if vring.chain_errors == chain_errors:
                 for extra in reversed(more):
                     vring.unpop(extra.head)
@@ -269,8 +283,20 @@ class NetBackend(Backend):
                 for taken in (chain, *more):
                     vring.push(taken.head, 0)
             self.stats.deny(Op.NET_RX, denial or Denial.INVALID)
+            if self.capture is not None:
+                self.capture.deny_last()
             return
         done = 0
+        if gap:
+            rest = bytes(self._spills[queue][: size - inside])
+            if inside < HEADER_BYTES:  # its header, too, and the two bytes that this driver's lacks
+                chain.write(rest[: NUM_BUFFERS_OFFSET - inside], inside)
+                rest = rest[HEADER_BYTES - inside :]
+                inside = HEADER_BYTES
+            chain.write(rest, inside - gap)
+            vring.push(chain.head, size - gap)
+            self._rings[queue].received(size)
+            return
         if size > inside:
             done = chain.write(self._spills[queue][: size - inside], inside)
         chain.write((1 + len(more)).to_bytes(2, "little"), NUM_BUFFERS_OFFSET)
@@ -341,6 +367,7 @@ class NetBackend(Backend):
             path.set_awake(False)  # what stands before it may not pass that on
             if self.faults is not None:
                 path = FaultyPath(path, self.faults, self.loop, self.stats)
+            ring.watch(self.capture)
             ring.path = path if self.capture is None else CapturePath(path, self.capture)
             if queue % 2 == RX:  # whoever stands before the path sees what is received from it
                 own = self._paths[queue // 2]

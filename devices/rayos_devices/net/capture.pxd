@@ -4,7 +4,7 @@ from rayos_devices.native cimport Buffers, now_ns
 from rayos_devices.net.path cimport Path
 
 cdef unsigned long long HEADER_BYTES, RECORD_BYTES, ROOM_BYTES
-cdef int INBOUND, OUTBOUND
+cdef int INBOUND, OUTBOUND, DENIED
 
 @cython.final
 cdef class Capture:
@@ -12,9 +12,12 @@ cdef class Capture:
     cdef object _on_record, _room
     cdef unsigned long long[::1] _words
     cdef bint _is_asked
+    cdef long long _last
     cdef readonly unsigned long long seen, dropped
 
     @cython.locals(original=cython.ulonglong, kept=cython.ulonglong, word=cython.ulonglong)
+    cpdef take_denied(self, Buffers buffers, unsigned long long size)
+    cpdef deny_last(self)
     cpdef take(self, Buffers buffers, unsigned long long size, unsigned int direction)
 
 cdef class CapturePath(Path):

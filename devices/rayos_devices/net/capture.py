@@ -1,10 +1,10 @@
 """A copy of what passes a port, for whoever watches: a path around the port's own, there only while somebody does.
 
-Frames out are those that the firewall let out; frames in are those that the network sent, whatever becomes of them. The
+Frames out are those that the guest sends, frames in those that the network sends; one that was refused is marked. The
 copy is bounded twice: of a frame `snap` bytes are kept, and what does not fit the buffer until it is read is counted.
 
-A record: time u64 in ns of CLOCK_MONOTONIC; bytes kept u32, bytes of the frame u32; direction u64 (INBOUND, OUTBOUND);
-the frame without its virtio-net header, padded to 8 bytes. Little-endian.
+A record: time u64 in ns of CLOCK_MONOTONIC; bytes kept u32, bytes of the frame u32; direction u64 (INBOUND, OUTBOUND,
+with DENIED); the frame without its virtio-net header, padded to 8 bytes. Little-endian.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rayos_devices.net.wire import HEADER_BYTES
 #: To the guest, and from it, as pcapng's epb_flags count.
 INBOUND: Final = 1
 OUTBOUND: Final = 2
+#: Beside one of those: the frame went no further.
+DENIED: Final = 4
 RECORD_BYTES: Final = 24
 #: What waits to be read, at most.
 ROOM_BYTES: Final = 1 << 20
@@ -41,6 +43,7 @@ class Capture:
         self._start = 0
         self._end = 0
         self._is_asked = False
+        self._last = -1
         #: Frames that passed, and those of them for which there was no room.
         self.seen = 0
         self.dropped = 0
@@ -50,6 +53,7 @@ class Capture:
         self.seen += 1
         original = size - HEADER_BYTES
         kept = original if original < self._snap else self._snap
+        self._last = -1
         if size < HEADER_BYTES or self._end + RECORD_BYTES + kept + 7 > ROOM_BYTES:
             self.dropped += 1
             return
@@ -57,11 +61,21 @@ class Capture:
         self._words[word] = now_ns()
         self._words[word + 1] = kept | (original << 32)
         self._words[word + 2] = direction
+        self._last = word + 2
         buffers.gather(HEADER_BYTES, kept, self._address + self._end + RECORD_BYTES)
         self._end += RECORD_BYTES + ((kept + 7) & ~7)
         if self._is_asked:
             self._is_asked = False
             self._on_record()
+
+    def take_denied(self, buffers: Buffers, size: int) -> None:
+        """Keep a frame of the guest's that goes no further."""
+        self.take(buffers, size, OUTBOUND | DENIED)
+
+    def deny_last(self) -> None:
+        """Mark the frame that was taken last, unless it is read already or was lost: it goes no further."""
+        if self._last >= 0:
+            self._words[self._last] |= DENIED
 
     def read(self, limit: int) -> bytes:
         """Whole records, the oldest first, in at most `limit` bytes (one always fits MAX_SNAP + 2 * RECORD_BYTES)."""
@@ -73,6 +87,7 @@ class Capture:
                 break
             at = following
         data = bytes(self._room[start:at])
+        self._last = -1
         self._start = at
         if self._start == self._end:
             self._start = self._end = 0

@@ -2,7 +2,7 @@
 cimport cython
 from rayos_devices.native cimport Buffers
 
-cdef unsigned long long ALLOW, DENY, ACTION_MASK, HOLDS, SLOT_SHIFT, SLOT_MASK, SET_MASK, _WAYS, WORDS, _HOLD
+cdef unsigned long long ALLOW, DENY, MALFORMED, ACTION_MASK, HOLDS, SLOT_SHIFT, SLOT_MASK, SET_MASK, _WAYS, WORDS, _HOLD
 cdef unsigned long long WHOLE_BYTES, HEAD_BYTES, HEADER_BYTES, _U64
 cdef unsigned long long _MIX0, _MIX1, _MIX2, _MIX3, _KIND4, _KIND6
 cdef int _NEEDS_CSUM, _GSO_TCP4, _GSO_TCP6, _GSO_ECN
@@ -12,6 +12,7 @@ cdef class Filter:
     cdef readonly object judge, room
     cdef readonly bint is_outgoing
     cdef public bint is_remembering
+    cdef readonly bint is_malformed
     cdef readonly unsigned long long address
     cdef readonly unsigned long long remembered, asked, offload
     cdef unsigned char[::1] _bytes

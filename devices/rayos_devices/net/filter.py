@@ -23,7 +23,7 @@ from collections import deque
 from typing import Any, Final, Protocol
 
 from rayos_devices.native import Buffers, address_of
-from rayos_devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, SLOT_SHIFT, SLOTS
+from rayos_devices.net.outcome import ACTION_MASK, ALLOW, DENY, HOLDS, MALFORMED, SLOT_SHIFT, SLOTS
 from rayos_devices.net.wire import HEAD_BYTES, HEADER_BYTES, MAX_FRAME_BYTES, WHOLE_BYTES
 
 SLOT_MASK: Final = SLOTS - 1
@@ -69,8 +69,10 @@ class Judge(Protocol):
     answers: deque[tuple[bool, bytes]]
 
     def judge(self, frame: bytes, is_outgoing: bool, now: float) -> int:
-        """An action, HOLDS, and a slot; `frame` begins with its Ethernet header, `now` is in seconds. What does not
-        hold is counted by the judge."""
+        """An action, HOLDS, and a slot, or MALFORMED; `frame` begins with its Ethernet header, `now` is in seconds.
+
+        What does not hold is counted by the judge.
+        """
         ...
 
     def snapshot(self) -> dict[str, Any]: ...
@@ -105,6 +107,8 @@ class Filter:
         self.remembered = 0
         self.asked = 0
         self.offload = 0
+        #: Whether the frame that was refused last was no sound one.
+        self.is_malformed = False
 
     def check(self, buffers: Buffers, size: int, now_ns: int) -> int:
         """ALLOW, DENY or REJECT for a frame of `size` bytes with its header; `buffers` then hold what was judged."""
@@ -131,6 +135,7 @@ class Filter:
         if self.is_outgoing and self._bytes[2] | self._bytes[3] and not self._is_sound_offload(transport):
             self.offload += 1
             self._kind = 0
+            self.is_malformed = True
             return DENY
         if self._kind == 0 or not self.is_remembering:
             return 0
@@ -149,6 +154,7 @@ class Filter:
         verdict = self._entries[at + 7]
         self._hits[verdict >> SLOT_SHIFT & SLOT_MASK] += 1
         self.remembered += 1
+        self.is_malformed = False
         return verdict & ACTION_MASK
 
     def _is_at(self, at: int) -> bool:
@@ -179,6 +185,7 @@ class Filter:
         stamp = self._epoch[0] + self._page[0]
         frame = bytes(self.room[HEADER_BYTES:size])
         verdict = self.judge.judge(frame, self.is_outgoing, now_ns * 1e-9)
+        self.is_malformed = verdict == MALFORMED
         if verdict & HOLDS:
             self._hits[verdict >> SLOT_SHIFT & SLOT_MASK] += 1
             if self._kind:

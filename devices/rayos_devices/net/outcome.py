@@ -26,6 +26,8 @@ ALLOW: Final = 1
 DENY: Final = 2
 REJECT: Final = 3
 ACTION_MASK: Final = 3
+#: DENY for what is no sound frame, which is counted apart from what a rule or the guard refuses,
+MALFORMED: Final = DENY | 1 << 16
 #: whether it holds for the flow, so that it may be remembered,
 HOLDS: Final = 4
 #: and above that the number under which it is counted.

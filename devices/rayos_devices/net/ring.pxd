@@ -3,6 +3,7 @@ cimport cython
 from rayos_devices.bucket cimport TokenBucket
 from rayos_devices.gate cimport Gate
 from rayos_devices.native cimport Buffers, now_ns, swap
+from rayos_devices.net.capture cimport Capture
 from rayos_devices.net.filter cimport Filter
 from rayos_devices.net.path cimport Path
 from rayos_devices.net.queue cimport Inlet
@@ -11,6 +12,7 @@ from rayos_devices.virtio.memory cimport Region
 from rayos_devices.virtio.vring cimport Vring
 
 cdef int ALLOW, PUBLISH_EVERY, TX_OP, RX_OP, EMPTY, DRY, QUIET, WAIT, FAILED, SPENT
+cdef unsigned int GAP_BYTES, LEGACY_HEADER_BYTES
 cdef unsigned long long MIN_BYTES, MAX_BYTES, HEADER_BYTES, NUM_BUFFERS_OFFSET, WHOLE_BYTES, HEAD_BYTES
 
 @cython.final
@@ -25,6 +27,11 @@ cdef class NetRing:
     cdef readonly bint is_filtered
     cdef readonly unsigned long long spill
     cdef readonly Buffers buffers
+    cdef public unsigned int gap
+    cdef unsigned char[::1] _gap_room
+    cdef unsigned long long _gap_address
+    cdef Capture capture
+    cdef bint is_captured
     cdef readonly int served
     cdef readonly unsigned long long size, inside
     cdef public int publish_every
@@ -33,6 +40,10 @@ cdef class NetRing:
     cdef bint _is_sampled
 
     cpdef shape(self, bucket)
+    cpdef watch(self, capture)
+    @cython.locals(vring=Vring, index=cython.uint)
+    cdef _drop(self, denial, unsigned long long size)
+    cdef bint _insert_gap(self) noexcept
     @cython.locals(vring=Vring, head=cython.int)
     cpdef int transmit(self, int budget) except? -9
     @cython.locals(vring=Vring, head=cython.int)

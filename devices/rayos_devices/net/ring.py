@@ -16,15 +16,18 @@ from typing import Final, cast
 from rayos_devices.bucket import TokenBucket
 from rayos_devices.errors import QueueError
 from rayos_devices.gate import Denial, Gate, Op
-from rayos_devices.native import Buffers, now_ns, swap
+from rayos_devices.native import Buffers, address_of, now_ns, swap
+from rayos_devices.net.capture import Capture
 from rayos_devices.net.filter import Filter
 from rayos_devices.net.outcome import ALLOW, DRY, EMPTY, FAILED, QUIET, SPENT, WAIT
 from rayos_devices.net.path import Path
 from rayos_devices.net.queue import Inlet
 from rayos_devices.net.wire import (
     ETHERNET_HEADER_BYTES,
+    GAP_BYTES,
     HEAD_BYTES,
     HEADER_BYTES,
+    LEGACY_HEADER_BYTES,
     MAX_FRAME_BYTES,
     NUM_BUFFERS_OFFSET,
     WHOLE_BYTES,
@@ -67,6 +70,12 @@ class NetRing:
         self.is_filtered = filter is not None
         self.spill = spill
         self.buffers = Buffers()
+        #: Bytes of a port's header that the driver's lacks: they come from, and go to, `_gap_room`.
+        self.gap = 0
+        self._gap_room = memoryview(bytearray(GAP_BYTES))
+        self._gap_address = address_of(self._gap_room)
+        self.capture = cast("Capture", None)
+        self.is_captured = False
         self.served = 0
         self.size = 0
         self.inside = 0
@@ -82,6 +91,15 @@ class NetRing:
         """Shape by this bucket from now on; None lets everything pass."""
         self.bucket = cast("TokenBucket", bucket)
         self.is_shaped = bucket is not None
+
+    def watch(self, capture: Capture | None) -> None:
+        """Tell `capture` of the frames that are refused; None: nobody."""
+        self.capture = cast("Capture", capture)
+        self.is_captured = capture is not None
+
+    def widen(self, data: bytearray) -> None:
+        """Give a frame of the driver's the header that ports have."""
+        data[NUM_BUFFERS_OFFSET:NUM_BUFFERS_OFFSET] = bytes(self.gap)
 
     def transmit(self, budget: int) -> int:
         """Send up to `budget` frames and publish; DRY, SPENT, WAIT, or the head of a chain for the general path.
@@ -135,26 +153,44 @@ class NetRing:
 
     def _send(self) -> bool:
         vring = self.vring
-        size = vring.readable_bytes
+        size = vring.readable_bytes + self.gap
         if size < MIN_BYTES or size > MAX_BYTES:
-            self.stats.deny(Op.NET_TX, Denial.INVALID, size)
+            self._drop(Denial.INVALID, size)
             return True
         if not self._mask[0] >> TX_OP & 1:
-            self.stats.deny(Op.NET_TX, Denial.CAPABILITY, size)
+            self._drop(Denial.CAPABILITY, size)
             return True
         if self._is_sampled:
             self._received = self._shaped
             self._gated = self._filtered = now_ns()
         if vring.readable_count == 1:
             self.buffers.set(vring.addresses[0], vring.lengths[0])
-            self.forward(size)
-            return True
-        self.buffers.clear()
-        for index in range(vring.readable_count):
-            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
-                return False
+        else:
+            self.buffers.clear()
+            for index in range(vring.readable_count):
+                if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
+                    return False
+        if self.gap and not self._insert_gap():
+            return False
         self.forward(size)
         return True
+
+    def _drop(self, denial: Denial, size: int) -> None:
+        """Refuse the frame in the chain, unseen by the filter."""
+        vring = self.vring
+        self.stats.deny(Op.NET_TX, denial, size)
+        if self.is_captured:
+            self.buffers.clear()
+            for index in range(vring.readable_count):
+                if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
+                    break
+            if self.gap:
+                self._insert_gap()
+            self.capture.take_denied(self.buffers, self.buffers.total)
+
+    def _insert_gap(self) -> bool:
+        self._gap_room[0] = self._gap_room[1] = 0
+        return self.buffers.insert(LEGACY_HEADER_BYTES, GAP_BYTES, self._gap_address)
 
     def forward(self, size: int) -> bool:
         """Send the frame of `size` bytes with header in `buffers`, if the filter lets it pass, and count it."""
@@ -170,7 +206,13 @@ class NetRing:
         return True
 
     def _refuse(self, operation: int, size: int) -> None:
-        self.stats.deny(Op.NET_TX if operation == TX_OP else Op.NET_RX, Denial.FIREWALL, size - HEADER_BYTES)
+        denial = Denial.INVALID if self.filter.is_malformed else Denial.FIREWALL
+        self.stats.deny(Op.NET_TX if operation == TX_OP else Op.NET_RX, denial, size - HEADER_BYTES)
+        if self.is_captured:
+            if operation == TX_OP:
+                self.capture.take_denied(self.buffers, size)
+            else:  # it was taken when it was received
+                self.capture.deny_last()
         if self.is_shaped:  # it cost no less than one that passes
             self.bucket.take(size - HEADER_BYTES)
 
@@ -245,11 +287,14 @@ class NetRing:
         first = vring.readable_count
         if vring.count == first + 1:
             self.buffers.set(vring.addresses[first], vring.lengths[first])
-            return
-        self.buffers.clear()
-        for index in range(first, vring.count):
-            if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
-                break
+        else:
+            self.buffers.clear()
+            for index in range(first, vring.count):
+                if not self.buffers.add(vring.addresses[index], vring.lengths[index]):
+                    break
+        if self.gap:
+            while self.buffers.total > LEGACY_HEADER_BYTES and not self._insert_gap():
+                self.buffers.drop_last()
 
     def _admit(self, size: int) -> bool:
         """Whether the frame in the room may go on, to the guest's pages if they take it whole."""
@@ -276,7 +321,7 @@ class NetRing:
             size < MIN_BYTES
             or size > self.inside
             or first == vring.count
-            or vring.lengths[first] < HEADER_BYTES
+            or (vring.lengths[first] < HEADER_BYTES and self.gap == 0)
         ):
             return False
         if not self._mask[0] >> RX_OP & 1:
@@ -287,14 +332,15 @@ class NetRing:
         return True
 
     def _complete(self, head: int, size: int) -> None:
-        """The frame lies in one chain, whose first buffer has its header."""
+        """The frame lies in one chain, whose first buffer has its number of buffers, if the driver has such a thing."""
         vring = self.vring
-        first = vring.readable_count
-        region = vring.regions[first]
-        at = vring.starts[first] + NUM_BUFFERS_OFFSET
-        region.ram[at] = 1
-        region.ram[at + 1] = 0
-        vring.push(head, size)
+        if self.gap == 0:
+            first = vring.readable_count
+            region = vring.regions[first]
+            at = vring.starts[first] + NUM_BUFFERS_OFFSET
+            region.ram[at] = 1
+            region.ram[at + 1] = 0
+        vring.push(head, size - self.gap)
         self._count(RX_OP, size - HEADER_BYTES)
 
     def accept(self, buffers: Buffers, is_echo: bool) -> bool:
@@ -316,7 +362,7 @@ class NetRing:
             return False
         self._open()
         first = vring.readable_count
-        if self.buffers.total < size or vring.lengths[first] < HEADER_BYTES:
+        if self.buffers.total < size or (vring.lengths[first] < HEADER_BYTES and self.gap == 0):
             vring.unpop(head)
             return False
         if self._is_sampled:

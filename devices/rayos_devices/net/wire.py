@@ -5,10 +5,13 @@ from __future__ import annotations
 from enum import IntFlag
 from typing import Final
 
-#: 5.1.6: flags u8, gso_type u8, hdr_len, gso_size, csum_start, csum_offset, num_buffers le16.
+#: 5.1.6, before every frame here: flags u8, gso_type u8, hdr_len, gso_size, csum_start, csum_offset, num_buffers le16.
 HEADER_BYTES: Final = 12
 #: Offset of le16 num_buffers.
 NUM_BUFFERS_OFFSET: Final = 10
+#: 5.1.6.1: without num_buffers, between us and a driver that acked neither VERSION_1 nor MRG_RXBUF.
+LEGACY_HEADER_BYTES: Final = NUM_BUFFERS_OFFSET
+GAP_BYTES: Final = HEADER_BYTES - LEGACY_HEADER_BYTES
 
 ETHERNET_HEADER_BYTES: Final = 14
 #: A GSO segment is at most 64 KiB of IP packet behind its Ethernet header and a VLAN tag.

@@ -405,6 +405,7 @@ class Session:
             packed=self._is_packed,
             event_idx=bool(self._features & Feature.EVENT_IDX),
             indirect=bool(self._features & Feature.INDIRECT_DESC),
+            notify_on_empty=bool(self._features & Feature.NOTIFY_ON_EMPTY),
             log=self._log if self._features & Feature.LOG_ALL else None,
             used_address=used_at,
             descriptors_address=descriptors_at,

@@ -22,8 +22,12 @@ class Feature(IntFlag):
     ring whose memory the driver has given up. Not IN_ORDER (35), although it holds here: Linux has no driver for it.
     """
 
+    #: 6.3, of the legacy interface: a call when the driver's ring has run dry, whatever it suppresses.
+    NOTIFY_ON_EMPTY = 1 << 24
     #: Between the frontend and us, as is PROTOCOL_FEATURES: log what is written (a migration).
     LOG_ALL = 1 << 26
+    #: 6.3, of the legacy interface: buffers may be cut anywhere, as they always may be here.
+    ANY_LAYOUT = 1 << 27
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     PROTOCOL_FEATURES = 1 << 30
@@ -44,7 +48,9 @@ class Status(IntFlag):
 
 #: What every device here offers beside its own bits.
 TRANSPORT_FEATURES = (
-    Feature.LOG_ALL
+    Feature.NOTIFY_ON_EMPTY
+    | Feature.LOG_ALL
+    | Feature.ANY_LAYOUT
     | Feature.INDIRECT_DESC
     | Feature.EVENT_IDX
     | Feature.PROTOCOL_FEATURES

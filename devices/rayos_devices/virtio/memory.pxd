@@ -15,8 +15,6 @@ cdef class Region:
     cdef readonly unsigned long long guest_end
     cdef readonly unsigned long long user_address
     cdef readonly unsigned long long user_end
-    @cython.locals(copy=Region)
-    cpdef Region copy(self, unsigned long long start, unsigned long long length)
 
 @cython.final
 cdef class GuestMemory:
@@ -25,3 +23,5 @@ cdef class GuestMemory:
     cdef Region _last
     @cython.locals(region=Region, candidate=Region)
     cpdef Region find(self, unsigned long long guest_address, unsigned long long length)
+    @cython.locals(region=Region)
+    cpdef Region copy(self, unsigned long long guest_address, unsigned long long length)

@@ -88,18 +88,6 @@ class Region:
         self.user_address = spec.user_address
         self.user_end = spec.user_address + spec.size
 
-    def copy(self, start: int, length: int) -> Region:
-        """A private copy of `length` bytes from `start`, which the caller has checked: only `ram16` to `ram64` of it.
-
-        For what a driver put on an odd address: the wide words of the region itself lie 16 bytes apart.
-        """
-        copy = Region.__new__(Region)
-        data = memoryview(bytearray(self.view[start : start + length]))
-        copy.ram16 = data.cast("H")
-        copy.ram32 = data.cast("I")
-        copy.ram64 = data.cast("Q")
-        return copy
-
 
 class GuestMemory:
     """The regions of one session. Mappings live as long as a view of them does, never longer than needed.
@@ -170,6 +158,42 @@ class GuestMemory:
         if length > region.guest_end - guest_address:
             return None
         return region
+
+    def copy(self, guest_address: int, length: int) -> Region | None:
+        """A private copy of `length` bytes, which may lie in several regions that touch; None when not all are there.
+
+        Only `ram16` to `ram64` of it, for a table that a driver put on an odd address, where a region's own wide words
+        do not fit, or across a seam.
+        """
+        data = bytearray()
+        while length:
+            region = self.find(guest_address, 1)
+            if region is None:
+                return None
+            part = min(length, region.guest_end - guest_address)
+            start = guest_address - region.guest_address
+            data += region.view[start : start + part]
+            guest_address += part
+            length -= part
+        words = memoryview(data)
+        region = Region.__new__(Region)
+        region.ram16 = words.cast("H")
+        region.ram32 = words.cast("I")
+        region.ram64 = words.cast("Q")
+        return region
+
+    def views(self, guest_address: int, length: int) -> list[memoryview]:
+        """As `view`, in pieces when the bytes lie in several regions that touch."""
+        pieces = []
+        while length:
+            region = self.find(guest_address, 1)
+            if region is None:
+                raise ChainError(f"{length} bytes at {guest_address:#x} are not inside guest memory")
+            part = min(length, region.guest_end - guest_address)
+            pieces.append(self.view(guest_address, part))
+            guest_address += part
+            length -= part
+        return pieces
 
     def view(self, guest_address: int, length: int) -> memoryview:
         """The `length` bytes at a guest-physical address; ChainError when they are not all inside one region."""

@@ -36,7 +36,8 @@ cdef class Vring:
     cdef public object journal
     cdef bint _is_packed
     cdef PackedRing _ring
-    cdef bint _event_idx, _indirect, _signalled, _is_logged
+    cdef public int fault_status
+    cdef bint _event_idx, _indirect, _notify_on_empty, _signalled, _is_logged
     cdef object _log
     cdef unsigned long long _used_at, _descriptors_at
     cdef dict _written
@@ -61,6 +62,11 @@ cdef class Vring:
     cdef bint _walk_indirect(self, unsigned long long address, unsigned int length, unsigned int flags) except -1
     @cython.locals(region=Region, start=cython.ulonglong)
     cdef bint _add(self, unsigned long long address, unsigned int length, unsigned int flags) except -1
+    @cython.locals(region=Region, part=cython.ulonglong)
+    cdef bint _add_across(self, unsigned long long address, unsigned long long length, unsigned int flags) except -1
+    @cython.locals(last=cython.ulonglong, region=Region)
+    cdef bint _spoil(self, unsigned long long address, unsigned long long length, unsigned int flags) except -1
+    cdef bint _is_dry(self) noexcept
     @cython.locals(position=cython.uint)
     cpdef void push(self, unsigned int head, unsigned int written) noexcept
     @cython.locals(new=cython.uint, old=cython.uint, used_event=cython.uint, notify=cython.bint)

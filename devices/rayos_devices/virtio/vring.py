@@ -37,7 +37,7 @@ from rayos_devices.virtio.layout import (
     used_ring_bytes,
 )
 from rayos_devices.virtio.log import DirtyLog
-from rayos_devices.virtio.memory import GuestMemory, Region
+from rayos_devices.virtio.memory import MAX_REGIONS, GuestMemory, Region
 from rayos_devices.virtio.packed import JOURNAL_BYTES, PackedRing
 
 #: Fills the array of regions, which is never read beyond `count`.
@@ -45,6 +45,8 @@ _NO_REGION = cast("Region", None)
 _NO_LOG = cast("DirtyLog", None)
 _NO_RING = cast("PackedRing", None)
 _NO_JOURNAL = memoryview(b"")
+#: Pieces of a chain: a buffer each, and more where one lies across regions (`_add_across`).
+_PIECES = 2 * MAX_QUEUE_SIZE + MAX_REGIONS + 1
 
 
 class Vring:
@@ -74,15 +76,17 @@ class Vring:
         self.journal = _NO_JOURNAL
         self._last_avail = 0
         self._used_idx = 0
-        self.starts = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
-        self.lengths = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
-        self.addresses = memoryview(array("Q", bytes(8 * MAX_QUEUE_SIZE)))
+        #: Written to the last writable byte of a chain that cannot be used, where it can be reached; below 0: nothing.
+        self.fault_status = -1
+        self.starts = memoryview(array("Q", bytes(8 * _PIECES)))
+        self.lengths = memoryview(array("Q", bytes(8 * _PIECES)))
+        self.addresses = memoryview(array("Q", bytes(8 * _PIECES)))
         self._detach()
 
     def _detach(self) -> None:
         empty = memoryview(bytearray(0))
         self.memory = GuestMemory()
-        self.regions: list[Region] = [_NO_REGION] * MAX_QUEUE_SIZE
+        self.regions: list[Region] = [_NO_REGION] * _PIECES
         self.count = 0
         self.readable_count = 0
         self.readable_bytes = 0
@@ -99,6 +103,7 @@ class Vring:
         self._mask = 0
         self._event_idx = False
         self._indirect = False
+        self._notify_on_empty = False
         self._signalled = False
         self._is_logged = False
         self._log = _NO_LOG
@@ -122,6 +127,7 @@ class Vring:
         packed: bool = False,
         event_idx: bool,
         indirect: bool,
+        notify_on_empty: bool = False,
         log: DirtyLog | None = None,
         used_address: int = 0,
         descriptors_address: int = 0,
@@ -148,6 +154,7 @@ class Vring:
             self._last_avail = self._avail_shadow = self._used_idx if resumed else base
         self._event_idx = event_idx
         self._indirect = indirect
+        self._notify_on_empty = notify_on_empty
         self._signalled = False
         self._is_logged = log is not None
         self._log = cast("DirtyLog", log)
@@ -302,6 +309,8 @@ class Vring:
                 if ring.flags & DESC_F_INDIRECT:
                     raise self.latch("an indirect descriptor inside a chain")
                 is_sound &= self._add(ring.address, ring.length, ring.flags)
+            if not is_sound:
+                self._spoil(ring.address, ring.length, ring.flags)
         ring.take(seen)
         return is_sound
 
@@ -349,7 +358,7 @@ class Vring:
         while True:
             is_sound &= self._add(address, length, flags)
             if not flags & DESC_F_NEXT:
-                return is_sound
+                return is_sound or self._spoil(address, length, flags)
             seen += 1
             if seen > limit:
                 raise self.latch(f"a descriptor chain longer than {limit}: it loops")
@@ -373,13 +382,16 @@ class Vring:
                 f"an indirect table of {length} bytes: multiples of 16 up to {MAX_QUEUE_SIZE * 16} are allowed"
             )
         region = self.memory.find(address, length)
-        if region is None:
-            raise self.latch(f"an indirect table at {address:#x} of {length} bytes outside guest memory")
-        base = address - region.guest_address
-        if base % DESCRIPTOR_BYTES:
-            # Nothing asks the driver to align it (2.7.5.3), and a Linux with SLUB debugging does not.
-            region = region.copy(base, length)
+        base = 0
+        if region is not None:
+            base = address - region.guest_address
+        if region is None or base % DESCRIPTOR_BYTES:
+            # Nothing asks the driver to align it (2.7.5.3), and a Linux with SLUB debugging does not; or to keep it in
+            # one region.
+            region = self.memory.copy(address, length)
             base = 0
+            if region is None:
+                raise self.latch(f"an indirect table at {address:#x} of {length} bytes outside guest memory")
         base //= DESCRIPTOR_BYTES
         is_sound = True
         seen = 1
@@ -400,7 +412,7 @@ class Vring:
                 raise self.latch("a nested indirect descriptor")
             is_sound &= self._add(address, length, flags)
             if not has_next:
-                return is_sound
+                return is_sound or self._spoil(address, length, flags)
             seen += 1
             if seen > limit:
                 raise self.latch(f"an indirect chain longer than {limit}: it loops")
@@ -411,7 +423,7 @@ class Vring:
         """Append one buffer; False when it breaks the chain."""
         region = self.memory.find(address, length)
         if region is None:
-            return False
+            return self._add_across(address, length, flags)
         if flags & DESC_F_WRITE:
             self.writable_bytes += length
         elif self.writable_bytes or self.count > self.readable_count:
@@ -432,6 +444,34 @@ class Vring:
         if not flags & DESC_F_WRITE:
             self.readable_count += 1
         return True
+
+    def _add_across(self, address: int, length: int, flags: int) -> bool:
+        """Append one buffer that lies across regions which touch; False when they do not, or it is in too many."""
+        if length == 0:
+            return False
+        while length:
+            region = self.memory.find(address, 1)
+            if region is None or self.count > MAX_QUEUE_SIZE:
+                return False
+            part = length
+            if part > region.guest_end - address:
+                part = region.guest_end - address
+            if not self._add(address, part, flags):
+                return False
+            address += part
+            length -= part
+        return True
+
+    def _spoil(self, address: int, length: int, flags: int) -> bool:
+        """Write `fault_status` at the end of a bad chain's last buffer, if the driver can be told so; returns False."""
+        last = address + length - 1
+        if self.fault_status >= 0 and flags & DESC_F_WRITE and length and last >= address:
+            region = self.memory.find(last, 1)
+            if region is not None:
+                region.ram[last - region.guest_address] = self.fault_status
+                if self._is_logged:
+                    self._log.mark(last, 1)
+        return False
 
     def push(self, head: int, written: int) -> None:
         """Complete a chain with `written` bytes in its writable buffers; the driver sees it at `publish`."""
@@ -468,8 +508,14 @@ class Vring:
             notify = ((new - used_event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
         else:
             notify = not self._avail[0] & AVAIL_F_NO_INTERRUPT
-        if notify:
+        if notify or (self._notify_on_empty and self._is_dry()):
             self.call()
+
+    def _is_dry(self) -> bool:
+        """All that the driver made available is used (6.3)."""
+        if self._is_packed:
+            return self._ring.room == self.size and not self._ring.peek()
+        return self._avail[1] == self._last_avail and self._used_idx == self._last_avail
 
     def _publish_packed(self) -> None:
         if self._ring.publish() == 0:
@@ -477,7 +523,7 @@ class Vring:
         fence()
         if self._is_logged:
             self._log_used()
-        if not self._signalled or self._ring.wants_call():
+        if not self._signalled or self._ring.wants_call() or (self._notify_on_empty and self._is_dry()):
             self._signalled = True
             self.call()
 

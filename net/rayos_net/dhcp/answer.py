@@ -97,7 +97,8 @@ class Answers:
             request.flags,
             request.ciaddr if kind is MessageType.ACK else 0,
             0 if seconds is None else ip,
-            int(boot.next_server) if boot is not None and boot.next_server is not None else 0,
+            # RFC 2131, 2: the server of the next step of a boot; loaders take it for their TFTP server.
+            int(boot.next_server) if boot is not None and boot.next_server is not None else self.server,
             request.giaddr,
             request.chaddr,
             boot.server_name.encode()[: wire.SNAME_SIZE - 1] if boot is not None else b"",
@@ -105,7 +106,9 @@ class Answers:
             {},
         )
         data = _with_relay(header, options, relay, limit)
-        return self._routed(request, data, ip if seconds is not None else 0)
+        # Whoever asks for an offer has no address yet, whatever ciaddr says.
+        has_address = request.ciaddr if kind is MessageType.ACK else 0
+        return self._routed(request, data, ip if seconds is not None else 0, has_address)
 
     def nak(self, request: Message, reason: str) -> Reply:
         """A NAK: only the options of RFC 2131, table 3, addresses zero, broadcast, also behind a relay."""
@@ -203,11 +206,11 @@ class Answers:
             return wire.DEFAULT_MAX_SIZE
         return min(max(size - wire.IP_UDP_SIZE, wire.DEFAULT_MAX_SIZE), SIZE_MAX)
 
-    def _routed(self, request: Message, data: bytes, ip: int) -> Reply:
+    def _routed(self, request: Message, data: bytes, ip: int, has_address: int) -> Reply:
         if request.giaddr:
             return Reply(data, Route.RELAY, request.giaddr, request.chaddr)
-        if request.ciaddr:
-            return Reply(data, Route.UNICAST, request.ciaddr, request.chaddr)
+        if has_address:
+            return Reply(data, Route.UNICAST, has_address, request.chaddr)
         if request.flags & BROADCAST_FLAG or not ip:
             return Reply(data, Route.BROADCAST, BROADCAST, b"\xff" * 6)
         return Reply(data, Route.HARDWARE, ip, request.chaddr)

@@ -2,7 +2,8 @@
 3442).
 
 Invariant: a decoded value has been bounds-checked against its area, and the work is linear in the area's
-size; an area without its end option is refused. Encoding never writes beyond the room that it was given.
+size; an area may end without its end option, as small clients send it. Encoding never writes beyond the room
+that it was given.
 """
 
 import re
@@ -75,7 +76,7 @@ def scan(area: bytes, into: dict[int, bytes], at: int = 0) -> None:
     """Read one option area, from byte `at` on, into `into`; a code that is there already is continued (RFC
     3396, 5).
 
-    Raises BadOption when a length passes the end of the area or the end option is missing.
+    Raises BadOption when a length passes the end of the area.
     """
     first, size = at, len(area)
     while at < size:
@@ -94,7 +95,6 @@ def scan(area: bytes, into: dict[int, bytes], at: int = 0) -> None:
             raise BadOption(f"option {code} is {length} bytes long, {size - at} are left")
         into[code] = into[code] + area[at:stop] if code in into else area[at:stop]
         at = stop
-    raise BadOption(f"no end option in an area of {size - first} bytes")
 
 
 def encode(code: int, value: bytes) -> bytes:

@@ -219,7 +219,9 @@ class Server:
         client = client_key(request.options.get(61), request.chaddr)
         if not self._make_room(pool, client, source, now):
             return self._drop("port_full")
-        ip = pool.choose(client, request.chaddr, option.u32(request.options.get(50)), now)
+        # RFC 2131, table 5, has ciaddr 0 in a DISCOVER; a client that fills it in asks for that address.
+        wanted = option.u32(request.options.get(50)) or request.ciaddr or None
+        ip = pool.choose(client, request.chaddr, wanted, now)
         if ip is None:
             return self._drop("pool_exhausted")
         held = pool.by_ip.get(ip)
@@ -247,7 +249,8 @@ class Server:
         # RFC 2131, 4.3.2 and table 4: the kind of request follows from options 54 and 50 and from ciaddr.
         self.count("request")
         client = client_key(request.options.get(61), request.chaddr)
-        server_id = option.u32(request.options.get(54))
+        # Some clients fill option 54 with zeros where they know no server.
+        server_id = option.u32(request.options.get(54)) or None
         requested = option.u32(request.options.get(50))
         answers = self._answers[id(pool)]
         if server_id is not None and server_id not in (answers.server, answers.server_id(request)):

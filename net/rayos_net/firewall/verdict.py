@@ -70,6 +70,8 @@ class GuestPort:
         self.counters: dict[int, int] = {}
         #: The flow that the last frame checked was judged by, None when something else decided.
         self.flow: Flow | None = None
+        #: Whether the last frame checked was no sound one; means nothing while there is a `flow`.
+        self.is_malformed = False
         self._fragments: dict[tuple[bool, int, int, int, int], tuple[int, float]] = {}
 
     def check(self, frame: bytes, outgoing: bool, now: float) -> int:
@@ -149,6 +151,7 @@ class GuestPort:
     def _check_any(self, frame: bytes, outgoing: bool, now: float) -> int:
         self.flow = None
         packet = parse(frame)
+        self.is_malformed = isinstance(packet, Fault) and packet.is_malformed
         if isinstance(packet, Fault):
             self._count(packet)
             return DENY

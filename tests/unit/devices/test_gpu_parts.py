@@ -143,6 +143,19 @@ def test_rect_geometry() -> None:
     assert not wire.Rect(0, 0, 0, 1).is_within(4, 4)
 
 
+def test_edid_says_the_modes_of_every_monitor() -> None:
+    """Established and standard timings (3.8, 3.9), unless the operator chose modes."""
+    block = edid.build(1280, 800)
+    assert (block[35] & 0b100001, block[36]) == (0b100001, 0b1000)
+    ratios = (10 / 16, 3 / 4, 4 / 5, 9 / 16)
+    standard = [(8 * (block[at] + 31), block[at + 1]) for at in range(38, 54, 2)]
+    modes = [(width, round(width * ratios[rest >> 6]), 60 + (rest & 63)) for width, rest in standard]
+    assert (1920, 1080, 60) in modes and (1280, 1024, 60) in modes and (1600, 1200, 60) in modes
+    assert (1280, 720, 60) in modes and (1440, 900, 60) in modes and (2048, 1152, 60) in modes
+    chosen = edid.build(1280, 800, [(640, 400)])
+    assert chosen[35:38] == bytes(3) and chosen[38:54] == b"\1\1" * 8
+
+
 @pytest.mark.parametrize(
     "mode", [(1280, 800), (1920, 1080), (3840, 2160), (1, 1), (edid.MAX_SIDE, edid.MAX_SIDE), (640, 480)]
 )

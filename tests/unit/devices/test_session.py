@@ -59,6 +59,7 @@ def test_features_are_offered_and_masked(echo: Stepped[EchoBackend]) -> None:
     """Bits that were never offered may be negotiated (QEMU does it); the backend does not see them."""
     with echo.connect() as frontend:
         assert frontend.negotiate() == TRANSPORT_FEATURES
+        assert Feature.ANY_LAYOUT | Feature.NOTIFY_ON_EMPTY in Feature(TRANSPORT_FEATURES)
         frontend.tell(FrontendRequest.SET_FEATURES, U64.pack((1 << 64) - 1))
         assert echo.backend.acked_features == TRANSPORT_FEATURES
         frontend.tell(FrontendRequest.SET_FEATURES, U64.pack(Feature.VERSION_1))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rayos_net.dhcp import message as wire
 from rayos_net.dhcp.answer import Route
 from rayos_net.dhcp.binding import BindingState
 from rayos_net.dhcp.config import BootFile, Limits, SubnetConfig
@@ -303,7 +304,50 @@ def test_a_network_boot_gets_the_file_of_its_architecture(options: dict[int, byt
     offer = Driver(subnet(boot=boot)).send(request(DISCOVER, options=options))
     assert offer is not None
     assert offer.file == file
-    assert offer.siaddr == (int(server) if file else 0)
+    assert offer.siaddr == int(server if file else SERVER)
+
+
+def test_the_next_server_is_ourselves_unless_said_otherwise() -> None:
+    """As dnsmasq has it: U-Boot and other loaders take their TFTP server out of `siaddr`."""
+    driver = Driver()
+    offer = driver.send(request(DISCOVER))
+    assert offer is not None and offer.siaddr == int(SERVER)
+    assert driver.bind().siaddr == int(SERVER)
+
+
+def test_zeros_for_a_server_identifier_are_none() -> None:
+    """Option 54 = 0.0.0.0, with and without an offer before: the client means whoever listens."""
+    driver = Driver()
+    offer = driver.send(request(DISCOVER))
+    assert offer is not None
+    zeros = {54: bytes(4), 50: offer.yiaddr.to_bytes(4, "big")}
+    ack = driver.send(request(REQUEST, options=zeros))
+    assert ack is not None and (ack.type, ack.yiaddr) == (ACK, offer.yiaddr)
+    fresh = driver.send(request(REQUEST, 2, options={54: bytes(4), 50: packed("10.5.0.50")}))
+    assert fresh is not None and fresh.type == ACK
+
+
+@pytest.mark.parametrize("address", ["10.5.0.44", "192.168.7.7"])
+def test_an_address_in_a_discover_is_a_wish_and_no_way_to_the_client(address: str) -> None:
+    """RFC 2131, table 5, has zeros there. The OFFER goes to the hardware address: nobody answers ARP for that one."""
+    driver = Driver()
+    offer = driver.send(request(DISCOVER, ciaddr=number(address)))
+    assert offer is not None and driver.reply is not None
+    assert offer.ciaddr == 0
+    assert driver.reply.route is Route.HARDWARE and driver.reply.ip == offer.yiaddr
+    assert (offer.yiaddr == number(address)) == address.startswith("10.5.0.")
+
+
+def test_a_message_may_end_without_its_end_option() -> None:
+    """After a whole option, with or without padding; a cut one is malformed."""
+    driver = Driver()
+    data = request(DISCOVER, options={50: packed("10.5.0.20")}).encode(1400)
+    at = data.index(b"\xff", wire.HEADER_SIZE)
+    for whole in (data[:at], data[:at] + bytes(60)):
+        offer = driver.perform(driver.server.receive(whole, Source("", False), driver.now))
+        assert offer is not None and offer.yiaddr == number("10.5.0.20")
+    assert driver.perform(driver.server.receive(data[: at - 1], Source("", False), driver.now)) is None
+    assert driver.server.counters["drop_malformed"] == 1
 
 
 def test_http_boot_is_told_that_the_offer_is_for_it() -> None:
