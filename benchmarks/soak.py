@@ -198,7 +198,7 @@ class Soak:
                 view.spec.name: (view.pid, view.address) for view in views if view.state.value == "running"
             },
             "grants": sorted((grant["vm"], grant["id"]) for grant in grants),
-            "leases": sorted(lease["address"] for lease in leases),
+            "leases": sorted(lease.address for lease in leases),
             "revision": (await self.get("/policy"))["revision"],
         }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from starlette.responses import Response
 
@@ -11,6 +9,7 @@ from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import Devices, Machines
 from rayos_vmm.contract.asks import AskLevel, Limits
+from rayos_vmm.guest.view import DeviceDetail, Metrics
 from rayos_vmm.service.metrics import CONTENT_TYPE, render
 
 
@@ -30,7 +29,7 @@ async def _list(call: Call) -> Devices:
 
 
 @serves(operations.DEVICE_SHOW)
-async def _show(call: Call) -> dict[str, Any]:
+async def _show(call: Call) -> DeviceDetail:
     return call.service.accounts.device(call.name, _device(call), call.query.last)
 
 
@@ -46,7 +45,7 @@ async def _set_limits(call: Call) -> Limits:
 
 
 @serves(operations.DEVICE_METRICS)
-async def _metrics(call: Call) -> dict[str, Any]:
+async def _metrics(call: Call) -> Metrics:
     return call.service.accounts.metrics(call.name, call.query.last)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import Leases
+from rayos_vmm.network.view import DhcpLogs, DhcpStatus
 
 
 @serves(operations.DHCP_STATUS)
-async def _status(call: Call) -> dict[str, Any]:
+async def _status(call: Call) -> DhcpStatus:
     return await call.service.dhcp.status()
 
 
@@ -25,7 +24,7 @@ async def _release(call: Call) -> None:
 
 
 @serves(operations.DHCP_LOGS)
-async def _logs(call: Call) -> dict[str, Any]:
+async def _logs(call: Call) -> DhcpLogs:
     return await call.service.dhcp.logs(call.query.vm)
 
 

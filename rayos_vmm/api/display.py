@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
+from rayos_vmm.guest.view import DisplayInfo
 from rayos_vmm.machine.view import Damage
 
 
 @serves(operations.DISPLAY_INFO)
-async def _info(call: Call) -> dict[str, Any]:
+async def _info(call: Call) -> DisplayInfo:
     return await call.service.guests.display(call.name).info()
 
 

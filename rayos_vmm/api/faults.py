@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
+from rayos_vmm.guest.view import FaultState
 
 
 @serves(operations.FAULTS_GET)
-async def _get(call: Call) -> dict[str, list[dict[str, Any]]]:
+async def _get(call: Call) -> dict[str, list[FaultState]]:
     return await call.service.guests.faults(call.name)
 
 
 @serves(operations.FAULTS_SET)
-async def _set(call: Call) -> dict[str, list[dict[str, Any]]]:
+async def _set(call: Call) -> dict[str, list[FaultState]]:
     await call.service.guests.set_faults(call.name, call.body.device, call.body.rules, call.body.seed)
     return await call.service.guests.faults(call.name)

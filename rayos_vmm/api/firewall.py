@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import msgspec
 from starlette.responses import StreamingResponse
@@ -13,6 +12,7 @@ from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import Applied, CountedRule, FirewallRules
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.errors import Conflict, NotFound
+from rayos_vmm.network.view import Verdict
 
 
 @serves(operations.FIREWALL_RULES)
@@ -58,7 +58,7 @@ async def _remove(call: Call) -> Applied:
 
 
 @serves(operations.FIREWALL_EXPLAIN)
-async def _explain(call: Call) -> dict[str, Any]:
+async def _explain(call: Call) -> Verdict:
     return await call.service.firewall.explain(call.name, call.body.packet)
 
 

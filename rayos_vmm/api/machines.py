@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import msgspec
 import trio
@@ -14,10 +13,11 @@ from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import VmList
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.machine.view import VmView
+from rayos_vmm.service.view import Info
 
 
 @serves(operations.MACHINES_INFO)
-async def _info(call: Call) -> dict[str, Any]:
+async def _info(call: Call) -> Info:
     return await call.service.info()
 
 
@@ -74,7 +74,7 @@ async def _release(call: Call) -> None:
 
 
 @serves(operations.MACHINES_STATS)
-async def _stats(call: Call) -> dict[str, Any]:
+async def _stats(call: Call) -> operations.Stats:
     return await call.service.guests.stats(call.name)
 
 

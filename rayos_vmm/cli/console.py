@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Final
+from typing import Final
 
 from rayos_vmm.cli.cast import Asciicast, Stamps
 from rayos_vmm.cli.completion import add_name
@@ -14,6 +14,7 @@ from rayos_vmm.client.client import Client
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import is_port_name
 from rayos_vmm.errors import NotFound
+from rayos_vmm.guest.view import ConsolePort
 from rayos_vmm.machine.line import LINE_PORTS
 from rayos_vmm.machine.seats import Preference
 
@@ -90,10 +91,10 @@ async def run_console(args: argparse.Namespace, out: Output) -> None:
     say_goodbye(args.name, ending, out)
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    size = f"{one['columns']}x{one['rows']}" if one["columns"] else "-"
-    is_open = "yes" if one["guest_open"] else "no"
-    return str(one["port"]), one["name"], is_open, size, one["writer"] or "-", str(one["watchers"])
+def _row(one: ConsolePort) -> tuple[str, ...]:
+    size = f"{one.columns}x{one.rows}" if one.columns else "-"
+    is_open = "yes" if one.guest_open else "no"
+    return str(one.port), one.name, is_open, size, one.writer or "-", str(one.watchers)
 
 
 def say_goodbye(name: str, ending: Ending, out: Output) -> None:
@@ -122,7 +123,7 @@ async def run_logs(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     number = await port_number(client, args.name, args.port)
     if args.format == "asciicast":
-        sizes = {one["port"]: (one["columns"], one["rows"]) for one in await client.console_ports(args.name)}
+        sizes = {one.port: (one.columns, one.rows) for one in await client.console_ports(args.name)}
         writer: Asciicast | Stamps = Asciicast(args.name, *sizes[number])
     elif args.timestamps:
         writer = Stamps()

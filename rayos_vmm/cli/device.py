@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Final
 
 import msgspec
 
@@ -13,8 +12,10 @@ from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.units import parse_rate, parse_size, parse_throughput
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
 from rayos_vmm.guest.accounts import spell
+from rayos_vmm.guest.view import DeviceView
 
 _HEADER: Final = ("MACHINE", "DEVICE", "OPERATIONS", "DENIED", "BYTES", "DEPTH", "LIMITS")
 _OPTIONS: Final = ("rate", "iops", "storage", "memory", "queue")
@@ -52,14 +53,6 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     found["serve"].add_argument("kind", choices=tuple(KINDS))
 
 
-def _path(name: str, *rest: str) -> str:
-    return "/".join(("/vms", quote(name, safe=""), *(quote(word, safe="") for word in rest)))
-
-
-async def _get(path: str, **query: int) -> Any:
-    return msgspec.json.decode(await the_daemon().request("GET", path, query=query or None))
-
-
 def wanted_limits(args: argparse.Namespace) -> dict[str, int]:
     """The limits that the options ask for, in bytes, bytes a second, requests a second or events.
 
@@ -87,46 +80,47 @@ def _spelled(limits: dict[str, int], device: str) -> str:
     return " ".join(f"{name}={spell(name, value, device)}" for name, value in limits.items())
 
 
-def totals(device: dict[str, Any]) -> tuple[int, int, int]:
+def totals(device: DeviceView) -> tuple[int, int, int]:
     """Returns the operations allowed and denied and the bytes moved, over all operations of a device."""
-    operations = device["operations"].values()
-    allowed, denied, size = (sum(one[key] for one in operations) for key in ("allowed", "denied", "bytes"))
-    return allowed, denied, size
-
-
-def _row(device: dict[str, Any]) -> tuple[str, ...]:
-    allowed, denied, size = totals(device)
-    limits = _spelled(device["limits"], device["device"])
+    figures = device.operations.values()
     return (
-        device["vm"],
-        device["device"],
+        sum(one.allowed for one in figures),
+        sum(one.denied for one in figures),
+        sum(one.bytes for one in figures),
+    )
+
+
+def _row(device: DeviceView) -> tuple[str, ...]:
+    allowed, denied, size = totals(device)
+    limits = _spelled(device.limits, device.device)
+    return (
+        device.vm,
+        device.device,
         str(allowed),
         str(denied),
         str(size),
-        str(device["depth"]),
+        str(device.depth),
         limits,
     )
 
 
-def _status(device: dict[str, Any]) -> list[tuple[str, ...]]:
+def _status(device: DeviceView) -> list[tuple[str, ...]]:
     rows = []
-    for name, one in device["operations"].items():
-        asked = one["allowed"] + one["denied"]
+    for name, one in device.operations.items():
+        asked = one.allowed + one.denied
         if asked:
-            latency = one["latency_ns"]
+            latency = one.latency_ns
             took = [f"{latency[at] / 1000:.1f}" if latency["max"] else "-" for at in ("p50", "p99")]
-            share = f"{one['allowed'] / asked:.2%}"
-            rows.append(
-                (device["device"], name, str(asked), share, str(one["denied"]), str(one["bytes"]), *took)
-            )
+            share = f"{one.allowed / asked:.2%}"
+            rows.append((device.device, name, str(asked), share, str(one.denied), str(one.bytes), *took))
     return rows
 
 
-def _sentences(device: dict[str, Any]) -> list[str]:
-    name = device["device"]
-    said = [f"{name}: {_spelled(device['limits'], name)}"] if device["limits"] else []
-    if device["denials"]:
-        said.append(f"{name}: denied " + " ".join(f"{why}={n}" for why, n in device["denials"].items()))
+def _sentences(device: DeviceView) -> list[str]:
+    name = device.device
+    said = [f"{name}: {_spelled(device.limits, name)}"] if device.limits else []
+    if device.denials:
+        said.append(f"{name}: denied " + " ".join(f"{why}={n}" for why, n in device.denials.items()))
     return said
 
 
@@ -134,14 +128,16 @@ async def run_device(args: argparse.Namespace, out: Output) -> None:
     if args.verb == "quota":
         await _quota(args, out)
         return
+    client = the_daemon()
+    devices: list[DeviceView]
     if args.verb == "list" and args.name is None:
-        machines = (await _get("/devices"))["machines"]
-        devices = [device for machine in machines for device in machine["devices"]]
+        machines = (await client.call(operations.DEVICE_OVERVIEW)).machines
+        devices = [device for machine in machines for device in machine.devices]
     elif args.verb != "list" and args.device is not None:
-        query = {"last": args.last} if args.verb == "stats" else {}
-        devices = [await _get(_path(args.name, "devices", args.device), **query)]
+        query = asks.DeviceQuery(last=args.last if args.verb == "stats" else 0)
+        devices = [await client.call(operations.DEVICE_SHOW, args.name, args.device, query=query)]
     else:
-        devices = (await _get(_path(args.name, "devices")))["devices"]
+        devices = (await client.call(operations.DEVICE_LIST, args.name)).devices
     match args.verb:
         case "list":
             out.table(devices, _HEADER, [_row(device) for device in devices])
@@ -151,16 +147,19 @@ async def run_device(args: argparse.Namespace, out: Output) -> None:
             for line in (line for device in devices for line in _sentences(device)):
                 out.note(line)
         case _:
-            rows = [row for device in devices for row in flatten({device["device"]: device})]
+            rows = [
+                row for device in devices for row in flatten({device.device: msgspec.to_builtins(device)})
+            ]
             out.table(devices, ("COUNTER", "VALUE"), rows)
 
 
 async def _quota(args: argparse.Namespace, out: Output) -> None:
-    path = _path(args.name, "devices", args.device, "limits")
+    client, where = the_daemon(), (args.name, args.device)
     wanted = wanted_limits(args)
     if wanted:
-        limits = msgspec.json.decode(await the_daemon().request("PUT", path, body=wanted))
+        answer = await client.call(operations.DEVICE_SET_LIMITS, *where, body=wanted)
     else:
-        limits = await _get(path)
+        answer = await client.call(operations.DEVICE_LIMITS, *where)
+    limits: dict[str, int] = msgspec.to_builtins(answer)
     rows = [(name, spell(name, value, args.device)) for name, value in limits.items()]
     out.table(limits, ("LIMIT", "VALUE"), rows)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
 from rayos_vmm.cli.completion import DAEMON_TIMEOUT_S, add_name, machine_names
 from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
+from rayos_vmm.network.view import DhcpLogs
 
 
 def _links(**_arguments: Any) -> list[str]:
@@ -30,7 +31,7 @@ def _addresses(**_arguments: Any) -> list[str]:
 
     async def addresses() -> list[str]:
         with trio.move_on_after(DAEMON_TIMEOUT_S):
-            return [lease["address"] for lease in await the_daemon().leases()]
+            return [lease.address for lease in await the_daemon().leases()]
         return []
 
     try:
@@ -47,11 +48,11 @@ async def run_leases(args: argparse.Namespace, out: Output) -> None:
     leases = await the_daemon().leases()
     rows = [
         (
-            lease["address"],
-            lease["mac"],
-            lease["state"],
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease["expires"])),
-            lease["host_name"] or "-",
+            lease.address,
+            lease.mac,
+            lease.state,
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease.expires)),
+            lease.host_name or "-",
         )
         for lease in leases
     ]
@@ -88,31 +89,30 @@ async def run_dhcp(args: argparse.Namespace, out: Output) -> None:
     if args.verb == "leases":
         await run_leases(args, out)
     elif args.verb == "release":
-        await client.request("DELETE", f"/dhcp/leases/{quote(args.address, safe='')}")
+        await client.call(operations.DHCP_RELEASE, args.address)
         out.result({"released": args.address}, f"{args.address} is taken back")
     elif args.verb == "renew":
-        await client.request("POST", f"/vms/{quote(args.name, safe='')}/dhcp/renew")
+        await client.call(operations.DHCP_RENEW, args.name)
         out.result({"renewing": args.name}, f"{args.name}'s lease is being renewed")
     elif args.verb == "logs":
-        query = {} if args.name is None else {"vm": args.name}
-        logs = msgspec.json.decode(await client.request("GET", "/dhcp/logs", query=query))
+        logs = await client.call(operations.DHCP_LOGS, query=asks.GrantsQuery(vm=args.name))
         out.table(logs, ("TIME", "WHO", "SAID", "ANSWER", "ADDRESS"), log_rows(logs))
     else:
-        status = msgspec.json.decode(await client.request("GET", "/dhcp"))
-        out.table(status, ("DHCP", "VALUE"), flatten(status))
+        status = await client.call(operations.DHCP_STATUS)
+        out.table(status, ("DHCP", "VALUE"), flatten(msgspec.to_builtins(status)))
 
 
-def log_rows(logs: dict[str, Any]) -> list[tuple[str, ...]]:
+def log_rows(logs: DhcpLogs) -> list[tuple[str, ...]]:
     """The exchanges and transactions as rows, the oldest first."""
     found: list[tuple[float, tuple[str, ...]]] = []
-    for one in logs["server"]:
-        who = one["port"] if one["mac"] is None else f"{one['port']} {one['mac']}"
-        answer = one["answer"] or f"none: {one['why']}"
-        found.append((one["at"], (who, one["request"] or "-", answer, one["address"] or "-")))
-    for vm, history in logs["clients"].items():
-        for one in history:
-            tries = "" if one["attempts"] < 2 else f" x{one['attempts']}"
-            found.append((one["at"], (f"{vm} upstream", f"{one['kind']}{tries}", one["outcome"], "-")))
+    for one in logs.server:
+        who = one.port if one.mac is None else f"{one.port} {one.mac}"
+        answer = one.answer or f"none: {one.why}"
+        found.append((one.at, (who, one.request or "-", answer, one.address or "-")))
+    for vm, history in logs.clients.items():
+        for sent in history:
+            tries = "" if sent.attempts < 2 else f" x{sent.attempts}"
+            found.append((sent.at, (f"{vm} upstream", f"{sent.kind}{tries}", sent.outcome or "-", "-")))
     found.sort(key=lambda row: row[0])
     return [(time.strftime("%H:%M:%S", time.localtime(at)), *row) for at, row in found]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name
@@ -11,6 +10,7 @@ from rayos_vmm.cli.files import write_file
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import parse_mode
+from rayos_vmm.guest.view import Size
 
 
 def add_display(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +40,8 @@ def _mode(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _size(pair: dict[str, Any]) -> str:
-    return f"{pair['width']}x{pair['height']}"
+def _size(pair: Size) -> str:
+    return f"{pair.width}x{pair.height}"
 
 
 async def run_display(args: argparse.Namespace, out: Output) -> None:
@@ -51,12 +51,12 @@ async def run_display(args: argparse.Namespace, out: Output) -> None:
             info = await client.display(args.name)
             rows = [
                 (
-                    str(one["scanout"]),
-                    _size(one["mode"]),
-                    _size(one["picture"]) if one["is_on"] else "off",
-                    f"{one['cursor']['x']},{one['cursor']['y']}" if one["cursor"] else "-",
+                    str(one.scanout),
+                    _size(one.mode),
+                    _size(one.picture) if one.is_on else "off",
+                    f"{one.cursor.x},{one.cursor.y}" if one.cursor else "-",
                 )
-                for one in info["scanouts"]
+                for one in info.scanouts
             ]
             out.table(info, ("SCANOUT", "MODE", "PICTURE", "CURSOR"), rows)
         case "resize":
@@ -66,7 +66,7 @@ async def run_display(args: argparse.Namespace, out: Output) -> None:
         case _:
             since = args.since
             if since is None:
-                since = (await client.display(args.name))["serial"]
+                since = (await client.display(args.name)).serial
             damage = await client.wait_damage(args.name, since, args.scanout, timeout_s=args.timeout)
             out.result(
                 damage, f"{damage.serial}: {damage.width}x{damage.height} pixels at {damage.x},{damage.y}"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
-from urllib.parse import quote
-
-import msgspec
 
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.fault import EXAMPLE, parse_fault
+from rayos_vmm.contract import asks, operations
+from rayos_vmm.guest.view import FaultState
 
 
 def add_fault(parser: argparse.ArgumentParser) -> None:
@@ -28,21 +26,14 @@ def add_fault(parser: argparse.ArgumentParser) -> None:
     put.add_argument("--seed", type=int, default=0, help="of the probabilities (default: 0)")
 
 
-def _rows(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
-    plain: dict[str, Any] = {"op": "", "action": "", "sector": None, "sectors": 1, "nth": 0, "every": 0}
-    plain |= {"probability": 1.0, "count": 0, "delay_s": 0.0}
+def _rows(found: dict[str, list[FaultState]]) -> list[tuple[str, ...]]:
     return [
         (
             device,
-            f"{rule['op']}:{rule['action']}",
-            ",".join(
-                f"{key}={rule[key]}"
-                for key in plain
-                if key not in ("op", "action") and rule[key] != plain[key]
-            )
-            or "always",
-            str(rule["matched"]),
-            str(rule["done"]),
+            f"{rule.op}:{rule.action}",
+            ",".join(f"{key}={value}" for key, value in rule.conditions.items()) or "always",
+            str(rule.matched),
+            str(rule.done),
         )
         for device, rules in found.items()
         for rule in rules
@@ -51,12 +42,10 @@ def _rows(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, ...]]:
 
 async def run_fault(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
-    path = f"/vms/{quote(args.name, safe='')}/faults"
     if args.verb == "list":
-        answer = await client.request("GET", path)
+        found = await client.call(operations.FAULTS_GET, args.name)
     else:
         rules = [parse_fault(rule) for rule in args.rules] if args.verb == "set" else []
-        body = {"device": args.device, "rules": rules, "seed": getattr(args, "seed", 0)}
-        answer = await client.request("PUT", path, body=body)
-    found = msgspec.json.decode(answer)
+        body = asks.SetFaults(device=args.device, rules=rules, seed=getattr(args, "seed", 0))
+        found = await client.call(operations.FAULTS_SET, args.name, body=body)
     out.table(found, ("DEVICE", "FAULT", "WHEN", "MATCHED", "DONE"), _rows(found))

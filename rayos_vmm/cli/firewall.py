@@ -6,7 +6,6 @@ import argparse
 import tomllib
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 import msgspec
 
@@ -15,7 +14,10 @@ from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule
 from rayos_vmm.config.load import explain
+from rayos_vmm.contract import asks, operations
+from rayos_vmm.contract.answers import Applied, CountedRule
 from rayos_vmm.errors import Invalid
+from rayos_vmm.network.view import Verdict
 
 _HEADER: Final = ("PRIORITY", "NAME", "ACTION", "DIRECTION", "PROTOCOL", "FROM", "TO", "ORIGIN", "HITS")
 _FLAGS: Final = ("log", "audit_only")
@@ -69,7 +71,7 @@ def _add_rule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audit-only", action="store_true", help="tell of what it would decide, no more")
 
 
-def _rule(args: argparse.Namespace) -> dict[str, Any]:
+def _rule(args: argparse.Namespace) -> FirewallRule:
     fields = ("action", "direction", "protocol", "from_ports", "ports", "priority", *_FLAGS)
     table = {
         "name": args.rule,
@@ -77,7 +79,11 @@ def _rule(args: argparse.Namespace) -> dict[str, Any]:
         "to": args.to_,
         **{key: getattr(args, key) for key in fields},
     }
-    return {key: value for key, value in table.items() if value is not None and value is not False}
+    given = {key: value for key, value in table.items() if value is not None and value is not False}
+    try:
+        return msgspec.convert(given, FirewallRule)
+    except msgspec.ValidationError as error:
+        raise Invalid(explain(error, data=given)) from None
 
 
 def read_rules(path: Path) -> list[FirewallRule]:
@@ -99,64 +105,61 @@ def _side(value: Any, ports: Any) -> str:
     return ",".join(words) + (f" port {','.join(map(str, numbers))}" if numbers else "")
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    rule = one["rule"]
-    marks = "".join(f" ({flag.replace('_', ' ')})" for flag in _FLAGS if rule.get(flag))
+def _row(one: CountedRule) -> tuple[str, ...]:
+    rule = one.rule
+    marks = "".join(f" ({flag.replace('_', ' ')})" for flag in _FLAGS if getattr(rule, flag))
     return (
-        str(rule.get("priority", 100)),
-        rule["name"],
-        rule["action"] + marks,
-        rule.get("direction") or "both",
-        str(rule.get("protocol") or "any"),
-        _side(rule.get("from"), rule.get("from_ports")),
-        _side(rule.get("to"), rule.get("ports")),
-        one["origin"],
-        "-" if one["hits"] is None else str(one["hits"]),
+        str(rule.priority),
+        rule.name,
+        rule.action + marks,
+        rule.direction or "both",
+        str(rule.protocol or "any"),
+        _side(rule.from_, rule.from_ports),
+        _side(rule.to, rule.ports),
+        one.origin,
+        "-" if one.hits is None else str(one.hits),
     )
 
 
 async def run_firewall(args: argparse.Namespace, out: Output) -> None:
-    client = the_daemon()
-    path = f"/vms/{quote(args.name, safe='')}/firewall"
+    client, name = the_daemon(), args.name
     match args.verb:
         case "list":
-            rules = msgspec.json.decode(await client.request("GET", path))["rules"]
-            rules.sort(key=lambda one: one["rule"].get("priority", 100))
+            rules = (await client.call(operations.FIREWALL_RULES, name)).rules
+            rules.sort(key=lambda one: one.rule.priority)
             out.table(rules, _HEADER, [_row(one) for one in rules])
         case "add":
-            answer = await client.request("POST", f"{path}/rules", body=_rule(args))
-            _applied(answer, out)
+            _applied(await client.call(operations.FIREWALL_ADD, name, body=_rule(args)), out)
         case "remove":
-            for name in args.rules:
-                answer = await client.request("DELETE", f"{path}/rules/{quote(name, safe='')}")
-            _applied(answer, out)
+            for rule in args.rules:
+                applied = await client.call(operations.FIREWALL_REMOVE, name, rule)
+            _applied(applied, out)
         case "set":
-            answer = await client.request("PUT", path, body={"rules": read_rules(args.file)})
-            _applied(answer, out)
+            body = asks.AskRules(rules=read_rules(args.file))
+            _applied(await client.call(operations.FIREWALL_SET, name, body=body), out)
         case "explain":
-            body = {"packet": " ".join(args.packet)}
-            told = msgspec.json.decode(await client.request("POST", f"{path}/explain", body=body))
+            packet = asks.AskPacket(packet=" ".join(args.packet))
+            told = await client.call(operations.FIREWALL_EXPLAIN, name, body=packet)
             out.result(told, say(told))
         case "trace":
-            async with client.firewall_trace(args.name) as verdicts:
+            async with client.firewall_trace(name) as verdicts:
                 async for told in verdicts:
-                    out.line(told, f"{told['direction']:3} {told['packet']}  {say(told)}")
+                    out.line(told, f"{told.direction:3} {told.packet}  {say(told)}")
         case _:
-            stats = (await client.stats(args.name)).get("net", {}).get("firewall")
+            stats = (await client.stats(name)).get("net", {}).get("firewall")
             if stats is None:
-                raise Invalid(f"{args.name} has no network card with a firewall")
+                raise Invalid(f"{name} has no network card with a firewall")
             out.table(stats, ("FIREWALL", "VALUE"), flatten(stats))
 
 
-def _applied(answer: bytes, out: Output) -> None:
-    applied = msgspec.json.decode(answer)
-    out.result(applied, f"in force as revision {applied['revision']}")
+def _applied(applied: Applied, out: Output) -> None:
+    out.result(applied, f"in force as revision {applied.revision}")
 
 
-def say(told: dict[str, Any]) -> str:
+def say(told: Verdict) -> str:
     """A verdict in words: what, why, by which rule, from where."""
-    rule = f" {told['rule']}" if told["rule"] else ""
-    origin = f" of {told['origin']}" if told["origin"] else ""
-    audit = f"; audit-only rule {told['audit_rule']} would come first" if told["audit_rule"] else ""
-    layer = f" [{told['layer']}]" if told["layer"] else ""
-    return f"{told['action']}: {told['reason']}{rule}{origin}{layer}{audit}"
+    rule = f" {told.rule}" if told.rule else ""
+    origin = f" of {told.origin}" if told.origin else ""
+    audit = f"; audit-only rule {told.audit_rule} would come first" if told.audit_rule else ""
+    layer = f" [{told.layer}]" if told.layer else ""
+    return f"{told.action}: {told.reason}{rule}{origin}{layer}{audit}"

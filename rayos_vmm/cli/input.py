@@ -17,6 +17,7 @@ from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import Layout
 from rayos_vmm.errors import Invalid
+from rayos_vmm.guest.view import InputDevice
 from rayos_vmm.machine.recording import FORMAT, STEPS_MAXIMUM, Step
 
 _BUTTONS: Final = ("left", "right", "middle")
@@ -135,14 +136,14 @@ def _buttons(args: argparse.Namespace) -> tuple[str, ...]:
     return (args.click,) if args.click else tuple(args.hold)
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
+def _row(one: InputDevice) -> tuple[str, ...]:
     return (
-        one["device"],
-        one["kind"],
-        " ".join(one["leds"]) or "-",
-        " ".join(one["held"]) or "-",
-        f"{one['waiting_events']} of {one['queue_limit']}",
-        str(one["dropped"]),
+        one.device,
+        one.kind,
+        " ".join(one.leds) or "-",
+        " ".join(one.held) or "-",
+        f"{one.waiting_events} of {one.queue_limit}",
+        str(one.dropped),
     )
 
 

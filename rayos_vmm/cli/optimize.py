@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
-from urllib.parse import quote
-
-import msgspec
+from typing import Final
 
 from rayos_devices.levels import Level
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
 
 _LEVELS: Final = {
     Level.CHECKED: "every operation timed, every frame judged by the rules, every completion told at once",
@@ -40,37 +38,37 @@ def add_optimize(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("level", type=int, choices=tuple(map(int, Level)))
 
 
-async def _get(path: str, **query: int) -> Any:
-    return msgspec.json.decode(await the_daemon().request("GET", path, query=query or None))
-
-
 async def run_optimize(args: argparse.Namespace, out: Output) -> None:
     if args.verb == "bench":
         _bench(out)
         return
-    path = f"/vms/{quote(args.name, safe='')}"
+    client = the_daemon()
     match args.verb:
         case "level":
-            answer = await the_daemon().request("PUT", f"{path}/level", body={"level": args.level})
-            level = msgspec.json.decode(answer)["level"]
-            out.result({"vm": args.name, "level": level}, f"{args.name}: level {level}, {_LEVELS[level]}")
+            body = asks.AskLevel(level=args.level)
+            level = (await client.call(operations.DEVICE_SET_LEVEL, args.name, body=body)).level
+            out.result(
+                {"vm": args.name, "level": level}, f"{args.name}: level {level}, {_LEVELS[Level(level)]}"
+            )
         case "status":
-            level = (await _get(f"{path}/metrics", last=1))["level"]
+            query = asks.MetricsQuery(last=1)
+            level = (await client.call(operations.DEVICE_METRICS, args.name, query=query)).level
             levels = {int(one): text for one, text in _LEVELS.items()}
             rows = [("*" if one == level else "", str(one), text) for one, text in levels.items()]
             out.table({"vm": args.name, "level": level, "levels": levels}, ("", "LEVEL", "ADDS"), rows)
         case "profile":
-            await _profile(args.name, path, out)
+            await _profile(args.name, out)
         case _:
-            await _stats(path, out)
+            await _stats(args.name, out)
 
 
-async def _profile(name: str, path: str, out: Output) -> None:
-    devices = (await _get(f"{path}/devices"))["devices"]
-    found: dict[str, Any] = {}
+async def _profile(name: str, out: Output) -> None:
+    client = the_daemon()
+    devices = (await client.call(operations.DEVICE_LIST, name)).devices
+    found: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     rows = []
-    for device in (one["device"] for one in devices):
-        profile = (await _get(f"{path}/devices/{quote(device, safe='')}"))["profile"]
+    for device in (one.device for one in devices):
+        profile = (await client.call(operations.DEVICE_SHOW, name, device)).profile
         found[device] = {op: stages for op, stages in profile.items() if stages}
         for op, stages in found[device].items():
             took = [f"{stages[stage]['p50']}/{stages[stage]['p99']}" for stage in _STAGES]
@@ -79,7 +77,7 @@ async def _profile(name: str, path: str, out: Output) -> None:
     out.table({"vm": name, "devices": found}, header, rows)
 
 
-def effects(stats: dict[str, Any]) -> list[dict[str, Any]]:
+def effects(stats: operations.Stats) -> list[dict[str, str | int]]:
     """By device, what a level changes: requests, kicks and calls of its queues, verdicts remembered and asked for."""
     found = []
     for device, one in stats.items():
@@ -91,10 +89,10 @@ def effects(stats: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-async def _stats(path: str, out: Output) -> None:
-    found = effects(await _get(f"{path}/stats"))
+async def _stats(name: str, out: Output) -> None:
+    found = effects(await the_daemon().stats(name))
     keys = ("requests", "kicks", "calls", "remembered", "asked")
-    rows = [(one["device"], *(str(one.get(key, "-")) for key in keys)) for one in found]
+    rows = [(str(one["device"]), *(str(one.get(key, "-")) for key in keys)) for one in found]
     out.table(found, ("DEVICE", *(key.upper() for key in keys)), rows)
 
 

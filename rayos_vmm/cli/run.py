@@ -35,6 +35,7 @@ from rayos_vmm.config.load import load, resolve_paths, to_spec
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, Invalid, RayosError, one_error
 from rayos_vmm.machine.view import VmView
+from rayos_vmm.service.view import Info
 
 DEFAULT_NAME: Final = "dev"
 OUR_TIMEOUT_S: Final = 180.0
@@ -164,12 +165,11 @@ async def _boot(client: Client, spec: VmSpec, args: argparse.Namespace, out: Out
     return view
 
 
-def _started(view: VmView, info: dict[str, Any], out: Output) -> None:
-    accelerator, qemu = info.get("accelerator", {}), info.get("qemu", {})
+def _started(view: VmView, info: Info, out: Output) -> None:
     out.note(
         f"{view.spec.name} is {'ready' if view.is_ready else 'running'}"
         + (f" at {view.address}" if view.address else "")
-        + f" (QEMU {qemu.get('version')}, {accelerator.get('name')}: {accelerator.get('reason')})"
+        + f" (QEMU {info.qemu.version}, {info.accelerator.name}: {info.accelerator.reason})"
     )
     for note in view.notes:
         out.note(f"note: {note}")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from rayos_vmm.cli.arguments import duration
@@ -53,7 +54,10 @@ async def _in_the_guest(
 async def _with_a_daemon(args: argparse.Namespace, report: dict[str, Any], progress: Progress) -> None:
     async with open_daemon() as daemon:
         info = await daemon.client.info()
-        report["qemu"], report["accelerator"] = info["qemu"], info["accelerator"]
+        report["qemu"], report["accelerator"] = (
+            msgspec.to_builtins(info.qemu),
+            msgspec.to_builtins(info.accelerator),
+        )
         progress.stage("booting a guest")
         async with open_guest(daemon, disk="64MiB", timeout=args.timeout, name="smoke") as guest:
             await _in_the_guest(guest, daemon, report, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -12,7 +12,9 @@ import trio
 from rayos_vmm.cli.device import totals
 from rayos_vmm.cli.output import Output, render_table
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import operations
 from rayos_vmm.errors import Invalid
+from rayos_vmm.guest.view import DeviceView, MachineFigures
 
 _HEADER: Final = (
     "MACHINE",
@@ -34,60 +36,73 @@ def add_top(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def _snapshot() -> list[dict[str, Any]]:
-    answer = msgspec.json.decode(await the_daemon().request("GET", "/devices"))
-    machines: list[dict[str, Any]] = answer["machines"]
-    return machines
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """A device's rates a second, and its worker's share of one processor."""
+
+    vm: str
+    device: str
+    operations_per_second: float
+    denied_per_second: float
+    bytes_per_second: float
+    depth: int
+    p50_ns: int
+    p99_ns: int
+    worker_cpu: float
 
 
-def _latency(device: dict[str, Any], at: str) -> int:
+async def _snapshot() -> list[MachineFigures]:
+    return (await the_daemon().call(operations.DEVICE_OVERVIEW)).machines
+
+
+def _latency(device: DeviceView, at: str) -> int:
     """Of the operation that was done most."""
-    operations = [one for one in device["operations"].values() if one["latency_ns"]["max"]]
-    return max(operations, key=lambda one: one["allowed"])["latency_ns"][at] if operations else 0
+    done = [one for one in device.operations.values() if one.latency_ns["max"]]
+    return max(done, key=lambda one: one.allowed).latency_ns[at] if done else 0
 
 
-def _cpu(machine: dict[str, Any]) -> float:
+def _cpu(machine: MachineFigures) -> float:
     """Returns the worker's share of one processor between its last two samples."""
-    samples = machine["metrics"]
-    if len(samples) < 2 or samples[1]["at_ns"] <= samples[0]["at_ns"]:
+    samples = machine.metrics
+    if len(samples) < 2 or samples[1].at_ns <= samples[0].at_ns:
         return 0.0
-    used: int = samples[1]["cpu_ns"] - samples[0]["cpu_ns"]
-    taken: int = samples[1]["at_ns"] - samples[0]["at_ns"]
+    used: int = samples[1].cpu_ns - samples[0].cpu_ns
+    taken: int = samples[1].at_ns - samples[0].at_ns
     return used / taken
 
 
-def rates(before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+def rates(before: list[MachineFigures], after: list[MachineFigures], seconds: float) -> list[Rate]:
     """Returns each device's rate a second between two looks; a new machine or device did all of it since."""
-    known = {(device["vm"], device["device"]): totals(device) for one in before for device in one["devices"]}
+    known = {(device.vm, device.device): totals(device) for one in before for device in one.devices}
     found = []
     for machine in after:
-        for device in machine["devices"]:
-            was = known.get((device["vm"], device["device"]), (0, 0, 0))
+        for device in machine.devices:
+            was = known.get((device.vm, device.device), (0, 0, 0))
             # A machine that was started again counts anew.
             did = [
                 (now - then if now >= then else now) / seconds
                 for now, then in zip(totals(device), was, strict=True)
             ]
             found.append(
-                {
-                    "vm": device["vm"],
-                    "device": device["device"],
-                    "operations_per_second": did[0],
-                    "denied_per_second": did[1],
-                    "bytes_per_second": did[2],
-                    "depth": device["depth"],
-                    "p50_ns": _latency(device, "p50"),
-                    "p99_ns": _latency(device, "p99"),
-                    "worker_cpu": _cpu(machine),
-                }
+                Rate(
+                    vm=device.vm,
+                    device=device.device,
+                    operations_per_second=did[0],
+                    denied_per_second=did[1],
+                    bytes_per_second=did[2],
+                    depth=device.depth,
+                    p50_ns=_latency(device, "p50"),
+                    p99_ns=_latency(device, "p99"),
+                    worker_cpu=_cpu(machine),
+                )
             )
     return found
 
 
-def _row(one: dict[str, Any]) -> tuple[str, ...]:
-    took = [f"{one[at] / 1000:.1f}" if one[at] else "-" for at in ("p50_ns", "p99_ns")]
-    done = [f"{one[f'{what}_per_second']:.0f}" for what in ("operations", "bytes", "denied")]
-    return (one["vm"], one["device"], *done, str(one["depth"]), *took, f"{one['worker_cpu']:.1%}")
+def _row(one: Rate) -> tuple[str, ...]:
+    took = [f"{ns / 1000:.1f}" if ns else "-" for ns in (one.p50_ns, one.p99_ns)]
+    rates = (one.operations_per_second, one.bytes_per_second, one.denied_per_second)
+    done = [f"{rate:.0f}" for rate in rates]
+    return (one.vm, one.device, *done, str(one.depth), *took, f"{one.worker_cpu:.1%}")
 
 
 async def run_top(args: argparse.Namespace, out: Output) -> None:
@@ -96,7 +111,7 @@ async def run_top(args: argparse.Namespace, out: Output) -> None:
     before, clock = await _snapshot(), trio.current_time()
     is_live = not args.once and not out.is_json and sys.stdout.isatty()
 
-    async def step() -> list[dict[str, Any]]:
+    async def step() -> list[Rate]:
         nonlocal before, clock
         await trio.sleep(args.interval)
         after, now = await _snapshot(), trio.current_time()

@@ -22,9 +22,12 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.contract import answers, asks, operations
 from rayos_vmm.contract.operation import JSON, Operation
 from rayos_vmm.events import Event
+from rayos_vmm.guest.view import ConsolePort, DisplayInfo, InputDevice
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.seats import Preference
 from rayos_vmm.machine.view import Damage, DiskView, ExecResult, VmView
+from rayos_vmm.network.view import Lease, Verdict
+from rayos_vmm.service.view import Info
 from rayos_vmm.shared.timed import Span
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -187,7 +190,7 @@ class Client:
 
     # -- machines ------------------------------------------------------------------------------------------------
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self) -> Info:
         return await self.call(operations.MACHINES_INFO)
 
     async def create(self, spec: VmSpec, *, start: bool = False) -> VmView:
@@ -215,7 +218,7 @@ class Client:
         query = asks.WaitQuery(for_=condition, timeout_s=timeout_s)
         return await self.call(operations.MACHINES_WAIT, name, query=query, timeout_s=timeout_s + MARGIN_S)
 
-    async def stats(self, name: str) -> dict[str, Any]:
+    async def stats(self, name: str) -> operations.Stats:
         return await self.call(operations.MACHINES_STATS, name)
 
     # -- inside the guest, and QEMU's monitor --------------------------------------------------------------------
@@ -257,11 +260,11 @@ class Client:
     async def resize_disk(self, name: str, size: str, *, disk: int = 0) -> DiskView:
         return await self.call(operations.DISK_RESIZE, name, body=asks.DiskSize(size=size, disk=disk))
 
-    async def leases(self) -> Any:
+    async def leases(self) -> list[Lease]:
         return (await self.call(operations.DHCP_LEASES)).leases
 
     @asynccontextmanager
-    async def firewall_trace(self, name: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async def firewall_trace(self, name: str) -> AsyncIterator[AsyncIterator[Verdict]]:
         """Follows each packet of a machine, live."""
         async with self.follow(operations.FIREWALL_TRACE, name) as verdicts:
             yield verdicts
@@ -281,7 +284,7 @@ class Client:
         query = asks.ScreenshotQuery(scanout=scanout, cursor=with_cursor)
         return await self.call(operations.DISPLAY_SCREENSHOT, name, query=query)
 
-    async def display(self, name: str) -> dict[str, Any]:
+    async def display(self, name: str) -> DisplayInfo:
         """`serial` of the newest change, and `scanouts`."""
         return await self.call(operations.DISPLAY_INFO, name)
 
@@ -314,7 +317,7 @@ class Client:
     async def touch(self, name: str, points: Sequence[tuple[float, float]]) -> None:
         await self.call(operations.INPUT_TOUCH, name, body=asks.Touch(points=list(points)))
 
-    async def input_devices(self, name: str) -> list[dict[str, Any]]:
+    async def input_devices(self, name: str) -> list[InputDevice]:
         """Each input device: lights, what is held down, what waits, what was dropped."""
         return (await self.call(operations.INPUT_DEVICES, name)).devices
 
@@ -356,7 +359,7 @@ class Client:
         """
         await self.call(operations.CONSOLE_WRITE, name, query=asks.PortQuery(port=port), content=data)
 
-    async def console_ports(self, name: str) -> list[dict[str, Any]]:
+    async def console_ports(self, name: str) -> list[ConsolePort]:
         """The ports: number, name, guest_open, columns, rows, writer, watchers."""
         return (await self.call(operations.CONSOLE_PORTS, name)).ports
 

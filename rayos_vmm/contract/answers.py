@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 
 from rayos_vmm.config.firewall import FirewallRule
+from rayos_vmm.guest.view import ConsolePort, DeviceView, InputDevice, MachineFigures
 from rayos_vmm.machine.view import VmView
+from rayos_vmm.network.view import Lease
 from rayos_vmm.policy.audit import Entry
 from rayos_vmm.policy.gatekeeper import Issued
 from rayos_vmm.policy.revisions import Revision
@@ -32,7 +34,7 @@ class VmList(msgspec.Struct, frozen=True, kw_only=True):
 class Leases(msgspec.Struct, frozen=True, kw_only=True):
     """The addresses that our DHCP server has given out."""
 
-    leases: list[dict[str, Any]]
+    leases: list[Lease]
 
 
 class Grants(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +112,7 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
 class ConsolePorts(msgspec.Struct, frozen=True, kw_only=True):
     """The ports: number, name, whether a program has it open, its size, its writer and how many watch."""
 
-    ports: list[dict[str, Any]]
+    ports: list[ConsolePort]
 
 
 # -- devices -------------------------------------------------------------------------------------------------
@@ -119,13 +121,13 @@ class ConsolePorts(msgspec.Struct, frozen=True, kw_only=True):
 class Devices(msgspec.Struct, frozen=True, kw_only=True):
     """Devices with their counters, latencies, denials, queue depth and limits."""
 
-    devices: list[dict[str, Any]]
+    devices: list[DeviceView]
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
     """Running machines, each with its level, its last two samples and its devices."""
 
-    machines: list[dict[str, Any]]
+    machines: list[MachineFigures]
 
 
 # -- input ---------------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
 class InputDevices(msgspec.Struct, frozen=True, kw_only=True):
     """The input devices: lights, what is held down, what waits for the guest, what was dropped."""
 
-    devices: list[dict[str, Any]]
+    devices: list[InputDevice]
 
 
 # -- the policy document -------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ from rayos_vmm.contract import answers, asks
 from rayos_vmm.contract.operation import BYTES, JSONL, NDJSON, PNG, Operation
 from rayos_vmm.errors import Busy, Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import Event
+from rayos_vmm.guest.view import DeviceDetail, DisplayInfo, FaultState, Metrics
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.view import Damage, DiskView, ExecResult, NetView, VmView
+from rayos_vmm.network.view import DhcpLogs, DhcpStatus, Verdict
 from rayos_vmm.policy.capability import NONE, Capability
 from rayos_vmm.policy.gatekeeper import Issued
 from rayos_vmm.policy.view import Changes, GrantView, PolicyView, Shown, Verified
 from rayos_vmm.service.balance import BalanceStatus, LoadView, Moved, Rebalanced
+from rayos_vmm.service.view import Info
 from rayos_vmm.shared.timed import Span
 
 ADMIN: Final = Capability.CAP_ADMIN
@@ -32,6 +35,9 @@ GPU: Final = Capability.CAP_GPU
 INPUT: Final = Capability.CAP_INPUT
 READ: Final = Capability.CAP_CONSOLE_R
 WRITE: Final = Capability.CAP_CONSOLE_W
+
+#: By device; each kind of device has counters of its own.
+Stats = dict[str, Any]
 
 _VM: Final = "/v1/vms/{name}"
 _DEVICE: Final = f"{_VM}/devices/{{device}}"
@@ -45,9 +51,9 @@ _SLOW: Final = (Conflict, GuestGone, Timeout_)
 
 # -- machines as wholes --------------------------------------------------------------------------------------
 
-MACHINES_INFO: Final = Operation[dict[str, Any]](
+MACHINES_INFO: Final = Operation[Info](
     "machines.info", "GET", "/v1/info", NONE, "The daemon, its QEMU and its accelerator",
-    answer=dict[str, Any], fails=(*_SLOW, NotFound))
+    answer=Info, fails=(*_SLOW, NotFound))
 MACHINES_LIST: Final = Operation[answers.VmList](
     "machines.list", "GET", "/v1/vms", NONE, "All machines", answer=answers.VmList)
 MACHINES_CREATE: Final = Operation[VmView](
@@ -83,8 +89,8 @@ MACHINES_HOLD: Final = Operation[VmView](
     answer=VmView, media=NDJSON)
 MACHINES_RELEASE: Final = Operation[None](
     "machines.release", "POST", f"{_VM}/release", ADMIN, "Let a machine live on without its holders")
-MACHINES_STATS: Final = Operation[dict[str, Any]](
-    "machines.stats", "GET", f"{_VM}/stats", NONE, "Counters of the devices", answer=dict[str, Any], fails=_LIVE)
+MACHINES_STATS: Final = Operation[Stats](
+    "machines.stats", "GET", f"{_VM}/stats", NONE, "Counters of the devices", answer=Stats, fails=_LIVE)
 
 # -- inside a guest, and QEMU's monitor ----------------------------------------------------------------------
 
@@ -110,8 +116,8 @@ GUEST_QMP: Final = Operation[answers.QmpReturn](
 DISPLAY_SCREENSHOT: Final = Operation[bytes](
     "display.screenshot", "GET", f"{_VM}/screenshot", GPU, "The picture of a monitor",
     query=asks.ScreenshotQuery, answer=bytes, media=PNG, fails=_LIVE)
-DISPLAY_INFO: Final = Operation[dict[str, Any]](
-    "display.info", "GET", f"{_VM}/display", GPU, "The monitors and their modes", answer=dict[str, Any], fails=_LIVE)
+DISPLAY_INFO: Final = Operation[DisplayInfo](
+    "display.info", "GET", f"{_VM}/display", GPU, "The monitors and their modes", answer=DisplayInfo, fails=_LIVE)
 DISPLAY_RESIZE: Final = Operation[None](
     "display.resize", "POST", f"{_VM}/display/resize", ADMIN, "Give a monitor another mode, and tell the guest",
     body=asks.DisplayMode, fails=_LIVE)
@@ -315,16 +321,16 @@ TPM_POLICY: Final = Operation[Policy](
 
 # -- DHCP ----------------------------------------------------------------------------------------------------
 
-DHCP_STATUS: Final = Operation[dict[str, Any]](
-    "dhcp.status", "GET", "/v1/dhcp", NET, "The server, its leases by state, its counters", answer=dict[str, Any])
+DHCP_STATUS: Final = Operation[DhcpStatus](
+    "dhcp.status", "GET", "/v1/dhcp", NET, "The server, its leases by state, its counters", answer=DhcpStatus)
 DHCP_LEASES: Final = Operation[answers.Leases](
     "dhcp.leases", "GET", "/v1/dhcp/leases", NET, "Addresses given out", answer=answers.Leases)
 DHCP_RELEASE: Final = Operation[None](
     "dhcp.release", "DELETE", "/v1/dhcp/leases/{address}", ADMIN, "Take a lease back", fails=(Busy,))
-DHCP_LOGS: Final = Operation[dict[str, Any]](
+DHCP_LOGS: Final = Operation[DhcpLogs](
     "dhcp.logs", "GET", "/v1/dhcp/logs", ADMIN,
     "The server's last exchanges, and the last transactions of machines' upstream clients",
-    query=asks.GrantsQuery, answer=dict[str, Any], fails=(NotFound,))
+    query=asks.GrantsQuery, answer=DhcpLogs, fails=(NotFound,))
 DHCP_RENEW: Final = Operation[None](
     "dhcp.renew", "POST", f"{_VM}/dhcp/renew", ADMIN, "Renew a machine's upstream lease now", fails=(Conflict,))
 
@@ -352,22 +358,22 @@ FIREWALL_ADD: Final = Operation[answers.Applied](
 FIREWALL_REMOVE: Final = Operation[answers.Applied](
     "firewall.remove", "DELETE", f"{_VM}/firewall/rules/{{rule}}", ADMIN, "Remove one of the machine's own rules",
     answer=answers.Applied, fails=_LIVE)
-FIREWALL_EXPLAIN: Final = Operation[dict[str, Any]](
+FIREWALL_EXPLAIN: Final = Operation[Verdict](
     "firewall.explain", "POST", f"{_VM}/firewall/explain", NET, "What would happen to a packet, and which rule decides",
-    body=asks.AskPacket, answer=dict[str, Any], fails=_LIVE, is_judged=True)
-FIREWALL_TRACE: Final = Operation[dict[str, Any]](
+    body=asks.AskPacket, answer=Verdict, fails=_LIVE, is_judged=True)
+FIREWALL_TRACE: Final = Operation[Verdict](
     "firewall.trace", "GET", f"{_VM}/firewall/trace", NET,
     "What happens to each packet from now on, one JSON object a line, without end",
-    answer=dict[str, Any], media=NDJSON, fails=_LIVE)
+    answer=Verdict, media=NDJSON, fails=_LIVE)
 
 # -- faults --------------------------------------------------------------------------------------------------
 
-FAULTS_GET: Final = Operation[dict[str, list[dict[str, Any]]]](
+FAULTS_GET: Final = Operation[dict[str, list[FaultState]]](
     "faults.get", "GET", f"{_VM}/faults", ADMIN, "What goes wrong on purpose, and how often it did",
-    answer=dict[str, list[dict[str, Any]]], fails=_LIVE)
-FAULTS_SET: Final = Operation[dict[str, list[dict[str, Any]]]](
+    answer=dict[str, list[FaultState]], fails=_LIVE)
+FAULTS_SET: Final = Operation[dict[str, list[FaultState]]](
     "faults.set", "PUT", f"{_VM}/faults", ADMIN, "Have things go wrong in a device",
-    body=asks.SetFaults, answer=dict[str, list[dict[str, Any]]], fails=_LIVE, is_judged=True)
+    body=asks.SetFaults, answer=dict[str, list[FaultState]], fails=_LIVE, is_judged=True)
 
 # -- network card --------------------------------------------------------------------------------------------
 
@@ -391,18 +397,18 @@ DEVICE_OVERVIEW: Final = Operation[answers.Machines](
     answer=answers.Machines)
 DEVICE_LIST: Final = Operation[answers.Devices](
     "device.list", "GET", f"{_VM}/devices", NONE, "What a machine's devices did", answer=answers.Devices, fails=_LIVE)
-DEVICE_SHOW: Final = Operation[dict[str, Any]](
+DEVICE_SHOW: Final = Operation[DeviceDetail](
     "device.show", "GET", _DEVICE, NONE, "One device: also where its time goes, and its last operations",
-    query=asks.DeviceQuery, answer=dict[str, Any], fails=_LIVE)
+    query=asks.DeviceQuery, answer=DeviceDetail, fails=_LIVE)
 DEVICE_LIMITS: Final = Operation[asks.Limits](
     "device.limits", "GET", f"{_DEVICE}/limits", NONE, "A device's limits", answer=asks.Limits)
 DEVICE_SET_LIMITS: Final = Operation[asks.Limits](
     "device.set_limits", "PUT", f"{_DEVICE}/limits", ADMIN,
     "Change limits; the running device obeys them when this answers",
     body=asks.Limits, answer=asks.Limits, fails=_LIVE, is_judged=True)
-DEVICE_METRICS: Final = Operation[dict[str, Any]](
+DEVICE_METRICS: Final = Operation[Metrics](
     "device.metrics", "GET", f"{_VM}/metrics", NONE, "The last samples of what a machine's devices did, one a second",
-    query=asks.MetricsQuery, answer=dict[str, Any], fails=_LIVE)
+    query=asks.MetricsQuery, answer=Metrics, fails=_LIVE)
 DEVICE_SET_LEVEL: Final = Operation[asks.AskLevel](
     "device.set_level", "PUT", f"{_VM}/level", ADMIN, "Switch a machine's devices to a level of optimization",
     body=asks.AskLevel, answer=asks.AskLevel, fails=_LIVE)

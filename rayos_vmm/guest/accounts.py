@@ -8,7 +8,7 @@ anew (`machine/limits.py`): after a worker's death its successor knows them by i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -18,6 +18,7 @@ from rayos_devices.limits import Limit
 from rayos_vmm.config.spec import Quota
 from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
+from rayos_vmm.guest.view import DeviceDetail, DeviceView, KeptOperation, MachineFigures, Metrics, Sample
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.shared.accounts import AccountReader
 from rayos_vmm.shared.devices import BOUNDS, devices_of
@@ -61,19 +62,19 @@ class MachineAccounts:
         except OSError as error:
             raise GuestGone(f"{name}: its devices keep no accounts: {error}") from None
 
-    def overview(self) -> list[dict[str, Any]]:
+    def overview(self) -> list[MachineFigures]:
         """Every running machine: its level, its last two samples, its devices as in `devices`."""
         return [
-            {
-                "vm": machine.name,
-                "level": reader.level,
-                "metrics": reader.metrics(2),
-                "devices": _described(machine, reader),
-            }
+            MachineFigures(
+                vm=machine.name,
+                level=reader.level,
+                metrics=msgspec.convert(reader.metrics(2), list[Sample]),
+                devices=_described(machine, reader),
+            )
             for machine, reader in self.running()
         ]
 
-    def devices(self, name: str) -> list[dict[str, Any]]:
+    def devices(self, name: str) -> list[DeviceView]:
         """A machine's devices: counters, latencies, denials, queue depth, limits.
 
         Raises:
@@ -81,7 +82,7 @@ class MachineAccounts:
         """
         return _described(*self._reader(name))
 
-    def device(self, name: str, device: str, last: int) -> dict[str, Any]:
+    def device(self, name: str, device: str, last: int) -> DeviceDetail:
         """One device, with the percentiles of each stage and the last operations that were kept, oldest first.
 
         Raises:
@@ -93,20 +94,21 @@ class MachineAccounts:
         if account is None:
             raise self._no_device(machine, device)
         kept = account.operations()
-        return {
-            **_describe(machine, device, account),
-            "profile": {op.value: account.profile(op) for op in account.ops},
-            "last": [one.describe() for one in kept[len(kept) - min(last, len(kept)) :]],
-        }
+        last_kept = [one.describe() for one in kept[len(kept) - min(last, len(kept)) :]]
+        return DeviceDetail(
+            **msgspec.structs.asdict(_describe(machine, device, account)),
+            profile={op.value: account.profile(op) for op in account.ops},
+            last=msgspec.convert(last_kept, list[KeptOperation]),
+        )
 
-    def metrics(self, name: str, last: int) -> dict[str, Any]:
+    def metrics(self, name: str, last: int) -> Metrics:
         """The worker's last samples, oldest first, and the level of optimization.
 
         Raises:
             Conflict: it does not run.
         """
         _, reader = self._reader(name)
-        return {"level": reader.level, "samples": reader.metrics(last)}
+        return Metrics(level=reader.level, samples=msgspec.convert(reader.metrics(last), list[Sample]))
 
     def _no_device(self, machine: Machine, device: str) -> NotFound:
         known = ", ".join(devices_of(machine.record.spec))
@@ -199,17 +201,12 @@ def _limits(machine: Machine, device: str) -> dict[str, int]:
     return {**own, **machine.record.limits.get(device, {})}
 
 
-def _describe(machine: Machine, device: str, account: Account) -> dict[str, Any]:
+def _describe(machine: Machine, device: str, account: Account) -> DeviceView:
     known = device in devices_of(machine.record.spec)
-    return {
-        "vm": machine.name,
-        "device": device,
-        **account.snapshot(),
-        "limits": _limits(machine, device) if known else {},
-    }
+    return DeviceView.of(machine.name, device, account, _limits(machine, device) if known else {})
 
 
-def _described(machine: Machine, reader: AccountReader) -> list[dict[str, Any]]:
+def _described(machine: Machine, reader: AccountReader) -> list[DeviceView]:
     return [_describe(machine, name, account) for name, account in reader.devices().items()]
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
 
+import msgspec
+
+from rayos_vmm.guest.view import ConsolePort
 from rayos_vmm.machine.history import History
 from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.machine import Machine, worker_errors
@@ -55,7 +57,7 @@ async def _until_gone(chunks: AsyncIterator[tuple[int, bytes]]) -> AsyncGenerato
         return  # the machine ended: so does its console
 
 
-async def console_ports(machine: Machine) -> list[dict[str, Any]]:
+async def console_ports(machine: Machine) -> list[ConsolePort]:
     """Every port, the board's lines last: number, name, whether a program has it open, its size, who sits at it."""
     worker = machine.need_worker()
     with worker_errors(machine):
@@ -72,7 +74,10 @@ async def console_ports(machine: Machine) -> list[dict[str, Any]]:
         }
         for line in machine.lines.values()
     )
-    return [{**one, **machine.seats.describe(one["port"])} for one in (*ports, *lines)]
+    return [
+        msgspec.convert({**one, **machine.seats.describe(one["port"])}, ConsolePort)
+        for one in (*ports, *lines)
+    ]
 
 
 @asynccontextmanager

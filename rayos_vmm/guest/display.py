@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 import trio
 
 from rayos_vmm.errors import Timeout_
+from rayos_vmm.guest.view import DisplayInfo
 from rayos_vmm.machine.machine import PICTURE, Machine, worker_errors
 from rayos_vmm.machine.png import encode_png
 from rayos_vmm.machine.view import Damage
@@ -25,14 +27,14 @@ class MachineDisplay:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self) -> DisplayInfo:
         """`serial` of the newest change, and `scanouts`: mode, picture, cursor of each.
 
         Raises:
             NotFound: it has no GPU.
         """
         async with self._machine.alive():
-            return await self._machine.need_worker().display_info()
+            return msgspec.convert(await self._machine.need_worker().display_info(), DisplayInfo)
 
     async def wait_damage(self, since: int, scanout: int = 0, timeout_s: float = 60.0) -> Damage:
         """Waits for damage on a scanout after serial `since` (0: ever) and returns it. It waits across a worker's

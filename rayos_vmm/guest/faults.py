@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+
+import msgspec
 
 from rayos_vmm.config.fault import FaultPlan, FaultRule
+from rayos_vmm.guest.view import FaultState
 from rayos_vmm.machine.machine import Machine, worker_errors
 
 
@@ -29,9 +31,10 @@ async def set_faults(machine: Machine, device: str, rules: Sequence[FaultRule], 
     machine.events.publish("devices.faults", machine.name, device=device, rules=len(plan.rules), seed=seed)
 
 
-async def faults(machine: Machine) -> dict[str, list[dict[str, Any]]]:
+async def faults(machine: Machine) -> dict[str, list[FaultState]]:
     """Each device that has faults: its rules, with how often each `matched` and was `done` in the worker of now."""
     worker = machine.need_worker()
     async with machine.faults_lock:
         with worker_errors(machine):
-            return {device: await worker.faults(device) for device in sorted(machine.faults)}
+            found = {device: await worker.faults(device) for device in sorted(machine.faults)}
+    return msgspec.convert(found, dict[str, list[FaultState]])

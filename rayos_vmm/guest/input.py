@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 import trio
 
 from rayos_devices.input import keymap
 from rayos_vmm.config.spec import FINGERS
 from rayos_vmm.errors import Invalid, NotFound, RayosError
+from rayos_vmm.guest.view import InputDevice
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.recording import Held, Recording, Step
 
@@ -40,17 +42,15 @@ class MachineInput:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    async def devices(self) -> list[dict[str, Any]]:
+    async def devices(self) -> list[InputDevice]:
         """Each device: name, kind, lights, what is held down, what waits for the guest, what was dropped."""
         worker = self._machine.need_worker()
         with worker_errors(self._machine):
             stats = await worker.stats()
         return [
-            {
-                "device": name,
-                **{key: one[key] for key in ("kind", "leds", "held", "waiting_events", "queue_limit")},
-                "dropped": one["denials"].get("queue_full", 0),
-            }
+            msgspec.convert(
+                {**one, "device": name, "dropped": one["denials"].get("queue_full", 0)}, InputDevice
+            )
             for name, one in stats.items()
             if "leds" in one
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import trio
 
@@ -93,7 +93,7 @@ class Seats:
             if not place.seats:
                 del self._ports[port]
 
-    def describe(self, port: int) -> dict[str, Any]:
+    def describe(self, port: int) -> dict[str, str | int | None]:
         """JSON-ready: `writer` (who, or None) and the number of `watchers`."""
         place = self._ports.get(port, PortSeats())
         writer = place.writer.who if place.writer is not None else None

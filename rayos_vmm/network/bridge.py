@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from rayos_net import tap
@@ -30,6 +31,7 @@ from rayos_vmm.errors import Busy, Invalid, NotFound
 from rayos_vmm.events import EventLog
 from rayos_vmm.network.names import DOMAIN, GuestNames
 from rayos_vmm.network.upstream import Upstreams
+from rayos_vmm.network.view import DhcpStatus, Exchange, Lease
 
 LOG: Final = logging.getLogger(__name__)
 _ALTERNATIVES: Final = ipaddress.IPv4Network("10.86.0.0/16")
@@ -71,12 +73,6 @@ class HostNetwork:
     def mac(self, vm: str) -> str:
         """The address that a machine's network card has unless the specification says otherwise."""
         return mac(vm)
-
-    def describe(self) -> dict[str, Any]:
-        """The network, as `info` shows it."""
-        if self.trouble:
-            return {"subnet": None, "bridge": None, "network_trouble": self.trouble}
-        return {"subnet": str(self.subnet), "bridge": self.bridge, "network_trouble": ""}
 
     async def open_tap(
         self, vm: str, mac: str, *, mtu: int, queues: int, upstream: str | None = None
@@ -128,34 +124,34 @@ class HostNetwork:
         with suppress(Busy):  # told as an event: the guest goes on with what it has
             await self.upstreams.follow(vm, port=tap, bridge=upstream, mac=mac)
 
-    async def leases(self) -> list[dict[str, Any]]:
+    async def leases(self) -> list[Lease]:
         """The bindings as plain values, by address."""
         own = [] if self._dhcp is None else self._dhcp.leases()
         return self.upstreams.leases() + [
-            {
-                "address": str(one.address),
-                "mac": one.mac,
-                "state": one.state.value,
-                "expires": one.expires,
-                "host_name": one.host_name,
-                "port": one.port,
-            }
+            Lease(
+                address=str(one.address),
+                mac=one.mac,
+                state=one.state.value,
+                expires=one.expires,
+                host_name=one.host_name,
+                port=one.port,
+            )
             for one in own
         ]
 
-    def dhcp_status(self) -> dict[str, Any]:
+    def dhcp_status(self) -> DhcpStatus:
         """The server at a glance: its link and subnet, why it does not serve, leases by state, counters."""
         leases = [] if self._dhcp is None else self._dhcp.leases()
-        return {
-            "serving": self._dhcp is not None,
-            "trouble": self.trouble,
-            "link": self.bridge,
-            "subnet": str(self.subnet),
-            "leases": dict(sorted(Counter(one.state.value for one in leases).items())),
-            "counters": {} if self._dhcp is None else dict(sorted(self._dhcp.counters.items())),
-            "names": self.names.status(),
-            "upstream": self.upstreams.status(),
-        }
+        return DhcpStatus(
+            serving=self._dhcp is not None,
+            trouble=self.trouble,
+            link=self.bridge,
+            subnet=str(self.subnet),
+            leases=dict(sorted(Counter(one.state.value for one in leases).items())),
+            counters={} if self._dhcp is None else dict(sorted(self._dhcp.counters.items())),
+            names=self.names.status(),
+            upstream=self.upstreams.status(),
+        )
 
     def release(self, address: str) -> None:
         """Takes a lease back.
@@ -175,9 +171,10 @@ class HostNetwork:
         if not self._dhcp.release(parsed):
             raise NotFound(f"nobody has a lease for {parsed}", hint="`rayos dhcp leases` lists them")
 
-    def exchanges(self) -> list[dict[str, object]]:
+    def exchanges(self) -> list[Exchange]:
         """Returns the last exchanges of our server, the oldest first: at most 16 for each port."""
-        return [] if self._dhcp is None else [one.describe() for one in self._dhcp.exchanges()]
+        said = [] if self._dhcp is None else [one.describe() for one in self._dhcp.exchanges()]
+        return msgspec.convert(said, list[Exchange])
 
     def forget(self, mac: str) -> None:
         """The machine with this card is gone: its lease and its name are free."""

@@ -36,6 +36,7 @@ from rayos_vmm.config.firewall import (
     resolve,
 )
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
+from rayos_vmm.network.view import Verdict
 from rayos_vmm.shared.addresses import PAGE_NAME, AddressPage
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 from rayos_vmm.shared.spec import Firewall as WorkerFirewall
@@ -348,7 +349,7 @@ class Firewall:
 
     # -- questions -----------------------------------------------------------------------------------------------
 
-    async def explain(self, vm: str, packet: str) -> dict[str, Any]:
+    async def explain(self, vm: str, packet: str) -> Verdict:
         """Explains the fate of a packet in words, and by which rule; the worker is asked while the machine runs.
 
         Raises:
@@ -357,9 +358,11 @@ class Firewall:
         port = self._port(vm)
         try:
             if port.channel is not None:
-                return await port.channel.explain(DEVICE, packet)
+                return msgspec.convert(await port.channel.explain(DEVICE, packet), Verdict)
             rules = self._resolve(port.rules)
-            return explain_alone(port.hardware, rules, port.addresses, int(self._dhcp_server(port)), packet)
+            server = int(self._dhcp_server(port))
+            alone = explain_alone(port.hardware, rules, port.addresses, server, packet)
+            return msgspec.convert(alone, Verdict)
         except BadText as error:
             raise Invalid(str(error)) from None
         except WorkerError as error:

@@ -10,7 +10,7 @@ import ipaddress
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -19,6 +19,7 @@ from rayos_net.dns.service import DnsError, DnsService, serve_dns
 from rayos_net.dns.zone import Zone
 from rayos_vmm.errors import one_error
 from rayos_vmm.events import EventLog
+from rayos_vmm.network.view import NamesView
 
 LOG: Final = logging.getLogger(__name__)
 DOMAIN: Final = "guest.rayos"
@@ -36,10 +37,10 @@ class GuestNames:
     def is_serving(self) -> bool:
         return self._dns is not None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> NamesView:
         """Domain, trouble and counters, as `rayos dhcp status` shows them."""
         counters = {} if self._dns is None else dict(sorted(self._dns.counters.items()))
-        return {"domain": DOMAIN, "trouble": self.trouble, "counters": counters}
+        return NamesView(domain=DOMAIN, trouble=self.trouble, counters=counters)
 
     def take(self, binding: Binding, machines: Mapping[str, str]) -> None:
         """A lease changed, or was found in the store; `machines` are their names by MAC."""

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 import trio
 
 from rayos_net import nft
@@ -23,6 +24,7 @@ from rayos_net.dhcp.upstream import Event, Given, Upstream, barrier, load_lease,
 from rayos_net.nft import NftError
 from rayos_vmm.errors import Busy, Conflict, one_error
 from rayos_vmm.events import EventLog
+from rayos_vmm.network.view import Lease, Transaction, UpstreamView
 
 LOG: Final = logging.getLogger(__name__)
 _OnLease = Callable[[str, str, bool], None]
@@ -95,33 +97,40 @@ class Upstreams:
         lease = load_lease(self._store(mac))
         return [] if lease is None or lease.expires <= time.time() else [str(lease.address.ip)]
 
-    def histories(self) -> dict[str, list[dict[str, object]]]:
+    def histories(self) -> dict[str, list[Transaction]]:
         """The last 16 transactions of each machine's client, the oldest first."""
-        return {vm: upstream.client.history() for vm, upstream in self._running()}
+        said = {vm: upstream.client.history() for vm, upstream in self._running()}
+        return msgspec.convert(said, dict[str, list[Transaction]])
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, UpstreamView]:
         """Each machine's client: its state, lease, and what the guest was answered."""
-        found: dict[str, Any] = {}
+        found: dict[str, UpstreamView] = {}
         for vm, upstream in self._running():
             lease = upstream.client.lease
-            found[vm] = {
-                "state": upstream.client.state.value,
-                "bridge": self._jobs[vm].bridge,
-                "address": None if lease is None else str(lease.address),
-                "server": None if lease is None else str(lease.server),
-                "guest": dict(sorted(upstream.counters.items())),
-            }
+            found[vm] = UpstreamView(
+                state=upstream.client.state.value,
+                bridge=self._jobs[vm].bridge,
+                address=None if lease is None else str(lease.address),
+                server=None if lease is None else str(lease.server),
+                guest=dict(sorted(upstream.counters.items())),
+            )
         return found
 
-    def leases(self) -> list[dict[str, Any]]:
+    def leases(self) -> list[Lease]:
         """The leases as `HostNetwork.leases` lists its own."""
         found = []
         for vm, upstream in self._running():
             lease = upstream.client.lease
             if lease is not None:
-                values = {"address": str(lease.address.ip), "mac": self._jobs[vm].mac, "state": "upstream"}
                 found.append(
-                    {**values, "expires": lease.expires, "host_name": vm, "port": self._jobs[vm].port}
+                    Lease(
+                        address=str(lease.address.ip),
+                        mac=self._jobs[vm].mac,
+                        state="upstream",
+                        expires=lease.expires,
+                        host_name=vm,
+                        port=self._jobs[vm].port,
+                    )
                 )
         return found
 

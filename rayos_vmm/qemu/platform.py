@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
+import msgspec
 import trio
 
 from rayos_images.accel import Accel
@@ -30,6 +31,29 @@ from rayos_vmm.qemu.boot import Boot, inspect
 # also without pvpanic.
 APPEND: Final = "panic=-1"
 _T = TypeVar("_T")
+
+
+class QemuView(msgspec.Struct, frozen=True, kw_only=True):
+    """A QEMU: where it comes from, and what it can do for us."""
+
+    version: str
+    source: str
+    has_console: bool
+    has_display_events: bool
+
+
+class AcceleratorView(msgspec.Struct, frozen=True, kw_only=True):
+    """An accelerator, and why it is this one."""
+
+    name: str
+    reason: str
+
+
+class PlatformView(msgspec.Struct, frozen=True, kw_only=True):
+    """QEMU and the accelerator."""
+
+    qemu: QemuView
+    accelerator: AcceleratorView
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +119,18 @@ class Platform:
                 self._guest[architecture.name] = await self._build("guest", both)
             return self._guest[architecture.name]
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> PlatformView:
         """QEMU and the accelerator, as `info` shows them."""
         qemu, accelerator = await self.qemu(), await self.accelerator()
-        return {
-            "qemu": {
-                "version": qemu.version,
-                "source": qemu.source,
-                "has_console": qemu.has_console,
-                "has_display_events": qemu.has_dbus_display,
-            },
-            "accelerator": {"name": accelerator.name, "reason": accelerator.reason},
-        }
+        return PlatformView(
+            qemu=QemuView(
+                version=qemu.version,
+                source=qemu.source,
+                has_console=qemu.has_console,
+                has_display_events=qemu.has_dbus_display,
+            ),
+            accelerator=AcceleratorView(name=accelerator.name, reason=accelerator.reason),
+        )
 
     async def launch(self, spec: VmSpec) -> Launch:
         """How this machine is started.

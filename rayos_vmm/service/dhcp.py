@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rayos_vmm.network.bridge import HostNetwork
 from rayos_vmm.network.firewall import Firewall
+from rayos_vmm.network.view import DhcpLogs, DhcpStatus, Lease
 from rayos_vmm.service.registry import Registry
 
 
@@ -40,15 +39,15 @@ class Dhcp:
         self._network = network
         self._registry = registry
 
-    async def leases(self) -> list[dict[str, Any]]:
+    async def leases(self) -> list[Lease]:
         """The addresses that our DHCP gave out."""
         return await self._network.leases()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> DhcpStatus:
         """Our DHCP server: its link and subnet, or why it does not serve; leases by state; counters."""
         return self._network.dhcp_status()
 
-    async def logs(self, name: str | None = None) -> dict[str, Any]:
+    async def logs(self, name: str | None = None) -> DhcpLogs:
         """The last exchanges of our DHCP server, and the last transactions of the machines' upstream clients.
 
         Raises:
@@ -57,11 +56,9 @@ class Dhcp:
         exchanges, histories = self._network.exchanges(), self._network.upstreams.histories()
         if name is not None:
             record = self._registry.find(name).record
-            exchanges = [
-                one for one in exchanges if one["port"] == record.live.tap or one["mac"] == record.mac
-            ]
+            exchanges = [one for one in exchanges if one.port == record.live.tap or one.mac == record.mac]
             histories = {vm: kept for vm, kept in histories.items() if vm == name}
-        return {"server": exchanges, "clients": histories}
+        return DhcpLogs(server=exchanges, clients=histories)
 
     async def renew(self, name: str) -> None:
         """Renews the lease that a machine has upstream, now rather than at half time.

@@ -22,6 +22,7 @@ from rayos_vmm.guest import card, consoles, disks, faults
 from rayos_vmm.guest.display import MachineDisplay
 from rayos_vmm.guest.input import MachineInput
 from rayos_vmm.guest.tpm import MachineTpm
+from rayos_vmm.guest.view import ConsolePort, FaultState
 from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.machine import worker_errors
@@ -67,7 +68,7 @@ class Guests:
         """A seat at a console port: only its writer may type (`machine/seats.py`)."""
         return self._registry.find(name).seats.open(port, who, preference)
 
-    async def console_ports(self, name: str) -> list[dict[str, Any]]:
+    async def console_ports(self, name: str) -> list[ConsolePort]:
         """Every console port: number, name, whether the guest has it open, size, writer, watchers."""
         return await consoles.console_ports(self._registry.find(name))
 
@@ -96,7 +97,7 @@ class Guests:
         """Has things go wrong in a disk or network card from now on; see `guest.faults.set_faults`."""
         await faults.set_faults(self._registry.find(name), device, rules, seed)
 
-    async def faults(self, name: str) -> dict[str, list[dict[str, Any]]]:
+    async def faults(self, name: str) -> dict[str, list[FaultState]]:
         """Returns the faults set on purpose, device by device, and how often each struck."""
         return await faults.faults(self._registry.find(name))
 

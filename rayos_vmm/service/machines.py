@@ -313,8 +313,8 @@ class Machines:
                 nursery.start_soon(self._adopt_network, machine)
         # An address may have been given after the record was saved; the leases were written before the guest knew.
         for lease in await self._network.leases():
-            if lease["state"] == "bound":
-                self._leases.note_lease(lease["mac"], lease["address"], True)
+            if lease.state == "bound":
+                self._leases.note_lease(lease.mac, lease.address, True)
 
     async def _adopt_network(self, machine: Machine) -> None:
         bridge, record = machine.record.spec.net.bridge, machine.record

@@ -9,7 +9,7 @@ from contextlib import (
     contextmanager,
 )
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -25,6 +25,7 @@ from rayos_vmm.service.dhcp import Dhcp
 from rayos_vmm.service.guests import Guests
 from rayos_vmm.service.machines import Machines
 from rayos_vmm.service.open import Parts, open_parts
+from rayos_vmm.service.view import Info
 from rayos_vmm.service.workers import Workers
 
 #: A healthy guest is adopted in less, so that nobody who asks at once meets it half adopted.
@@ -73,17 +74,21 @@ class Service:
         self.event_counts = parts.events.counts
         self.connections = ConnectionCounts()
 
-    async def info(self) -> dict[str, Any]:
+    async def info(self) -> Info:
         """The service, its QEMU, accelerator and network; may download QEMU the first time."""
-        return {
-            "version": version("rayos-vmm"),
-            **await self._parts.platform.describe(),
-            **self._parts.network.describe(),
-            "uptime_s": round(time.monotonic() - self._started, 3),
-            "compiled": is_compiled(),
-            "runtime": str(self._parts.paths.runtime),
-            "state": str(self._parts.paths.state),
-        }
+        platform, network = await self._parts.platform.describe(), self._parts.network
+        return Info(
+            version=version("rayos-vmm"),
+            qemu=platform.qemu,
+            accelerator=platform.accelerator,
+            subnet=None if network.trouble else str(network.subnet),
+            bridge=None if network.trouble else network.bridge,
+            network_trouble=network.trouble,
+            uptime_s=round(time.monotonic() - self._started, 3),
+            compiled=is_compiled(),
+            runtime=str(self._parts.paths.runtime),
+            state=str(self._parts.paths.state),
+        )
 
     def events(self, since: int | None = None) -> AsyncGenerator[Event, None]:
         """From event `since`+1 on, then live and without end; None = from now. Close it with `aclosing`."""

@@ -60,7 +60,7 @@ async def check_lease(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     """The guest has the address that our DHCP server says it gave to its card."""
     inside = await guest.succeed("ip -4 -o address show dev eth0; cat /sys/class/net/eth0/address")
     address, card = re.search(r"inet ([0-9.]+)/", inside), inside.split()[-1]
-    leases = {lease["mac"]: lease["address"] for lease in await daemon.client.leases()}
+    leases = {lease.mac: lease.address for lease in await daemon.client.leases()}
     need(address is not None, f"eth0 has no address: {inside}")
     seen = address[1] if address else ""
     need(leases.get(card) == seen, f"the guest's {card} has {seen}, the lease says {leases.get(card)}")
@@ -71,7 +71,7 @@ async def check_network(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     """The host reaches the guest, and the guest the host."""
     address = (await guest.view()).address or ""
     outside = await ping(address, timeout=WAIT_S)
-    subnet = ipaddress.ip_network((await daemon.client.info())["subnet"])
+    subnet = ipaddress.ip_network((await daemon.client.info()).subnet or "")
     host = str(subnet[1])  # the bridge's own
     await guest.succeed(f"ping -c 1 -W {WAIT_S:.0f} {host}")
     return {"host_to_guest_ms": round(outside * 1000, 2), "host": host}

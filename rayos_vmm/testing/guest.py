@@ -12,6 +12,7 @@ import trio
 
 from rayos_vmm.client.client import Client
 from rayos_vmm.config.fault import parse_fault
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import RayosError, Timeout_
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
@@ -209,7 +210,7 @@ class Guest:
         await self._set_cable(is_plugged=True)
 
     async def _set_cable(self, *, is_plugged: bool) -> None:
-        await self.client.request("PUT", f"/vms/{self.name}/net/link", body={"up": is_plugged})
+        await self.client.call(operations.NET_LINK, self.name, body=asks.Link(up=is_plugged))
 
     async def qmp(self, command: str, **arguments: Any) -> Any:
         """A QMP command; `_` in an argument's name stands for `-`."""
@@ -259,13 +260,13 @@ class Guest:
         """Has a disk or network card fail on purpose, such as `set_faults("disk0", "read:error,sector=128")`; without
         rules it works again. `rayos fault set --help` has the words.
         """
-        body = {"device": device, "rules": [parse_fault(rule) for rule in rules], "seed": seed}
-        await self.client.request("PUT", f"/vms/{self.name}/faults", body=body)
+        body = asks.SetFaults(device=device, rules=[parse_fault(rule) for rule in rules], seed=seed)
+        await self.client.call(operations.FAULTS_SET, self.name, body=body)
 
     async def faults(self) -> dict[str, list[dict[str, Any]]]:
         """The faults of each device, with how often each `matched` and was `done`."""
-        found: dict[str, list[dict[str, Any]]] = msgspec.json.decode(
-            await self.client.request("GET", f"/vms/{self.name}/faults")
+        found: dict[str, list[dict[str, Any]]] = msgspec.to_builtins(
+            await self.client.call(operations.FAULTS_GET, self.name)
         )
         return found
 

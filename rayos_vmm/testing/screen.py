@@ -56,7 +56,7 @@ async def wait_for_picture(
     is_wanted = _question(wanted)
     deadline = trio.current_time() + timeout
     while True:
-        serial = int((await client.display(name))["serial"])
+        serial = int((await client.display(name)).serial)
         shown = decode_png(await client.screenshot(name, scanout=scanout))
         seen = shown.crop(*region) if region is not None else shown
         if is_wanted(seen):

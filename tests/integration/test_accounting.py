@@ -35,8 +35,8 @@ async def succeed(service: Service, command: str) -> str:
 
 
 def written(service: Service) -> int:
-    (disk,) = [one for one in service.accounts.devices("svc") if one["device"] == "disk0"]
-    count: int = disk["operations"]["disk.write"]["allowed"]
+    (disk,) = [one for one in service.accounts.devices("svc") if one.device == "disk0"]
+    count: int = disk.operations["disk.write"].allowed
     return count
 
 
@@ -51,12 +51,10 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             await succeed(service, WRITE.format(64))
             assert written(service) >= before + 64
             disk = service.accounts.device("svc", "disk0", 256)
-            done = [one for one in disk["last"] if one["operation"] == "disk.write"]
-            assert done and all(
-                one["bytes"] and one["duration_ns"] and one["outcome"] == "done" for one in done
-            )
-            assert disk["profile"]["disk.write"]["perform"]["p50"] > 0
-            assert {one["device"] for one in service.accounts.devices("svc")} == {
+            done = [one for one in disk.last if one.operation == "disk.write"]
+            assert done and all(one.bytes and one.duration_ns and one.outcome == "done" for one in done)
+            assert disk.profile["disk.write"]["perform"]["p50"] > 0
+            assert {one.device for one in service.accounts.devices("svc")} == {
                 *("disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console")
             }
 
@@ -69,8 +67,8 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
                 ("console", "console.write"),
             ):
                 device = service.accounts.device("svc", name, 256)
-                assert all(one["duration_ns"] for one in device["last"])
-                took = device["operations"][operation]["latency_ns"]
+                assert all(one.duration_ns for one in device.last)
+                took = device.operations[operation].latency_ns
                 assert 0 < took["p50"] <= took["p99"], operation
 
             # A denial is counted by its reason, and kept: the rights are taken from the running guest.
@@ -78,8 +76,8 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             assert (await service.guests.exec("svc", WRITE.format(1), 60)).exit_status
             await service.policy.grant("svc", ["CAP_DISK_W"], None, "test")
             denied = service.accounts.device("svc", "disk0", 256)
-            assert denied["denials"]["capability"] >= 1
-            assert any(one["outcome"] == "capability" and one["bytes"] for one in denied["last"])
+            assert denied.denials["capability"] >= 1
+            assert any(one.outcome == "capability" and one.bytes for one in denied.last)
 
             # A full quota is an I/O error to the guest, and an event that names machine and device.
             used = (await service.guests.stats("svc"))["disk0"]["quota"]["storage_bytes"]
@@ -136,7 +134,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             assert stats["net"]["limits"] == {"rate": 1_250_000}
             assert stats["console"]["limits"] == {"rate": 1 << 20}
             assert written(service) >= count  # nothing was forgotten
-            assert service.accounts.metrics("svc", 512)["level"] == 3
+            assert service.accounts.metrics("svc", 512).level == 3
             first, last = map(float, (await succeed(service, timed)).split())
             assert last - first > 1.7
 
@@ -148,9 +146,9 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             for level in range(4):
                 assert await service.accounts.set_level("svc", level) == level
                 await succeed(service, WRITE.format(32))
-            samples = service.accounts.metrics("svc", 512)["samples"]
-            assert [one["number"] for one in samples] == sorted(one["number"] for one in samples)
-            assert samples[-1]["operations"] > samples[0]["operations"] and samples[-1]["cpu_ns"] > 0
+            samples = service.accounts.metrics("svc", 512).samples
+            assert [one.number for one in samples] == sorted(one.number for one in samples)
+            assert samples[-1].operations > samples[0].operations and samples[-1].cpu_ns > 0
 
             # Every frame was decided by one layer of the firewall; the shares say how many by which.
             await succeed(service, PING)  # this worker has judged frames of its own

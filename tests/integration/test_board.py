@@ -47,7 +47,7 @@ async def test_a_board_has_what_was_asked_for_and_ends_as_was_asked_for(tmp_path
         await expect(service, "cpus 64 rdrand upper 2944 year 0x00000038", name="board")
         for port, text in ("serial2", "on COM2"), ("debugcon", "on 0xe9"), ("debugcon2", "on 0x402"):
             await expect(service, text, name="board", port=LINE_PORTS[port])
-        names = [one["name"] for one in await service.guests.console_ports("board")]
+        names = [one.name for one in await service.guests.console_ports("board")]
         assert names[-4:] == ["serial", "serial2", "debugcon", "debugcon2"]
         await service.guests.console_write("board", LINE_PORTS["serial2"], b"q")
         await service.machines.wait("board", "stopped", 60)

@@ -73,8 +73,8 @@ async def test_ports_size_emergency_and_times(tmp_path: Path) -> None:
         await service.guests.console_resize("svc", 0, 132, 43)
         await service.guests.console_write("svc", 0, b"stty size; sleep 0.3; echo l$((1))ter\n")
         await until_said(service, 0, b"l1ter")
-        ports = {one["port"]: one for one in await service.guests.console_ports("svc")}
-        assert (ports[0]["columns"], ports[0]["rows"], ports[DATA]["name"]) == (132, 43, "com.example.data")
+        ports = {one.port: one for one in await service.guests.console_ports("svc")}
+        assert (ports[0].columns, ports[0].rows, ports[DATA].name) == (132, 43, "com.example.data")
         said = await pieces_of(service, 0)
         assert b"43 132" in b"".join(piece.data for piece in said)
 

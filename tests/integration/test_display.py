@@ -11,6 +11,7 @@ import trio
 
 from rayos_vmm.config.spec import Gpu, Net, VmSpec
 from rayos_vmm.errors import Invalid
+from rayos_vmm.guest.view import Position, Size
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.qemu.arguments import command_line
@@ -47,8 +48,8 @@ async def until_picture_is(service: Service, width: int, height: int) -> None:
     display, serial = service.guests.display("svc"), 0
     with trio.fail_after(30):
         while True:
-            picture = (await display.info())["scanouts"][0]["picture"]
-            if (picture["width"], picture["height"]) == (width, height):
+            picture = (await display.info()).scanouts[0].picture
+            if (picture.width, picture.height) == (width, height):
                 return
             serial = (await display.wait_damage(serial)).serial
 
@@ -82,8 +83,8 @@ async def test_monitors_modes_and_cursor(tmp_path: Path) -> None:
         keeper = KeeperClient(paths.vm_runtime("svc"))
         await keeper.kill_worker()
         keeper.close()
-        modes_now = [one["mode"] for one in (await display.info())["scanouts"]]
-        assert modes_now == [{"width": 960, "height": 540}, {"width": 1920, "height": 1080}]
+        modes_now = [one.mode for one in (await display.info()).scanouts]
+        assert modes_now == [Size(width=960, height=540), Size(width=1920, height=1080)]
         await display.resize(800, 600)
         await until_picture_is(service, 800, 600)
 
@@ -93,8 +94,8 @@ async def test_monitors_modes_and_cursor(tmp_path: Path) -> None:
             "mkfifo /tmp/stop; (exec 3<>/tmp/stop; /tmp/peripherals cursor ff204080 790 -8 <&3 >/tmp/shown) &",
         )
         await succeed(service, "until grep -q shown /tmp/shown; do sleep 0.05; done")
-        shown = (await display.info())["scanouts"][0]["cursor"]
-        assert shown == {"x": 790, "y": -8 & 0xFFFFFFFF}
+        shown = (await display.info()).scanouts[0].cursor
+        assert shown == Position(x=790, y=-8 & 0xFFFFFFFF)
         plain = decode_png(await display.screenshot())
         drawn = decode_png(await display.screenshot(with_cursor=True))
         colour = ((COLOUR >> 16) & 255, (COLOUR >> 8) & 255, COLOUR & 255)
@@ -121,4 +122,4 @@ async def test_a_qemu_without_that_display_says_so_and_nothing_changes(
         display = service.guests.display("svc")
         with pytest.raises(NoDisplayEvents, match="no D-Bus display"):
             await display.resize(960, 540)
-        assert (await display.info())["scanouts"][0]["mode"] == {"width": 1024, "height": 768}
+        assert (await display.info()).scanouts[0].mode == Size(width=1024, height=768)

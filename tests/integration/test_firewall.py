@@ -118,7 +118,7 @@ async def check_host(service: Service, host: str) -> None:
 
     async def is_refused() -> bool:
         packet = f"tcp {(await service.machines.get('a')).address}:4000 > {late}:{port}"
-        return bool((await service.firewall.explain("a", packet))["rule"] == "host")
+        return bool((await service.firewall.explain("a", packet)).rule == "host")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, trio.SocketStream.aclose, [listener])
@@ -245,7 +245,7 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             assert await reaches(service, b)
             # Nothing lets b's answers into a but that a began.
             explained = await service.firewall.explain("a", f"in tcp {b}:22 > {a}:9")
-            assert (explained["action"], explained["reason"]) == ("deny", "default")
+            assert (explained.action, explained.reason) == ("deny", "default")
             await check_stream(service, b)
             await check_spoofs(service, host)
             await open_quiet_stream(service, b)

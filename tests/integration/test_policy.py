@@ -196,7 +196,7 @@ async def test_rights_act_on_a_running_guest_and_the_next_service_has_them() -> 
     async with home() as paths:
         async with whole(paths, keep=True) as service:
             policy = service.policy
-            host = str(next(ip_network((await service.info())["subnet"], strict=False).hosts()))
+            host = str(next(ip_network((await service.info()).subnet or "", strict=False).hosts()))
             ping = PING.format(host)
             await service.machines.define(SPEC)
             await service.machines.start("svc")

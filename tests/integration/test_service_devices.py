@@ -55,7 +55,7 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
         assert view.address is not None and view.address.startswith("10.86.")
         assert (await succeed(service, "cat /sys/class/net/eth0/address")).strip() == view.mac
         leases = await service.dhcp.leases()
-        assert [(one["address"], one["mac"]) for one in leases if one["state"] == "bound"] == [
+        assert [(one.address, one.mac) for one in leases if one.state == "bound"] == [
             (view.address, view.mac)
         ]
         await trio.run_process(["ping", "-c", "1", "-W", "5", view.address], capture_stdout=True)
@@ -126,7 +126,7 @@ async def test_what_the_guest_draws_is_in_the_picture() -> None:
         fill = f"printf '{blue_green_red}' > /tmp/p; for i in 1 2 3 4 5 6 7 8 9 10; do cat /tmp/p /tmp/p > /tmp/q;"
         fill += " mv /tmp/q /tmp/p; done; for i in $(seq 1000); do cat /tmp/p; done"
         display = service.guests.display("svc")
-        serial = (await display.info())["serial"]
+        serial = (await display.info()).serial
         await succeed(service, f"({fill}) | dd of=/dev/fb0 bs=4096000 iflag=fullblock")
         with trio.fail_after(20):
             while True:
@@ -269,7 +269,7 @@ async def test_keys_and_pointer_arrive_in_the_guest() -> None:
             ),
             *((1, 0x14A, 1), (0, 0, 0), (3, 0x39, -1), (0, 0, 0)),
         ]
-        held = {one["device"]: one["held"] for one in await seat.devices()}
+        held = {one.device: one.held for one in await seat.devices()}
         assert held == {
             "keyboard": [],
             "mouse": ["btn_right"],
@@ -285,8 +285,8 @@ async def test_lights_recording_and_replay() -> None:
         seat = service.guests.input("svc")
 
         async def lights() -> list[str]:
-            (keyboard,) = [one for one in await seat.devices() if one["device"] == "keyboard"]
-            leds: list[str] = keyboard["leds"]
+            (keyboard,) = [one for one in await seat.devices() if one.device == "keyboard"]
+            leds: list[str] = keyboard.leds
             return leds
 
         with seat.record() as recording:
@@ -311,7 +311,7 @@ async def test_lights_recording_and_replay() -> None:
         ]
         with trio.move_on_after(1):
             await seat.replay(stuck)
-        assert all(not one["held"] for one in await seat.devices())
+        assert all(not one.held for one in await seat.devices())
 
 
 async def test_the_console_answers_and_survives_its_worker() -> None:

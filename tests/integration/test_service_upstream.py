@@ -98,12 +98,12 @@ async def test_a_guest_has_an_upstream_address_and_keeps_it_over_the_service(
             resolv = (await succeed(service, "cat /etc/resolv.conf")).splitlines()
             assert resolv == ["search up.example", "nameserver 10.99.0.53"]
             await succeed(service, "ping -c 1 -W 5 10.99.0.1")
-            listed = [one for one in await service.dhcp.leases() if one["state"] == "upstream"]
-            assert [(one["address"], one["mac"]) for one in listed] == [(view.address, view.mac)]
+            listed = [one for one in await service.dhcp.leases() if one.state == "upstream"]
+            assert [(one.address, one.mac) for one in listed] == [(view.address, view.mac)]
             number = await until(service, "upstream.acquired", 0)
             await service.dhcp.renew("up")
             await until(service, "upstream.acquired", number)
-            kinds = [one["kind"] for one in (await service.dhcp.logs("up"))["clients"]["up"]]
+            kinds = [one.kind for one in (await service.dhcp.logs("up")).clients["up"]]
             assert kinds == ["DISCOVER", "REQUEST", "REQUEST"]
             await service.machines.define(bare())
             with pytest.raises(Conflict, match="svc has no lease of ours to renew"):
@@ -111,8 +111,8 @@ async def test_a_guest_has_an_upstream_address_and_keeps_it_over_the_service(
         async with lab(paths, hardware=WorkerHardware(), network=True) as service:
             await until(service, "upstream.acquired", 0)
             assert (await service.machines.get("up")).address == view.address
-            status = (await service.dhcp.status())["upstream"]["up"]
-            assert (status["state"], status["address"]) == ("bound", f"{view.address}/24")
+            status = (await service.dhcp.status()).upstream["up"]
+            assert (status.state, status.address) == ("bound", f"{view.address}/24")
             # The guest renews with us what it believes to be the upstream server's.
             await succeed(service, "kill -USR1 $(pidof udhcpc)")
             await until(service, "dhcp.bound", 0)

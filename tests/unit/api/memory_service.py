@@ -20,14 +20,18 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import Event, EventLog
 from rayos_vmm.guest.tpm import parse_pcrs
+from rayos_vmm.guest.view import ConsolePort
 from rayos_vmm.machine.history import History
 from rayos_vmm.machine.recording import Recordings, Step
 from rayos_vmm.machine.seats import Preference, Seats
 from rayos_vmm.machine.view import Damage, ExecResult, VmState, VmView
 from rayos_vmm.network.firewall import Firewall
+from rayos_vmm.network.view import Lease
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
+from rayos_vmm.qemu.platform import AcceleratorView, QemuView
 from rayos_vmm.service.connections import ConnectionCounts
+from rayos_vmm.service.view import Info
 from rayos_vmm.shared.timed import Span, cut
 from tests.framework.network import FixedNetwork
 
@@ -173,8 +177,19 @@ class MemoryService:
         self.nobody = trio.Event()
         self.cancelled = trio.Event()
 
-    async def info(self) -> dict[str, Any]:
-        return {"version": "0", "event_seq": self.log.last}
+    async def info(self) -> Info:
+        return Info(
+            version="0",
+            qemu=QemuView(version="11", source="here", has_console=True, has_display_events=True),
+            accelerator=AcceleratorView(name="tcg", reason="in memory"),
+            subnet=None,
+            bridge=None,
+            network_trouble="in memory",
+            uptime_s=0.0,
+            compiled=False,
+            runtime="/run",
+            state="/var",
+        )
 
     def _find(self, name: str) -> VmView:
         if name not in self.vms:
@@ -238,10 +253,9 @@ class MemoryService:
         return self.seats.open(port, who, preference)
 
     async def console_ports(self, name: str) -> Any:
-        return [
-            {"port": n, "name": "", "guest_open": True, "columns": 0, "rows": 0, **self.seats.describe(n)}
-            for n in range(3)
-        ]
+        plain = {"name": "", "is_console": True, "guest_open": True, "columns": 0, "rows": 0}
+        told = [{"port": number, **plain, **self.seats.describe(number)} for number in range(3)]
+        return msgspec.convert(told, list[ConsolePort])
 
     @contextlib.asynccontextmanager
     async def console_pieces(
@@ -304,7 +318,14 @@ class MemoryService:
         return self.one_tpm
 
     async def leases(self) -> Any:
-        return [{"address": address} for address in self.addresses]
+        plain = {
+            "mac": "52:59:00:00:00:01",
+            "state": "bound",
+            "expires": 1.0,
+            "host_name": "dev",
+            "port": "ray-dev-0",
+        }
+        return msgspec.convert([{"address": address, **plain} for address in self.addresses], list[Lease])
 
     async def status(self) -> dict[str, Any]:
         return {"serving": True, "leases": {"bound": len(self.addresses)}, "counters": {}}

@@ -70,7 +70,7 @@ async def test_files_and_commands_carry_bytes(tmp_path: Path) -> None:
         assert (await client.qmp("dev", "query-status"))["command"] == "query-status"
         assert await client.screenshot("dev") == b"\x89PNG\0\0"
         assert await client.screenshot("dev", scanout=1, with_cursor=True) == b"\x89PNG\1\1"
-        assert (await client.display("dev"))["serial"] == 7
+        assert (await client.display("dev")).serial == 7
         damage = await client.wait_damage("dev", 6, 1)
         assert (damage.serial, damage.scanout, damage.x, damage.height) == (7, 1, 1, 4)
         with pytest.raises(Timeout_, match=r"within 0\.5 s"):

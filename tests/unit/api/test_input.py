@@ -32,7 +32,7 @@ async def test_every_verb_reaches_its_device(tmp_path: Path) -> None:
             ("move", -3, 4, 1, ["right"]),
             ("touch", [(0, 1), (0.25, 0.5)]),
         ]
-        assert (await client.input_devices("dev"))[0]["leds"] == ["caps"]
+        assert (await client.input_devices("dev"))[0].leds == ["caps"]
         wrong: list[tuple[Any, str]] = [
             (client.type_text("dev", "a", layout="xx"), "layout"),
             (client.touch("dev", [(0.0, 0.0)] * 9), "points"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import msgspec
 import pytest
 
 from rayos_vmm.cli.device import wanted_limits
@@ -12,6 +13,7 @@ from rayos_vmm.cli.optimize import effects
 from rayos_vmm.cli.top import rates
 from rayos_vmm.errors import Invalid
 from rayos_vmm.guest.accounts import spell
+from rayos_vmm.guest.view import MachineFigures
 
 
 def ask(**given: Any) -> argparse.Namespace:
@@ -42,7 +44,7 @@ def test_limits_are_spelled_as_they_are_asked_for() -> None:
     assert spell("iops", 0, "disk0") == "unbounded"
 
 
-def machine(allowed: int, cpu: int = 0) -> dict[str, Any]:
+def machine(allowed: int, cpu: int = 0) -> MachineFigures:
     operations = {
         "disk.read": {
             "allowed": allowed,
@@ -51,22 +53,31 @@ def machine(allowed: int, cpu: int = 0) -> dict[str, Any]:
             "latency_ns": {"p50": 1024, "p99": 2048, "max": 4096},
         }
     }
-    device = {"vm": "dev", "device": "disk0", "operations": operations, "depth": 3}
-    samples = [{"at_ns": 0, "cpu_ns": 0}, {"at_ns": 1_000_000_000, "cpu_ns": cpu}]
-    return {"vm": "dev", "metrics": samples, "devices": [device]}
+    device = {
+        "vm": "dev",
+        "device": "disk0",
+        "operations": operations,
+        "depth": 3,
+        "denials": {},
+        "limits": {},
+    }
+    plain = {"number": 1, "operations": 0, "bytes": 0, "denials": 0, "depth": 0}
+    samples = [{**plain, "at_ns": 0, "cpu_ns": 0}, {**plain, "at_ns": 1_000_000_000, "cpu_ns": cpu}]
+    figures = {"vm": "dev", "level": 0, "metrics": samples, "devices": [device]}
+    return msgspec.convert(figures, MachineFigures)
 
 
 def test_rates_are_differences() -> None:
     """A machine that was started again counts from nothing, and is not shown going backwards."""
     (one,) = rates([machine(100)], [machine(300, 250_000_000)], 2.0)
-    assert one["operations_per_second"] == 100
-    assert one["bytes_per_second"] == 409600
-    assert one["denied_per_second"] == 0
-    assert (one["depth"], one["p50_ns"], one["worker_cpu"]) == (3, 1024, 0.25)
+    assert one.operations_per_second == 100
+    assert one.bytes_per_second == 409600
+    assert one.denied_per_second == 0
+    assert (one.depth, one.p50_ns, one.worker_cpu) == (3, 1024, 0.25)
     (one,) = rates([machine(100)], [machine(50)], 1.0)
-    assert one["operations_per_second"] == 50
+    assert one.operations_per_second == 50
     (one,) = rates([], [machine(7)], 1.0)
-    assert one["operations_per_second"] == 7
+    assert one.operations_per_second == 7
 
 
 def test_effects_of_a_level_are_sums_over_queues() -> None:

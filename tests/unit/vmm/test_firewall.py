@@ -106,14 +106,14 @@ def firewall() -> Firewall:
 
 async def says(firewall: Firewall, packet: str) -> tuple[str, str, str]:
     told = await firewall.explain("a", packet)
-    return told["action"], told["rule"], told["origin"]
+    return told.action, told.rule, told.origin
 
 
 async def test_by_default_a_guest_has_the_world_but_neither_the_host_nor_other_guests(
     firewall: Firewall,
 ) -> None:
     """With no rule of anybody's, running or not; before its lease it has nothing."""
-    assert (await firewall.explain("a", f"tcp {GUEST}:1 > {HOST}:53"))["reason"] == "source_address"
+    assert (await firewall.explain("a", f"tcp {GUEST}:1 > {HOST}:53")).reason == "source_address"
     firewall.bind(MAC, GUEST)
     for packet, expected in (
         (f"udp {GUEST}:1 > {HOST}:53", ("allow", "host-dns", "default")),
@@ -212,7 +212,7 @@ async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -
     second.define("a", FirewallConfig(rules=[rule("yes", to=HOST)]), MAC)
     await second.attach("a", tmp_path / "a", Worker(judge))
     assert judge.settings.revision > successor.settings.revision
-    assert (await second.explain("a", f"udp {GUEST}:1 > {HOST}:53"))["rule"] == "yes"
+    assert (await second.explain("a", f"udp {GUEST}:1 > {HOST}:53")).rule == "yes"
     os.close(memory)
 
 
@@ -257,7 +257,7 @@ async def test_priority_0_comes_first(firewall: Firewall) -> None:
     parser = argparse.ArgumentParser()
     add_firewall(parser)
     asked = parser.parse_args(["add", "a", "lowest", "allow", "--priority", "0"])
-    assert _rule(asked) == {"name": "lowest", "action": "allow", "priority": 0}
+    assert _rule(asked) == FirewallRule(name="lowest", action="allow", priority=0)
 
 
 async def test_what_cannot_be_is_refused_and_changes_nothing(firewall: Firewall, tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""The guests' network as callers see it: leases, the DHCP server, what was said, verdicts of a firewall."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what callers see."""
+
+
+class Lease(View, frozen=True):
+    """An address, and the card that has it; `expires` in seconds since the epoch."""
+
+    address: str
+    mac: str
+    state: str
+    expires: float
+    host_name: str | None
+    port: str
+
+
+class NamesView(View, frozen=True):
+    """The DNS server: its domain, why it does not serve (empty when it does), its counters."""
+
+    domain: str
+    trouble: str
+    counters: dict[str, int]
+
+
+class UpstreamView(View, frozen=True):
+    """The client of a machine with an upstream address: its state and lease, and what its guest was answered."""
+
+    state: str
+    bridge: str
+    address: str | None
+    server: str | None
+    guest: dict[str, int]
+
+
+class DhcpStatus(View, frozen=True):
+    """The server: its link and subnet, why it does not serve, leases by state, counters; names, upstream clients."""
+
+    serving: bool
+    trouble: str
+    link: str
+    subnet: str
+    leases: dict[str, int]
+    counters: dict[str, int]
+    names: NamesView
+    upstream: dict[str, UpstreamView]
+
+
+class Exchange(View, frozen=True):
+    """What a card asked our server, and what it was answered; `why` where that was nothing."""
+
+    at: float
+    port: str
+    mac: str | None
+    xid: int | None
+    request: str | None
+    answer: str | None
+    address: str | None
+    why: str | None
+
+
+class Transaction(View, frozen=True):
+    """What a machine's upstream client sent, how often, and what came of it."""
+
+    at: float
+    xid: int
+    kind: str
+    attempts: int
+    outcome: str | None
+
+
+class DhcpLogs(View, frozen=True):
+    """The last exchanges of our server, and the last transactions of machines' upstream clients."""
+
+    server: list[Exchange]
+    clients: dict[str, list[Transaction]]
+
+
+class Verdict(View, frozen=True):
+    """A packet's verdict: what, why, by which rule, from where. `number`, `direction`, `packet`: of a trace alone."""
+
+    action: str
+    reason: str
+    rule: str
+    origin: str
+    layer: str
+    audit_rule: str
+    number: int | UnsetType = UNSET
+    direction: str | UnsetType = UNSET
+    packet: str | UnsetType = UNSET
