@@ -53,7 +53,7 @@ class DhcpStatus(View, frozen=True):
 
 
 class Exchange(View, frozen=True):
-    """What a card asked our server, and what it was answered; `why` where that was nothing."""
+    """A card's request to our server, and the answer; `why` where that was nothing."""
 
     at: float
     port: str
@@ -66,7 +66,7 @@ class Exchange(View, frozen=True):
 
 
 class Transaction(View, frozen=True):
-    """What a machine's upstream client sent, how often, and what came of it."""
+    """A message of a machine's upstream client: how often it was sent, and what came of it."""
 
     at: float
     xid: int

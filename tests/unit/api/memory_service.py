@@ -26,7 +26,7 @@ from rayos_vmm.machine.recording import Recordings, Step
 from rayos_vmm.machine.seats import Preference, Seats
 from rayos_vmm.machine.view import Damage, ExecResult, VmState, VmView
 from rayos_vmm.network.firewall import Firewall
-from rayos_vmm.network.view import Lease
+from rayos_vmm.network.view import DhcpStatus, Lease, NamesView
 from rayos_vmm.policy.gatekeeper import Peer
 from rayos_vmm.policy.token import Ask
 from rayos_vmm.qemu.platform import AcceleratorView, QemuView
@@ -327,8 +327,17 @@ class MemoryService:
         }
         return msgspec.convert([{"address": address, **plain} for address in self.addresses], list[Lease])
 
-    async def status(self) -> dict[str, Any]:
-        return {"serving": True, "leases": {"bound": len(self.addresses)}, "counters": {}}
+    async def status(self) -> DhcpStatus:
+        return DhcpStatus(
+            serving=True,
+            trouble="",
+            link="rayos0",
+            subnet="10.86.0.0/24",
+            leases={"bound": len(self.addresses)},
+            counters={},
+            names=NamesView(domain="guest.rayos", trouble="", counters={}),
+            upstream={},
+        )
 
     async def logs(self, name: str | None = None) -> dict[str, Any]:
         if name is not None:
