@@ -23,8 +23,8 @@ async def lease(service: Service, mac: str) -> str:
     """The address that the machine with this card has bound, as soon as it has."""
     while True:
         for one in await service.dhcp.leases():
-            if one["mac"] == mac and one["state"] == "bound":
-                return str(one["address"])
+            if one.mac == mac and one.state == "bound":
+                return str(one.address)
         await trio.sleep(0.2)
 
 
