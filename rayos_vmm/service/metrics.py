@@ -115,8 +115,14 @@ class _Collector:
             packets.add_metric([what], count)
         yield from self._connections()
         audit = CounterMetricFamily("rayos_audit_lost", "Audit records that were lost")
-        audit.add_metric([], self._facts["audit_lost"])
-        yield from (machines, events, restarts, leases, packets, audit)
+        record = self._service.policy.status().audit
+        audit.add_metric([], record.lost)
+        trouble = GaugeMetricFamily(
+            "rayos_audit_trouble", "1 while the audit record is not written, or not told", labels=["what"]
+        )
+        trouble.add_metric(["record"], bool(record.trouble))
+        trouble.add_metric(["witness"], bool(record.witness))
+        yield from (machines, events, restarts, leases, packets, audit, trouble)
 
     def _connections(self) -> Iterator[Metric]:
         counts = self._service.connections
@@ -136,7 +142,7 @@ class _Collector:
 
 async def render(service: Service) -> bytes:
     """All of it in Prometheus' text format."""
-    facts = {"dhcp": await service.dhcp.status(), "audit_lost": service.policy.audit.lost}
+    facts = {"dhcp": await service.dhcp.status()}
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(service, facts))
     return generate_latest(registry)

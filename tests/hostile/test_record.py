@@ -107,6 +107,10 @@ def test_a_tail_that_is_cut_after_a_kill_is_found_up_to_the_last_checkpoint(daem
     audit_log(daemon).write_bytes(b"".join(lines[:250]))
     daemon.start()
     assert create_token(daemon) == 503 and "cut off" in verified(daemon)["problem"]
+    assert b'rayos_audit_trouble{what="record"} 1.0' in ask(daemon.socket, get("/metrics"))
+    assert "audit-damaged-" in daemon.rayos("audit", "restart", "--reason", "a tail was cut")
+    assert create_token(daemon) == 201 and verified(daemon)["first"] > 250
+    assert "RESTART" in daemon.rayos("audit", "list")
 
 
 def test_a_machine_that_only_the_policy_knows_is_forgotten_at_the_start(daemon: Daemon) -> None:
