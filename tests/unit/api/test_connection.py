@@ -136,7 +136,7 @@ async def test_a_body_may_take_its_time_as_long_as_it_comes(tmp_path: Path) -> N
     """Each 64 KiB buys a second."""
     async with served(tmp_path, deadlines=SHORT) as (path, _), await trio.open_unix_socket(path) as stream:
         await stream.send_all(
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 131072\r\n\r\n" + b"x" * (1 << 16)
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1114112\r\n\r\n" + b"x" * (1 << 20)
         )
         await trio.sleep(0.5)  # more than the body's first allowance
         await stream.send_all(b"x" * (1 << 16))
