@@ -21,6 +21,7 @@ from rayos_vmm.hardware.protocols import WORKER_LOG, DiskImage, Plugged, Worker
 from rayos_vmm.host.identity import claim
 from rayos_vmm.host.process import Process, ProcessId, start_time
 from rayos_vmm.shared import accounts
+from rayos_vmm.shared.devices import devices_of, rate_of
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.spec import Device
 from rayos_vmm.shared.spec import Firewall as WorkerFirewall
@@ -88,6 +89,12 @@ def _devices(
     devices.append(
         Device(kind="console", name="console", ports=("", *spec.console_ports[1:]), chardev=not has_console)
     )
+    ready = {device.kind for device in devices} | {"net", "gpu", "input"}
+    devices += [
+        Device(kind=kind, name=name, rate_bytes_per_second=rate_of(spec, kind))
+        for name, kind in devices_of(spec).items()
+        if kind not in ready
+    ]
     return [replace(device, packed=spec.packed and device.front == "vhost-user") for device in devices]
 
 

@@ -55,3 +55,9 @@ def devices_of(spec: VmSpec) -> dict[str, str]:
         kinds["gpu"] = "gpu"
         kinds |= dict.fromkeys(spec.input.devices, "input")
     return {**kinds, "console": "console"}
+
+
+def rate_of(spec: VmSpec, kind: str) -> float | None:
+    """The bytes a second that the specification gives a device of a kind; None is unbounded."""
+    bound = BOUNDS[kind].get(Limit.RATE)
+    return None if bound is None else float(bound.read(spec.quota)) or None
