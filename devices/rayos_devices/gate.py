@@ -32,6 +32,7 @@ class Op(IndexedEnum):
     CONSOLE_WRITE = "console.write"
     CONSOLE_READ = "console.read"
     CONSOLE_RESIZE = "console.resize"
+    RNG_READ = "rng.read"
 
 
 class Denial(IndexedEnum):

@@ -11,5 +11,6 @@ from rayos_devices.gpu.kind import GPU
 from rayos_devices.input.kind import INPUT
 from rayos_devices.kind import DeviceKind
 from rayos_devices.net.kind import NET
+from rayos_devices.rng.kind import RNG
 
-KINDS: Final[Mapping[str, DeviceKind]] = {kind.name: kind for kind in (BLK, NET, GPU, INPUT, CONSOLE)}
+KINDS: Final[Mapping[str, DeviceKind]] = {kind.name: kind for kind in (BLK, NET, GPU, INPUT, CONSOLE, RNG)}

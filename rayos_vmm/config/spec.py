@@ -76,7 +76,7 @@ InputName = Literal["keyboard", "mouse", "tablet", "touch"]
 Layout = Literal["us", "de", "fr"]  # rayos_devices.input.keymap.LAYOUTS
 
 CapabilityName = Literal[
-    "CAP_NET", "CAP_DISK_R", "CAP_DISK_W", "CAP_GPU", "CAP_INPUT", "CAP_CONSOLE_R", "CAP_CONSOLE_W"
+    "CAP_NET", "CAP_DISK_R", "CAP_DISK_W", "CAP_GPU", "CAP_INPUT", "CAP_CONSOLE_R", "CAP_CONSOLE_W", "CAP_RNG"
 ]
 CAPABILITIES: Final[tuple[CapabilityName, ...]] = get_args(CapabilityName)
 
@@ -281,6 +281,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     disk_rate: Throughput | None = None  # each disk; None is unbounded
     disk_operations: Annotated[int, Meta(ge=1, le=10**9)] | None = None  # a second, each disk
     input_queue: Annotated[int, Meta(ge=1, le=65536)] = 64
+    rng_rate: Throughput = "1MiB/s"  # random bytes
     # Of the host's, by QEMU and all processes around it together (vm/cgroup.py):
     cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None = None  # processors; None is unbounded
     cpu_weight: Annotated[int, Meta(ge=1, le=10000)] = (
@@ -304,6 +305,10 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def disk_rate_bytes_per_second(self) -> int | None:
         return None if self.disk_rate is None else parse_throughput(self.disk_rate)
+
+    @property
+    def rng_rate_bytes_per_second(self) -> int:
+        return max(1, parse_throughput(self.rng_rate))
 
     @property
     def disk_bytes(self) -> int:
@@ -352,6 +357,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gpu: Gpu = Gpu()
     input: Input = Input()
     console: Console = Console()
+    # A source of random bytes (/dev/hwrng in Linux).
+    rng: bool = True
     tpm: bool | Tpm = True
     firmware: str | None = None
     cdrom: str | None = None

@@ -25,6 +25,7 @@ class Capability(IntFlag):
     CAP_CONSOLE_W = 1 << 6
     CAP_AUDIT = 1 << 7
     CAP_ADMIN = 1 << 8
+    CAP_RNG = 1 << 9
 
 
 NONE: Final = Capability(0)
@@ -39,6 +40,7 @@ OPERATIONS: Final[dict[Capability, tuple[Op, ...]]] = {
     Capability.CAP_INPUT: (Op.INPUT_INJECT, Op.INPUT_POLL),
     Capability.CAP_CONSOLE_R: (Op.CONSOLE_READ, Op.CONSOLE_RESIZE),
     Capability.CAP_CONSOLE_W: (Op.CONSOLE_WRITE,),
+    Capability.CAP_RNG: (Op.RNG_READ,),
 }
 
 #: A driver that may not free a resource would reuse its number and fail for ever, also once the right is back.

@@ -43,6 +43,9 @@ BOUNDS: Final[Mapping[str, Mapping[Limit, Bound | None]]] = {
     "gpu": {Limit.MEMORY: Bound("gpu_memory", lambda quota: quota.gpu_memory_bytes, _size)},
     "input": {Limit.QUEUE: Bound("input_queue", lambda quota: quota.input_queue, int)},
     "console": {Limit.RATE: None},
+    "rng": {
+        Limit.RATE: Bound("rng_rate", lambda quota: quota.rng_rate_bytes_per_second, lambda v: f"{v}B/s")
+    },
 }
 
 
@@ -54,7 +57,8 @@ def devices_of(spec: VmSpec) -> dict[str, str]:
     if spec.gpu.enabled:
         kinds["gpu"] = "gpu"
         kinds |= dict.fromkeys(spec.input.devices, "input")
-    return {**kinds, "console": "console"}
+    kinds["console"] = "console"
+    return kinds | ({"rng": "rng"} if spec.rng else {})
 
 
 def rate_of(spec: VmSpec, kind: str) -> float | None:

@@ -26,6 +26,7 @@ from rayos_devices.input.backend import InputBackend
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_devices.net.port import EchoPort, open_tap
+from rayos_devices.rng.backend import RngBackend
 from rayos_devices.virtio.packed import JOURNAL_BYTES
 from rayos_vmm.shared import spec
 from tests.framework.driver import DriverQueue
@@ -129,6 +130,11 @@ def honest_console(rig: Rig) -> None:
     assert rig.request(b"hello", index=1) == b""
 
 
+def honest_rng(rig: Rig) -> None:
+    answer = rig.request(b"", 64)
+    assert len(answer) == 64 and answer != bytes(64)
+
+
 DEVICES: Final = {
     device.name: device
     for device in (
@@ -144,6 +150,7 @@ DEVICES: Final = {
             lambda loop, _: ConsoleBackend("console", loop, ports=[PortSpec("console", is_console=True)]),
             honest_console,
         ),
+        Device("rng", 1, 0, lambda loop, _: RngBackend("rng", loop), honest_rng),
     )
 }
 

@@ -17,7 +17,7 @@ from tests.framework.hostile import DEVICES, Device, image
 from tests.framework.target import Rig, Served
 
 PAGE = 4096
-KINDS = ["blk", "net", "gpu", "input", "console"]
+KINDS = ["blk", "net", "gpu", "input", "console", "rng"]
 on_every_kind = pytest.mark.parametrize("device", [DEVICES[kind] for kind in KINDS], ids=KINDS)
 
 

@@ -18,6 +18,7 @@ ROWS = [
     *(f"G{n}" for n in range(1, 9)),
     "I1",
     "C1",
+    "E1",
 ]
 ROW = re.compile(r"^\| ([A-Z]\d+) \|.*\| ([^|]*) \|$", re.MULTILINE)
 TEST = re.compile(r"`([^`]+\.py)::([^`]+)`")

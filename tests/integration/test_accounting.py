@@ -55,7 +55,7 @@ async def test_accounts_limits_and_levels_of_a_running_guest() -> None:
             assert done and all(one.bytes and one.duration_ns and one.outcome == "done" for one in done)
             assert disk.profile["disk.write"]["perform"]["p50"] > 0
             assert {one.device for one in service.accounts.devices("svc")} == {
-                *("disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console")
+                *("disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console", "rng")
             }
 
             # Of what the guest did with its screen and console, and we with its keyboard, all is timed.

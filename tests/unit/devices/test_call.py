@@ -15,7 +15,7 @@ from tests.framework.driver import DriverQueue
 from tests.framework.echo import EchoBackend
 from tests.framework.target import Rig, Stepped
 
-KINDS = {"blk": ["--image", "DISK"], "net": ["--echo"], "gpu": [], "input": [], "console": []}
+KINDS = {"blk": ["--image", "DISK"], "net": ["--echo"], "gpu": [], "input": [], "console": [], "rng": []}
 
 
 @pytest.fixture
