@@ -40,6 +40,7 @@ from rayos_net.firewall.verdict import GuestPort
 from rayos_net.guard import Guard
 from rayos_vmm.config.firewall import FirewallConfig, FirewallRule, resolve
 from rayos_vmm.network.firewall import Firewall
+from rayos_vmm.shared.view import Verdict
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
 from tests.integration.net.lab import open_lab
 
@@ -265,7 +266,7 @@ class Direct:
         self.judge.judge(self.probe, True, time.monotonic())
         return revision
 
-    async def explain(self, device: str, packet: str) -> dict[str, Any]:
+    async def explain(self, device: str, packet: str) -> Verdict:
         return self.judge.explain(packet)
 
     async def rule_counts(self, device: str) -> tuple[int, list[int]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
-from rayos_vmm.guest.view import DisplayInfo
 from rayos_vmm.machine.view import Damage
+from rayos_vmm.shared.view import DisplayInfo
 
 
 @serves(operations.DISPLAY_INFO)

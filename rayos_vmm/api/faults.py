@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
-from rayos_vmm.guest.view import FaultState
+from rayos_vmm.shared.view import FaultState
 
 
 @serves(operations.FAULTS_GET)

@@ -12,7 +12,7 @@ from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import Applied, CountedRule, FirewallRules
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.errors import Conflict, NotFound
-from rayos_vmm.network.view import Verdict
+from rayos_vmm.shared.view import Verdict
 
 
 @serves(operations.FIREWALL_RULES)

@@ -14,6 +14,7 @@ from rayos_vmm.contract.answers import VmList
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.machine.view import VmView
 from rayos_vmm.service.view import Info
+from rayos_vmm.shared.packet import Stats
 
 
 @serves(operations.MACHINES_INFO)
@@ -74,7 +75,7 @@ async def _release(call: Call) -> None:
 
 
 @serves(operations.MACHINES_STATS)
-async def _stats(call: Call) -> operations.Stats:
+async def _stats(call: Call) -> Stats:
     return await call.service.guests.stats(call.name)
 
 

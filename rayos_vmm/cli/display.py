@@ -10,7 +10,7 @@ from rayos_vmm.cli.files import write_file
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.spec import parse_mode
-from rayos_vmm.guest.view import Size
+from rayos_vmm.shared.view import Size
 
 
 def add_display(parser: argparse.ArgumentParser) -> None:

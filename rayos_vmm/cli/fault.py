@@ -9,7 +9,7 @@ from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.config.fault import EXAMPLE, parse_fault
 from rayos_vmm.contract import asks, operations
-from rayos_vmm.guest.view import FaultState
+from rayos_vmm.shared.view import FaultState
 
 
 def add_fault(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from rayos_vmm.config.load import explain
 from rayos_vmm.contract import asks, operations
 from rayos_vmm.contract.answers import Applied, CountedRule
 from rayos_vmm.errors import Invalid
-from rayos_vmm.network.view import Verdict
+from rayos_vmm.shared.view import Verdict
 
 _HEADER: Final = ("PRIORITY", "NAME", "ACTION", "DIRECTION", "PROTOCOL", "FROM", "TO", "ORIGIN", "HITS")
 _FLAGS: Final = ("log", "audit_only")

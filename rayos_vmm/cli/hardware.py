@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
+from rayos_vmm.config.load import Table
 from rayos_vmm.config.spec import MachineKind, NetModel, WatchdogDevice
 
 DEBUG_EXIT_PORT: Final = "0xf4"
@@ -53,9 +54,9 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def hardware_table(args: argparse.Namespace) -> dict[str, Any]:
+def hardware_table(args: argparse.Namespace) -> Table:
     """The keys that the options set; those of sub-tables as tables, to be laid over what is there."""
-    table: dict[str, Any] = {key: value for key in _PLAIN if (value := getattr(args, key)) is not None}
+    table: Table = {key: value for key in _PLAIN if (value := getattr(args, key)) is not None}
     ports = {
         "serial": args.serial_ports,
         "debugcon": args.debugcon,
@@ -64,7 +65,7 @@ def hardware_table(args: argparse.Namespace) -> dict[str, Any]:
     }
     if asked := {key: value for key, value in ports.items() if value is not None}:
         table["ports"] = asked
-    net: dict[str, Any] = {}
+    net: Table = {}
     if args.net_model is not None:
         net["model"] = args.net_model
     if args.no_offloads:
@@ -76,7 +77,7 @@ def hardware_table(args: argparse.Namespace) -> dict[str, Any]:
     return table
 
 
-def lay_over(table: dict[str, Any], asked: dict[str, Any]) -> None:
+def lay_over(table: Table, asked: Table) -> None:
     """Puts what was asked for into a machine's table, sub-tables key by key."""
     for key, value in asked.items():
         if isinstance(value, dict) and isinstance(table.get(key), dict):

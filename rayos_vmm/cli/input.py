@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO, Final, get_args
+from typing import BinaryIO, Final, get_args
 
 import msgspec
 import trio
@@ -15,6 +15,7 @@ from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
 from rayos_vmm.cli.progress import open_progress
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.config.load import Table
 from rayos_vmm.config.spec import Layout
 from rayos_vmm.errors import Invalid
 from rayos_vmm.guest.view import InputDevice
@@ -192,7 +193,7 @@ def read_recording(name: str) -> list[Step]:
         raise Invalid(f"{name} has more than {FILE_MAXIMUM_BYTES} bytes")
     first, *lines = data.splitlines() or [b""]
     try:
-        header = msgspec.json.decode(first, type=dict[str, Any])
+        header = msgspec.json.decode(first, type=Table)
     except msgspec.DecodeError:
         header = {}
     if {key: header.get(key) for key in FORMAT} != FORMAT:

@@ -10,6 +10,7 @@ from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.contract import asks, operations
+from rayos_vmm.shared.packet import Stats
 
 _LEVELS: Final = {
     Level.CHECKED: "every operation timed, every frame judged by the rules, every completion told at once",
@@ -77,7 +78,7 @@ async def _profile(name: str, out: Output) -> None:
     out.table({"vm": name, "devices": found}, header, rows)
 
 
-def effects(stats: operations.Stats) -> list[dict[str, str | int]]:
+def effects(stats: Stats) -> list[dict[str, str | int]]:
     """By device, what a level changes: requests, kicks and calls of its queues, verdicts remembered and asked for."""
     found = []
     for device, one in stats.items():

@@ -6,13 +6,13 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output, render_table
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.config.load import Table
 from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
 from rayos_vmm.policy.revisions import Revision
@@ -41,7 +41,7 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str) -> Table:
     from rayos_vmm.policy.document import load
 
     try:

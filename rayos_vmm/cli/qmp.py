@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 import msgspec
 
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.config.load import Table
 from rayos_vmm.errors import Invalid
 
 
@@ -27,14 +27,14 @@ def add_qmp(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def qmp_arguments(words: list[str]) -> dict[str, Any] | None:
+def qmp_arguments(words: list[str]) -> Table | None:
     """`KEY=VALUE` words, or one JSON object, as the command's arguments."""
     if len(words) == 1 and words[0].startswith("{"):
         try:
-            return msgspec.json.decode(words[0], type=dict[str, Any])
+            return msgspec.json.decode(words[0], type=Table)
         except msgspec.DecodeError as error:
             raise Invalid(f"{words[0]!r} is not a JSON object: {error}") from None
-    arguments: dict[str, Any] = {}
+    arguments: Table = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:

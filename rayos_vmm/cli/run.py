@@ -31,7 +31,7 @@ from rayos_vmm.cli.verdict import add_verdict, verdict_table
 from rayos_vmm.client.client import Client
 from rayos_vmm.client.daemon import ensure_daemon
 from rayos_vmm.config.disk_words import parse_disk
-from rayos_vmm.config.load import load, resolve_paths, to_spec
+from rayos_vmm.config.load import Table, load, resolve_paths, to_spec
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Conflict, Invalid, RayosError, one_error
 from rayos_vmm.machine.view import VmView
@@ -82,14 +82,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_verdict(parser)
 
 
-def _disk(text: str) -> dict[str, Any]:
+def _disk(text: str) -> Table:
     try:
         return parse_disk(text)
     except ValueError as error:
         raise Invalid(f"--disk {error}") from None
 
 
-def _from_file(args: argparse.Namespace) -> dict[str, Any]:
+def _from_file(args: argparse.Namespace) -> Table:
     """The table of the configuration file that is meant, without its defaults."""
     if args.config is None:
         return {}
@@ -99,11 +99,11 @@ def _from_file(args: argparse.Namespace) -> dict[str, Any]:
     name = args.name or (next(iter(vms)) if len(vms) == 1 else None)
     if name is None or name not in vms:
         raise Invalid(f"{args.config}: which machine? --name is {name}, the file has: {', '.join(vms)}")
-    table: dict[str, Any] = msgspec.to_builtins(vms[name])
+    table: Table = msgspec.to_builtins(vms[name])
     return table
 
 
-def to_table(args: argparse.Namespace) -> dict[str, Any]:
+def to_table(args: argparse.Namespace) -> Table:
     """Returns the table that the options and the file below them describe; without a name when none is given.
 
     Raises:
@@ -129,7 +129,7 @@ def to_table(args: argparse.Namespace) -> dict[str, Any]:
     return table
 
 
-def _names(table: dict[str, Any]) -> Iterator[str]:
+def _names(table: Table) -> Iterator[str]:
     if "name" in table:
         yield table["name"]
         return
@@ -138,7 +138,7 @@ def _names(table: dict[str, Any]) -> Iterator[str]:
         yield f"{DEFAULT_NAME}-{number}"
 
 
-async def _define(client: Client, table: dict[str, Any], limit_s: float | None) -> VmSpec:
+async def _define(client: Client, table: Table, limit_s: float | None) -> VmSpec:
     """Defines the machine under the first name that is free; `limit_s` is for a run of what is not our guest."""
     is_named = "name" in table
     for name in _names(table):

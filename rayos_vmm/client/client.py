@@ -22,13 +22,15 @@ from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.contract import answers, asks, operations
 from rayos_vmm.contract.operation import JSON, Operation
 from rayos_vmm.events import Event
-from rayos_vmm.guest.view import ConsolePort, DisplayInfo, InputDevice
+from rayos_vmm.guest.view import ConsolePort, InputDevice
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.seats import Preference
 from rayos_vmm.machine.view import Damage, DiskView, ExecResult, VmView
-from rayos_vmm.network.view import Lease, Verdict
+from rayos_vmm.network.view import Lease
 from rayos_vmm.service.view import Info
+from rayos_vmm.shared.packet import Stats
 from rayos_vmm.shared.timed import Span
+from rayos_vmm.shared.view import DisplayInfo, Verdict
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 0.5
@@ -218,7 +220,7 @@ class Client:
         query = asks.WaitQuery(for_=condition, timeout_s=timeout_s)
         return await self.call(operations.MACHINES_WAIT, name, query=query, timeout_s=timeout_s + MARGIN_S)
 
-    async def stats(self, name: str) -> operations.Stats:
+    async def stats(self, name: str) -> Stats:
         return await self.call(operations.MACHINES_STATS, name)
 
     # -- inside the guest, and QEMU's monitor --------------------------------------------------------------------

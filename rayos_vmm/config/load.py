@@ -40,6 +40,8 @@ _IN_WORDS: Final = {
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?$")
 _WITH_PATH: Final = re.compile(r"(.*) - at `(key in )?\$(.*)`$", re.DOTALL)
 
+#: A table of TOML, or an object of JSON, before its struct has checked it.
+Table = dict[str, Any]
 _Settings = TypeVar("_Settings", ServiceConfig, AuditConfig)
 
 
@@ -107,7 +109,7 @@ def to_spec(name: str, table: Any, *, prefix: str) -> VmSpec:
     return spec
 
 
-def _settings(name: str, data: dict[str, Any], type_: type[_Settings]) -> _Settings:
+def _settings(name: str, data: Table, type_: type[_Settings]) -> _Settings:
     table = data.get(name, {})
     try:
         return msgspec.convert(table, type_)

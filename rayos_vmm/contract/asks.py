@@ -20,6 +20,7 @@ from rayos_tpm.nv import POLICY_SIZE
 from rayos_tpm.pcr import PCR_COUNT
 from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.firewall import RULES_MAXIMUM, FirewallRule, RuleName
+from rayos_vmm.config.load import Table
 from rayos_vmm.config.spec import DISKS_MAXIMUM, FINGERS, SNAP_MAXIMUM, Layout, Name, Side, VmSpec
 from rayos_vmm.config.units import Rate, Size, parse_rate
 from rayos_vmm.machine.recording import EVENTS_MAXIMUM, STEPS_MAXIMUM, EvdevEvent, Step
@@ -112,7 +113,7 @@ class Qmp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A QMP command; see the QEMU QMP Reference Manual."""
 
     command: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$", examples=["query-status"])]
-    arguments: dict[str, Any] | None = None
+    arguments: Table | None = None
 
 
 _NAMES: Final = "|".join(name.removeprefix("CAP_") for name in (*DEVICE_NAMES, "CAP_ALL"))
@@ -389,7 +390,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _Document = Annotated[
-    dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/Document"})
+    Table, Meta(extra_json_schema={"$ref": "#/components/schemas/Document"})
 ]  # parsed by the policy, which names the path of what is wrong
 
 

@@ -17,16 +17,18 @@ from rayos_vmm.contract import answers, asks
 from rayos_vmm.contract.operation import BYTES, JSONL, NDJSON, PNG, Operation
 from rayos_vmm.errors import Busy, Conflict, GuestGone, NotFound, Timeout_
 from rayos_vmm.events import Event
-from rayos_vmm.guest.view import DeviceDetail, DisplayInfo, FaultState, Metrics
+from rayos_vmm.guest.view import DeviceDetail, Metrics
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.view import Damage, DiskView, ExecResult, NetView, VmView
-from rayos_vmm.network.view import DhcpLogs, DhcpStatus, Verdict
+from rayos_vmm.network.view import DhcpLogs, DhcpStatus
 from rayos_vmm.policy.capability import NONE, Capability
 from rayos_vmm.policy.gatekeeper import Issued
 from rayos_vmm.policy.view import Changes, GrantView, PolicyView, Shown, Verified
 from rayos_vmm.service.balance import BalanceStatus, LoadView, Moved, Rebalanced
 from rayos_vmm.service.view import Info
+from rayos_vmm.shared.packet import Stats
 from rayos_vmm.shared.timed import Span
+from rayos_vmm.shared.view import DisplayInfo, FaultState, Verdict
 
 ADMIN: Final = Capability.CAP_ADMIN
 AUDIT: Final = Capability.CAP_AUDIT
@@ -35,9 +37,6 @@ GPU: Final = Capability.CAP_GPU
 INPUT: Final = Capability.CAP_INPUT
 READ: Final = Capability.CAP_CONSOLE_R
 WRITE: Final = Capability.CAP_CONSOLE_W
-
-#: By device; each kind of device has counters of its own.
-Stats = dict[str, Any]
 
 _VM: Final = "/v1/vms/{name}"
 _DEVICE: Final = f"{_VM}/devices/{{device}}"

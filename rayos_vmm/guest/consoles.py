@@ -16,6 +16,7 @@ from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.shared.packet import WorkerGone
 from rayos_vmm.shared.timed import Span, cut
+from rayos_vmm.shared.view import PortState
 
 
 async def console_write(machine: Machine, port: int, data: bytes) -> None:
@@ -62,20 +63,14 @@ async def console_ports(machine: Machine) -> list[ConsolePort]:
     worker = machine.need_worker()
     with worker_errors(machine):
         ports = await worker.ports()
-    ports[0]["name"] = machine.record.spec.console_ports[0]  # the guest is told none for its console
+    # The guest is told no name for its console.
+    ports[0] = msgspec.structs.replace(ports[0], name=machine.record.spec.console_ports[0])
     lines = (
-        {
-            "port": line.port,
-            "name": line.name,
-            "is_console": True,
-            "guest_open": True,
-            "columns": 0,
-            "rows": 0,
-        }
+        PortState(port=line.port, name=line.name, is_console=True, guest_open=True, columns=0, rows=0)
         for line in machine.lines.values()
     )
     return [
-        msgspec.convert({**one, **machine.seats.describe(one["port"])}, ConsolePort)
+        msgspec.convert({**msgspec.structs.asdict(one), **machine.seats.describe(one.port)}, ConsolePort)
         for one in (*ports, *lines)
     ]
 

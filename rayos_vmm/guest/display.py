@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import trio
 
 from rayos_vmm.errors import Timeout_
-from rayos_vmm.guest.view import DisplayInfo
 from rayos_vmm.machine.machine import PICTURE, Machine, worker_errors
 from rayos_vmm.machine.png import encode_png
 from rayos_vmm.machine.view import Damage
 from rayos_vmm.qemu.display_events import open_display_events
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
+from rayos_vmm.shared.view import DisplayInfo
 
 MAX_PICTURE_BYTES: Final = 128 << 20
 
@@ -34,7 +33,7 @@ class MachineDisplay:
             NotFound: it has no GPU.
         """
         async with self._machine.alive():
-            return msgspec.convert(await self._machine.need_worker().display_info(), DisplayInfo)
+            return await self._machine.need_worker().display_info()
 
     async def wait_damage(self, since: int, scanout: int = 0, timeout_s: float = 60.0) -> Damage:
         """Waits for damage on a scanout after serial `since` (0: ever) and returns it. It waits across a worker's

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import msgspec
-
 from rayos_vmm.config.fault import FaultPlan, FaultRule
-from rayos_vmm.guest.view import FaultState
 from rayos_vmm.machine.machine import Machine, worker_errors
+from rayos_vmm.shared.view import FaultState
 
 
 async def set_faults(machine: Machine, device: str, rules: Sequence[FaultRule], seed: int) -> None:
@@ -37,4 +35,4 @@ async def faults(machine: Machine) -> dict[str, list[FaultState]]:
     async with machine.faults_lock:
         with worker_errors(machine):
             found = {device: await worker.faults(device) for device in sorted(machine.faults)}
-    return msgspec.convert(found, dict[str, list[FaultState]])
+    return found

@@ -9,55 +9,14 @@ from __future__ import annotations
 import msgspec
 
 from rayos_devices.account import Account
-from rayos_devices.faults import Fault
+from rayos_vmm.shared.view import PortState, View
 
 
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of what callers see."""
+class ConsolePort(PortState, frozen=True):
+    """A console port, its writer, and how many watch."""
 
-
-class ConsolePort(View, frozen=True):
-    """A port: whether a program has it open, its size in characters (0: none was told), its writer, its watchers."""
-
-    port: int
-    name: str
-    is_console: bool
-    guest_open: bool
-    columns: int
-    rows: int
-    writer: str | None = None
-    watchers: int = 0
-
-
-class Size(View, frozen=True):
-    """Pixels."""
-
-    width: int
-    height: int
-
-
-class Position(View, frozen=True):
-    """Pixels from the upper left corner."""
-
-    x: int
-    y: int
-
-
-class Scanout(View, frozen=True):
-    """A monitor: its preferred mode, the picture that the guest shows, where its cursor is."""
-
-    scanout: int
-    mode: Size
-    is_on: bool
-    picture: Size
-    cursor: Position | None
-
-
-class DisplayInfo(View, frozen=True):
-    """The serial of the newest damage, and the monitors."""
-
-    serial: int
-    scanouts: list[Scanout]
+    writer: str | None
+    watchers: int
 
 
 class InputDevice(View, frozen=True):
@@ -70,33 +29,6 @@ class InputDevice(View, frozen=True):
     waiting_events: int
     queue_limit: int
     dropped: int
-
-
-class FaultState(View, frozen=True):
-    """A fault (`rayos_devices.faults.Fault`), how often it matched, and how often it was done."""
-
-    op: str
-    action: str
-    sector: int | None
-    sectors: int
-    nth: int
-    every: int
-    probability: float
-    count: int
-    delay_s: float
-    matched: int
-    done: int
-
-    @property
-    def conditions(self) -> dict[str, float]:
-        """The fields that narrow when it strikes, and their values."""
-        plain = Fault(op=self.op, action=self.action, delay_s=1.0 if self.action == "delay" else 0.0)
-        named = {
-            name: getattr(self, name)
-            for name in ("sector", "sectors", "nth", "every", "probability", "count")
-        }
-        found = {name: value for name, value in named.items() if value != getattr(plain, name)}
-        return found | ({"delay_s": self.delay_s} if self.delay_s else {})
 
 
 class OperationFigures(View, frozen=True):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from rayos_vmm.hardware.protocols import DisplayFrame
@@ -23,6 +24,7 @@ from rayos_vmm.shared import packet
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 from rayos_vmm.shared.spec import CONTROL_SOCKET, KEEPER_SOCKET
 from rayos_vmm.shared.timed import Span, cut
+from rayos_vmm.shared.view import DisplayInfo, FaultState, PortState, Verdict
 
 #: Seconds until a successor must answer; a fork takes milliseconds.
 RECONNECT_TIMEOUT: Final = 10.0
@@ -40,9 +42,7 @@ class PacketClient:
         self._lock = trio.Lock()
         self._next_id = 0
 
-    async def call(
-        self, op: str, data: bytes = b"", **fields: Any
-    ) -> tuple[dict[str, Any], bytes, list[int]]:
+    async def call(self, op: str, data: bytes = b"", **fields: Any) -> tuple[packet.Head, bytes, list[int]]:
         """The answer's fields, bytes and descriptors (the caller's to close).
 
         Errors: WorkerError when it was refused, WorkerGone when nobody answers for RECONNECT_TIMEOUT. A cancelled
@@ -61,10 +61,11 @@ class PacketClient:
                     self.close()
                     raise
         if "error" in head:
-            raise WorkerError(head["error"], head.get("message", head["error"]), head.get("denied", ""))
+            message, denied = str(head.get("message", head["error"])), str(head.get("denied", ""))
+            raise WorkerError(head["error"], message, denied)
         return head, body, fds
 
-    async def _exchange(self, request: bytes) -> tuple[dict[str, Any], bytes, list[int]]:
+    async def _exchange(self, request: bytes) -> tuple[packet.Head, bytes, list[int]]:
         if self._sock is None:
             self._sock = await self._connect()
         await self._sock.send(request)
@@ -83,7 +84,7 @@ class PacketClient:
             for fd in fds:
                 os.close(fd)
 
-    async def follow(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+    async def follow(self, on_event: Callable[[packet.Head], None]) -> None:
         """Hand over what comes unasked until the other end is gone. Errors: WorkerGone when nobody was there."""
         sock = self._sock = await self._connect()
         with suppress(OSError):
@@ -132,10 +133,10 @@ class WorkerClient:
         self._path = run_dir / CONTROL_SOCKET
         self._client = PacketClient(self._path)
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> packet.Stats:
         """Counters by device name."""
         head, _, _ = await self._client.call("stats")
-        stats: dict[str, Any] = head["stats"]
+        stats: packet.Stats = head["stats"]
         return stats
 
     async def polling(self, budget_us: float | None = None) -> dict[str, float]:
@@ -190,11 +191,10 @@ class WorkerClient:
         finally:
             client.close()
 
-    async def ports(self) -> list[dict[str, Any]]:
+    async def ports(self) -> list[PortState]:
         """The console's ports: port, name, guest_open."""
         head, _, _ = await self._client.call("console.ports")
-        ports: list[dict[str, Any]] = head["ports"]
-        return ports
+        return msgspec.convert(head["ports"], list[PortState])
 
     async def console_write(self, port: int, data: bytes) -> None:
         """Type `data` into a port; waits for room as long as the guest takes. Nothing is lost or doubled."""
@@ -212,15 +212,14 @@ class WorkerClient:
         head, _, _ = await self._client.call("blk.resize", device=device)
         return int(head["size_bytes"])
 
-    async def set_faults(self, device: str, rules: Sequence[dict[str, Any]], seed: int) -> None:
+    async def set_faults(self, device: str, rules: Sequence[Mapping[str, Any]], seed: int) -> None:
         """Have things go wrong in a disk or network card from now on (fields of `rayos_devices.faults.Fault`)."""
         await self._client.call("faults", device=device, rules=list(rules), seed=seed)
 
-    async def faults(self, device: str) -> list[dict[str, Any]]:
+    async def faults(self, device: str) -> list[FaultState]:
         """The rules of a disk or network card, with `matched` and `done`."""
         head, _, _ = await self._client.call("faults", device=device)
-        rules: list[dict[str, Any]] = head["rules"]
-        return rules
+        return msgspec.convert(head["rules"], list[FaultState])
 
     async def console_resize(self, port: int, columns: int, rows: int) -> None:
         await self._client.call("console.resize", port=port, columns=columns, rows=rows)
@@ -245,10 +244,10 @@ class WorkerClient:
         finally:
             client.close()
 
-    async def display_info(self) -> dict[str, Any]:
+    async def display_info(self) -> DisplayInfo:
         """`serial` of the newest damage, `scanouts`."""
         head, _, _ = await self._client.call("gpu.info")
-        return {"serial": head["serial"], "scanouts": head["scanouts"]}
+        return msgspec.convert(head, DisplayInfo)
 
     @asynccontextmanager
     async def console_pieces(
@@ -300,11 +299,10 @@ class WorkerClient:
         finally:
             client.close()
 
-    async def explain(self, device: str, packet: str) -> dict[str, Any]:
+    async def explain(self, device: str, packet: str) -> Verdict:
         """Explains the fate of a packet in words. Errors: WorkerError "bad_packet"."""
         head, _, _ = await self._client.call("firewall.explain", device=device, packet=packet)
-        explanation: dict[str, Any] = head["explanation"]
-        return explanation
+        return msgspec.convert(head["explanation"], Verdict)
 
     async def rule_counts(self, device: str) -> tuple[int, list[int]]:
         """The revision of the rules, and how many frames each has decided, in their order."""
@@ -312,7 +310,7 @@ class WorkerClient:
         return int(head["revision"]), list(memoryview(data).cast("Q"))
 
     @asynccontextmanager
-    async def trace(self, device: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async def trace(self, device: str) -> AsyncIterator[AsyncIterator[Verdict]]:
         """Verdicts from now on, each with its packet in words and the rule that decided; numbers that are missing were
         too many."""
         client = PacketClient(self._path)
@@ -340,15 +338,15 @@ async def _send_rules(client: PacketClient, device: str, settings: bytes) -> int
     return int(head["revision"])
 
 
-async def _verdicts(client: PacketClient, device: str) -> AsyncGenerator[dict[str, Any], None]:
+async def _verdicts(client: PacketClient, device: str) -> AsyncGenerator[Verdict, None]:
     after: int | None = None
     while True:
-        head: dict[str, Any] = {"last": after, "verdicts": []}
+        head: packet.Head = {"last": after, "verdicts": []}
         # Asked again and again: neither a worker's successor nor one that nobody asks keeps a trace.
         with trio.move_on_after(_TRACE_SECONDS):
             head, _, _ = await client.call("firewall.trace", device=device, after=after)
         after = head["last"]
-        for verdict in head["verdicts"]:
+        for verdict in msgspec.convert(head["verdicts"], list[Verdict]):
             yield verdict
 
 
@@ -384,7 +382,7 @@ class KeeperClient:
     def __init__(self, run_dir: Path) -> None:
         self._client = PacketClient(run_dir / KEEPER_SOCKET)
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> packet.Head:
         """pid, worker_pid, restarts, degraded, connected (device names), sandbox (layer -> on, what)."""
         head, _, _ = await self._client.call("status")
         return head
@@ -402,7 +400,7 @@ class KeeperClient:
         head, _, _ = await self._client.call("move", cores=list(cores))
         return float(head["pause_ms"])
 
-    async def follow(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+    async def follow(self, on_event: Callable[[packet.Head], None]) -> None:
         """Calls `on_event` with each event ({"event": "worker_started" | "worker_exited", …}) until the keeper ends."""
         client = PacketClient(self._client.path)
         try:

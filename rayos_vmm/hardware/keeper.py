@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import trio
 
@@ -274,7 +274,7 @@ class WorkerHardware:
                 self._firewall.detach(runtime.name)
             client.close()
 
-    async def follow(self, runtime: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+    async def follow(self, runtime: Path, on_event: Callable[[Head], None]) -> None:
         """See `Hardware.follow`."""
         client = KeeperClient(runtime)
         try:

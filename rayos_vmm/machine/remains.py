@@ -60,7 +60,7 @@ class Remains:
 
     async def _save_consoles(self, worker: Worker) -> None:
         for port in await worker.ports():
-            number = int(port["port"])
+            number = int(port.port)
             async with worker.console_pieces(number, since=0, follow=False) as pieces:
                 lines = [msgspec.json.encode(piece) + b"\n" async for piece in pieces]
             if lines:

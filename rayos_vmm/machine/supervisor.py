@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -40,7 +40,7 @@ from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.machine.watchdog import Watchdog, progress
 from rayos_vmm.qemu.arch import architecture_of
 from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
-from rayos_vmm.shared.packet import WorkerError, WorkerGone
+from rayos_vmm.shared.packet import Head, WorkerError, WorkerGone
 
 if TYPE_CHECKING:
     from rayos_vmm.host.process import Process, ProcessId
@@ -227,7 +227,7 @@ class Supervisor:
         if event.name not in ("STOP", "RESUME"):
             machine.events.publish("vm.qemu", machine.name, event=event.name, data=dict(event.data))
 
-    def _on_device_event(self, event: dict[str, Any]) -> None:
+    def _on_device_event(self, event: Head) -> None:
         name = str(event.pop("event", ""))
         if name == "worker_started":
             self._worker_started.set()

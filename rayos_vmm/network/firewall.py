@@ -36,10 +36,10 @@ from rayos_vmm.config.firewall import (
     resolve,
 )
 from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
-from rayos_vmm.network.view import Verdict
 from rayos_vmm.shared.addresses import PAGE_NAME, AddressPage
 from rayos_vmm.shared.packet import WorkerError, WorkerGone
 from rayos_vmm.shared.spec import Firewall as WorkerFirewall
+from rayos_vmm.shared.view import Verdict
 from rayos_vmm.worker.firewall import BYTES_MAX, RULES_MAX, Settings, explain_alone
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Channel(Protocol):
     """The firewall's requests to a machine's worker."""
 
     async def set_rules(self, device: str, settings: bytes) -> int: ...
-    async def explain(self, device: str, packet: str) -> dict[str, Any]: ...
+    async def explain(self, device: str, packet: str) -> Verdict: ...
     async def rule_counts(self, device: str) -> tuple[int, list[int]]: ...
     def trace(self, device: str) -> AbstractAsyncContextManager[Any]: ...
 
@@ -358,11 +358,10 @@ class Firewall:
         port = self._port(vm)
         try:
             if port.channel is not None:
-                return msgspec.convert(await port.channel.explain(DEVICE, packet), Verdict)
+                return await port.channel.explain(DEVICE, packet)
             rules = self._resolve(port.rules)
             server = int(self._dhcp_server(port))
-            alone = explain_alone(port.hardware, rules, port.addresses, server, packet)
-            return msgspec.convert(alone, Verdict)
+            return explain_alone(port.hardware, rules, port.addresses, server, packet)
         except BadText as error:
             raise Invalid(str(error)) from None
         except WorkerError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,17 +79,3 @@ class DhcpLogs(View, frozen=True):
 
     server: list[Exchange]
     clients: dict[str, list[Transaction]]
-
-
-class Verdict(View, frozen=True):
-    """A packet's verdict: what, why, by which rule, from where. `number`, `direction`, `packet`: of a trace alone."""
-
-    action: str
-    reason: str
-    rule: str
-    origin: str
-    layer: str
-    audit_rule: str
-    number: int | UnsetType = UNSET
-    direction: str | UnsetType = UNSET
-    packet: str | UnsetType = UNSET

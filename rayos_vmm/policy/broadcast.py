@@ -11,13 +11,13 @@ import select
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from rayos_vmm.errors import RayosError
 from rayos_vmm.policy.distribution import FIRST_DELAY_S, Distribution
 from rayos_vmm.shared import packet
+from rayos_vmm.shared.packet import Head
 from rayos_vmm.shared.spec import CONTROL_SOCKET
 
 OPERATION = "policy"
@@ -205,7 +205,7 @@ class Broadcaster:
             head = {"message": str(error)}
         self._take(vm, head, now)
 
-    def _take(self, vm: str, head: dict[str, Any], now: float) -> None:
+    def _take(self, vm: str, head: Head, now: float) -> None:
         revision = head.get("revision")
         if isinstance(revision, int) and "error" not in head:
             self.distribution.acknowledge(vm, revision, now)

@@ -26,7 +26,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from rayos_vmm.config import firewall as config
 from rayos_vmm.config.firewall import OwnedRule
-from rayos_vmm.config.load import explain
+from rayos_vmm.config.load import Table, explain
 from rayos_vmm.config.spec import NAME_PATTERN, CapabilityName, Name, is_name
 from rayos_vmm.config.units import Rate, Size
 from rayos_vmm.errors import Invalid
@@ -122,7 +122,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     vm: dict[str, Member] = {}
 
 
-def load(text: str) -> dict[str, Any]:
+def load(text: str) -> Table:
     """The tables of a file: JSON when it begins with a brace, else TOML.
 
     Raises:
@@ -182,7 +182,7 @@ def _only(table: Mapping[str, Any], path: str, keys: tuple[str, ...]) -> None:
             raise Invalid(f"{path}{key}: there is no such key; allowed are {', '.join(keys)}")
 
 
-def _tables(data: Mapping[str, Any], key: str, limit: int) -> dict[str, Any]:
+def _tables(data: Mapping[str, Any], key: str, limit: int) -> Table:
     tables = _table(data.get(key, {}), key)
     if len(tables) > limit:
         raise Invalid(f"{key}: {len(tables)} tables; at most {limit} are allowed")
@@ -196,7 +196,7 @@ def _check_name(path: str, name: str) -> None:
         raise Invalid(f"{path[:200]}: a name matches {NAME_PATTERN}")
 
 
-def _table(value: Any, path: str) -> dict[str, Any]:
+def _table(value: Any, path: str) -> Table:
     if not isinstance(value, dict):
         raise Invalid(f"{path}: a table is needed")
     return value
@@ -249,8 +249,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     after: Any = None
 
 
-def _parts(document: Document) -> dict[str, Any]:
-    parts: dict[str, Any] = {f"host.rules.{name}": rule for name, rule in document.host.rules.items()}
+def _parts(document: Document) -> Table:
+    parts: Table = {f"host.rules.{name}": rule for name, rule in document.host.rules.items()}
     for zone, level in document.zone.items():
         parts[f"zone.{zone}"] = {}
         parts |= {f"zone.{zone}.rules.{name}": rule for name, rule in level.rules.items()}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
+from rayos_vmm.config.load import Table
 from rayos_vmm.policy.constraint import Constraints
 from rayos_vmm.policy.document import Change
 
@@ -136,7 +135,7 @@ class Shown(View, frozen=True):
     """The document in force; revision 0 before the first."""
 
     revision: int
-    document: dict[str, Any]
+    document: Table
 
 
 class Changes(View, frozen=True):

@@ -16,13 +16,14 @@ from typing import Any, Final
 import trio
 
 from rayos_vmm.config.fault import FaultRule
+from rayos_vmm.config.load import Table
 from rayos_vmm.config.spec import SNAP_MAXIMUM
 from rayos_vmm.errors import GuestGone, one_error
 from rayos_vmm.guest import card, consoles, disks, faults
 from rayos_vmm.guest.display import MachineDisplay
 from rayos_vmm.guest.input import MachineInput
 from rayos_vmm.guest.tpm import MachineTpm
-from rayos_vmm.guest.view import ConsolePort, FaultState
+from rayos_vmm.guest.view import ConsolePort
 from rayos_vmm.machine.agent import Agent
 from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.machine import worker_errors
@@ -31,7 +32,9 @@ from rayos_vmm.machine.view import DiskView, ExecResult, NetView
 from rayos_vmm.policy.authority import Authority
 from rayos_vmm.policy.capability import Capability
 from rayos_vmm.service.registry import Registry
+from rayos_vmm.shared.packet import Stats
 from rayos_vmm.shared.timed import Span
+from rayos_vmm.shared.view import FaultState
 
 #: Its commands come over the console, and its answers go over it.
 AGENT_RIGHTS: Final = Capability.CAP_CONSOLE_R | Capability.CAP_CONSOLE_W
@@ -111,7 +114,7 @@ class Guests:
 
     # Inside and underneath
 
-    async def qmp(self, name: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
+    async def qmp(self, name: str, command: str, arguments: Table | None = None) -> Any:
         """Executes a QMP command and returns QEMU's answer.
 
         Raises:
@@ -143,7 +146,7 @@ class Guests:
         async with self.agent(name) as agent:
             await agent.write_file(path, data, mode)
 
-    async def stats(self, name: str) -> dict[str, Any]:
+    async def stats(self, name: str) -> Stats:
         """Returns the counters of the machine's devices."""
         machine = self._registry.find(name)
         if not machine.is_live and (last := machine.remains.stats()) is not None:

@@ -15,8 +15,14 @@ from rayos_vmm.errors import GuestGone
 MAX_DATA_BYTES: Final = 64 * 1024
 MAX_PACKET_BYTES: Final = 128 * 1024
 
+#: The JSON object of a packet: a request's or an answer's fields, by its operation.
+Head = dict[str, Any]
+
+#: Counters by device; each kind of device has its own.
+Stats = dict[str, Any]
+
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = msgspec.json.Decoder(Head).decode
 
 
 class WorkerError(Exception):
@@ -32,7 +38,7 @@ class WorkerGone(GuestGone):
     """No worker answers any more: the VM's keeper has ended."""
 
 
-def encode(head: dict[str, Any], data: bytes | memoryview = b"") -> bytes:
+def encode(head: Head, data: bytes | memoryview = b"") -> bytes:
     """Errors: ValueError when the packet would exceed MAX_PACKET_BYTES."""
     packet = _encode(head) + b"\n" + data
     if len(packet) > MAX_PACKET_BYTES:
@@ -40,7 +46,7 @@ def encode(head: dict[str, Any], data: bytes | memoryview = b"") -> bytes:
     return packet
 
 
-def decode(packet: bytes) -> tuple[dict[str, Any], bytes]:
+def decode(packet: bytes) -> tuple[Head, bytes]:
     """The object and the bytes. Errors: ValueError for what is no packet."""
     head, separator, data = packet.partition(b"\n")
     if not separator:

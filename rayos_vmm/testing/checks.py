@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -31,6 +31,9 @@ BAND, BAND_ROWS = (
 )  # the fifth band of 64 rows: one write, for Linux 6.1 loses the damage of a single row
 COLOUR: Final = (0x30, 0xC0, 0x60)  # red, green, blue
 
+#: What a check has seen.
+Facts = dict[str, str | int | float | bool | list[str]]
+
 
 class Wrong(AssertionError):
     """One side saw something else than the other side did."""
@@ -42,7 +45,7 @@ def need(claim: bool, otherwise: str) -> None:
         raise Wrong(otherwise)
 
 
-async def check_disk(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_disk(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """Checks that data the guest writes and syncs is in the image, and is read back past the guest's cache."""
     blocks = DISK_BYTES >> 20
     await guest.succeed(f"dd if=/dev/urandom of=/dev/vda bs=1M count={blocks} conv=fsync 2>/dev/null")
@@ -56,7 +59,7 @@ async def check_disk(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"bytes": DISK_BYTES, "sha256": outside}
 
 
-async def check_lease(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_lease(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """The guest has the address that our DHCP server says it gave to its card."""
     inside = await guest.succeed("ip -4 -o address show dev eth0; cat /sys/class/net/eth0/address")
     address, card = re.search(r"inet ([0-9.]+)/", inside), inside.split()[-1]
@@ -67,7 +70,7 @@ async def check_lease(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"address": seen, "mac": card}
 
 
-async def check_network(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_network(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """The host reaches the guest, and the guest the host."""
     address = (await guest.view()).address or ""
     outside = await ping(address, timeout=WAIT_S)
@@ -100,7 +103,7 @@ async def _events_of(
     ]
 
 
-async def check_keyboard(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_keyboard(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """A key that we press arrives in the guest, down and up."""
     events = await _events_of(guest, "RayOS keyboard", partial(guest.send_key, "a"), 4)
     keys = [event for event in events if event[0] == EV_KEY]
@@ -108,7 +111,7 @@ async def check_keyboard(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"events": len(events)}
 
 
-async def check_pointer(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_pointer(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """The place that we point at is the one that the guest sees."""
     events = await _events_of(guest, "RayOS tablet", partial(guest.move_pointer, 0.25, 0.75), 3)
     places = [value for kind, code, value in events if (kind, code) == (EV_ABS, ABS_X)]
@@ -126,7 +129,7 @@ async def _until_shown(look: Callable[[], Awaitable[Picture]], x: int, y: int) -
         await trio.sleep(RETRY_S)  # the guest's driver flushes its framebuffer when it likes
 
 
-async def check_display(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_display(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """A colour drawn in the guest's framebuffer is the colour in our picture and in QEMU's."""
     graphics = "/sys/class/graphics/fb0"
     shape = await guest.succeed(f"cat {graphics}/virtual_size {graphics}/bits_per_pixel {graphics}/stride")
@@ -153,7 +156,7 @@ async def check_display(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"colour": "#" + bytes(COLOUR).hex(), "size": size}
 
 
-async def check_console(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_console(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """The shell answers, and knows the size of the terminal."""
     await daemon.client.console_resize(guest.name, SHELL_PORT, 132, 43)
     await guest.console.send("echo smoke-$((6*7)); stty size\n")
@@ -162,14 +165,14 @@ async def check_console(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"size": "132x43"}
 
 
-async def check_tpm(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_tpm(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """The guest reads PCR 0 of its TPM."""
     value = (await guest.succeed("cat /sys/class/tpm/tpm0/pcr-sha256/0")).strip()
     need(re.fullmatch("[0-9A-Fa-f]{64}", value) is not None, f"PCR 0 reads {value!r}")
     return {"pcr0_sha256": value.lower()}
 
 
-async def check_qmp(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_qmp(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """QEMU pauses and resumes the guest, and says so."""
     seen = [(await guest.qmp("query-status"))["status"]]
     await guest.pause()
@@ -180,7 +183,7 @@ async def check_qmp(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"status": seen}
 
 
-async def check_worker(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
+async def check_worker(guest: Guest, daemon: PrivateDaemon) -> Facts:
     """The worker that serves all devices is killed, and disk and console go on."""
     killed = await guest.kill_worker()
     await guest.succeed(
@@ -191,7 +194,7 @@ async def check_worker(guest: Guest, daemon: PrivateDaemon) -> dict[str, Any]:
     return {"killed": killed}
 
 
-Check = Callable[[Guest, PrivateDaemon], Awaitable[dict[str, Any]]]
+Check = Callable[[Guest, PrivateDaemon], Awaitable[Facts]]
 CHECKS: Final[Mapping[str, Check]] = {
     "disk": check_disk,
     "lease": check_lease,

@@ -13,7 +13,7 @@ import trio
 
 from rayos_vmm.client.client import Client
 from rayos_vmm.config.disk_words import parse_disk
-from rayos_vmm.config.load import resolve_paths, to_spec
+from rayos_vmm.config.load import Table, resolve_paths, to_spec
 from rayos_vmm.errors import Conflict, NotFound, RayosError
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
@@ -23,7 +23,7 @@ END_TIMEOUT_S: Final = 60.0
 ARTIFACTS_TIMEOUT_S: Final = 30.0
 
 
-def _disk(disk: str | Path) -> dict[str, Any]:
+def _disk(disk: str | Path) -> Table:
     """A disk's table; of an image the guest gets a copy, so that no test sees what another one wrote."""
     table = parse_disk(f"./{disk}" if isinstance(disk, Path) and not disk.is_absolute() else str(disk))
     return {"snapshot": True, **table} if "path" in table and not table.get("read_only") else table

@@ -8,7 +8,7 @@ have to be recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from rayos_devices.backend import Backend
 from rayos_devices.blk.backend import BlkBackend
@@ -27,6 +27,7 @@ from rayos_vmm.shared.gate import (
     INPUT_QUEUE,
     NET_RATE,
 )
+from rayos_vmm.shared.packet import Head
 
 _CEILINGS: Final[tuple[tuple[type[Backend], Limit, int], ...]] = (
     (BlkBackend, Limit.STORAGE, DISK_SIZE),
@@ -40,7 +41,7 @@ class Ceilings:
     """Keeps the backends at what the page says. Without a page there are none."""
 
     def __init__(
-        self, loop: Loop, backends: Sequence[Backend], gate: Gate, tell: Callable[[dict[str, Any]], None]
+        self, loop: Loop, backends: Sequence[Backend], gate: Gate, tell: Callable[[Head], None]
     ) -> None:
         self._loop = loop
         self._backends = backends

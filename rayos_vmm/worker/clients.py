@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from rayos_devices.loop import Loop
 from rayos_vmm.shared import packet
+from rayos_vmm.shared.packet import Head
 
 
 class Clients:
@@ -21,7 +21,7 @@ class Clients:
         loop: Loop,
         listening: socket.socket,
         limit: int,
-        answer: Callable[[int, dict[str, Any], bytes], bool],
+        answer: Callable[[int, Head, bytes], bool],
         on_close: Callable[[int], None] = lambda _fd: None,
     ) -> None:
         self.sockets: dict[int, socket.socket] = {}

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from rayos_devices.backend import Backend
 from rayos_devices.blk.backend import BlkBackend
@@ -26,6 +26,7 @@ from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
 from rayos_vmm.shared import packet
 from rayos_vmm.shared.accounts import AccountWriter, hit_ratio, layers
+from rayos_vmm.shared.packet import Head
 from rayos_vmm.worker.clients import Clients
 from rayos_vmm.worker.firewall import PortFirewall
 from rayos_vmm.worker.firewall_control import Answer, FirewallControl, Refused
@@ -56,10 +57,10 @@ class Control:
         self._apply = apply
         self._accounts = accounts or AccountWriter(-1, backends, loop)
         self._backends = {backend.name: backend for backend in backends}
-        self._waiting: list[tuple[int, dict[str, Any], bytes]] = []
+        self._waiting: list[tuple[int, Head, bytes]] = []
         self._asking = -1  # the connection that is being answered
         self._captures: dict[int, NetBackend] = {}
-        self._operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
+        self._operations: dict[str, Callable[[Head, bytes], Answer]] = {
             "policy": self._policy,
             "stats": self._stats,
             "polling": self._polling,
@@ -100,7 +101,7 @@ class Control:
                 backend.release(fd)
         self._waiting = [entry for entry in self._waiting if entry[0] != fd]
 
-    def _answer(self, fd: int, head: dict[str, Any], payload: bytes) -> bool:
+    def _answer(self, fd: int, head: Head, payload: bytes) -> bool:
         """Answer now or keep the request; False when the client does not take its answers."""
         self._asking = fd
         try:
@@ -154,7 +155,7 @@ class Control:
             raise Refused("no_such_device", f"no device {name!r}; there are: {', '.join(known) or 'none'}")
         return backend
 
-    def _console(self, head: dict[str, Any]) -> tuple[ConsoleBackend, int]:
+    def _console(self, head: Head) -> tuple[ConsoleBackend, int]:
         console = self._find(head.get("device", "console"), ConsoleBackend)
         port = head["port"]
         count = len(console.ports())
@@ -168,17 +169,17 @@ class Control:
             raise Refused("no_firewall", f"device {name!r} has no firewall")
         return judge
 
-    def _stats(self, _head: dict[str, Any], _data: bytes) -> Answer:
+    def _stats(self, _head: Head, _data: bytes) -> Answer:
         found = {name: backend.snapshot() for name, backend in self._backends.items()}
         for firewall in (one["firewall"] for one in found.values() if "firewall" in one):
             ratios = hit_ratio(layers(firewall))
             firewall["hit_percent"] = {layer: round(100 * ratio, 2) for layer, ratio in ratios.items()}
         return {"stats": found}, b"", []
 
-    def _policy(self, _head: dict[str, Any], _data: bytes) -> Answer:
+    def _policy(self, _head: Head, _data: bytes) -> Answer:
         return {"revision": self._apply()}, b"", []
 
-    def _polling(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _polling(self, head: Head, _data: bytes) -> Answer:
         """How long the worker looks for work before it sleeps; with `budget_us`, from now on."""
         if head.get("budget_us") is not None:
             budget = float(head["budget_us"])
@@ -189,7 +190,7 @@ class Control:
             self._loop.set_polling(budget * 1e-6)
         return {"polling": self._loop.polling()}, b"", []
 
-    def _net_capture(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _net_capture(self, head: Head, _data: bytes) -> Answer:
         """The first request of a connection starts a capture and is answered at once, the next bring what was caught;
         it ends with the connection."""
         net = self._find(head.get("device", "net"), NetBackend)
@@ -207,31 +208,31 @@ class Control:
             return None
         return {**fields, "seen": capture.seen, "dropped": capture.dropped}, data, []
 
-    def _limit(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _limit(self, head: Head, _data: bytes) -> Answer:
         """Change a device's limits, each at once; the answer has all that it has now."""
         backend = self._find(head["device"], Backend)  # type: ignore[type-abstract]
         for name, value in dict(head["limits"]).items():
             backend.change_limit(Limit(name), int(value))
         return {"limits": {limit.value: backend.limit(limit) for limit in backend.LIMITS}}, b"", []
 
-    def _level(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _level(self, head: Head, _data: bytes) -> Answer:
         self._accounts.set_level(int(head["level"]))
         return {"level": self._accounts.level}, b"", []
 
-    def _inject(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _inject(self, head: Head, _data: bytes) -> Answer:
         device = self._find(head["device"], InputBackend)
         events = [(int(t), int(c), int(v)) for t, c, v in head["events"]]
         accepted = device.offer(events, token=int(head.get("token", 0)))
         return ({"accepted": accepted}, b"", []) if accepted or not events else None
 
-    def _console_write(self, head: dict[str, Any], data: bytes) -> Answer:
+    def _console_write(self, head: Head, data: bytes) -> Answer:
         console, port = self._console(head)
         accepted = console.write(port, data, token=int(head.get("token", 0)))
         if accepted == 0 and data:
             return None
         return {"accepted": accepted}, b"", []
 
-    def _console_read(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _console_read(self, head: Head, _data: bytes) -> Answer:
         console, port = self._console(head)
         total = console.total(port)
         offset = total if head["offset"] is None else int(head["offset"])
@@ -249,25 +250,25 @@ class Control:
             data = data[: marks.pop()[0] - start]
         return {"offset": start, "total": total, "marks": marks}, data, []
 
-    def _console_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _console_resize(self, head: Head, _data: bytes) -> Answer:
         console, port = self._console(head)
         is_done = console.resize(port, int(head["columns"]), int(head["rows"]))
         return ({}, b"", []) if is_done else None
 
-    def _console_ports(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _console_ports(self, head: Head, _data: bytes) -> Answer:
         return {"ports": self._find(head.get("device", "console"), ConsoleBackend).ports()}, b"", []
 
-    def _gpu(self, head: dict[str, Any]) -> GpuBackend:
+    def _gpu(self, head: Head) -> GpuBackend:
         return self._find(head.get("device", "gpu"), GpuBackend)
 
-    def _gpu_info(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _gpu_info(self, head: Head, _data: bytes) -> Answer:
         gpu = self._gpu(head)
         return {"serial": gpu.damage_serial, "scanouts": gpu.screen.snapshot()}, b"", []
 
-    def _blk_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _blk_resize(self, head: Head, _data: bytes) -> Answer:
         return {"size_bytes": self._find(head["device"], BlkBackend).resize()}, b"", []
 
-    def _faults(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _faults(self, head: Head, _data: bytes) -> Answer:
         """With `rules`: from now on these; without: what they did so far."""
         device = self._backends.get(head["device"])
         if not isinstance(device, BlkBackend | NetBackend):
@@ -279,7 +280,7 @@ class Control:
             device.set_faults(Faults(rules, seed=int(head["seed"])) if rules else None)
         return {"rules": device.faults.snapshot() if device.faults else []}, b"", []
 
-    def _gpu_frame(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _gpu_frame(self, head: Head, _data: bytes) -> Answer:
         frame = self._gpu(head).frame(int(head["scanout"]), with_cursor=bool(head["cursor"]))
         fd = os.memfd_create("rayos-frame", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(fd), "wb") as file:
@@ -292,10 +293,10 @@ class Control:
         }
         return fields, b"", [fd]
 
-    def _gpu_resize(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _gpu_resize(self, head: Head, _data: bytes) -> Answer:
         is_done = self._gpu(head).resize(int(head["scanout"]), int(head["width"]), int(head["height"]))
         return ({}, b"", []) if is_done else None
 
-    def _gpu_wait(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _gpu_wait(self, head: Head, _data: bytes) -> Answer:
         damage = self._gpu(head).screen.damage_since(int(head["since"]), int(head["scanout"]))
         return ({"serial": damage.serial, "rect": damage.rect}, b"", []) if damage is not None else None

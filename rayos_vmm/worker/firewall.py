@@ -32,6 +32,7 @@ from rayos_net.guard import Guard
 from rayos_net.packet import Fault, Packet
 from rayos_net.packet import parse as parse_packet
 from rayos_vmm.shared.addresses import AddressView
+from rayos_vmm.shared.view import Verdict
 
 #: Rules of one guest, its own and inherited, and bytes of them as JSON.
 RULES_MAX: Final = SLOTS - 2
@@ -102,7 +103,7 @@ class PortFirewall:
         self._told = 0
         self._answer_second = 0
         self._answered = 0
-        self._trace: deque[tuple[int, dict[str, Any]]] = deque(maxlen=TRACE_MAX)
+        self._trace: deque[tuple[int, Verdict]] = deque(maxlen=TRACE_MAX)
         self._traced = int(monotonic() * 1e6)  # beyond every number of a predecessor's
         self._trace_until = 0.0
         #: Called when a trace has something to say.
@@ -186,13 +187,13 @@ class PortFirewall:
             stay = {(rule.origin, rule.name) for rule in table.rules}
             self._counts = Counter({key: count for key, count in self._counts.items() if key in stay})
 
-    def explain(self, words: str) -> dict[str, Any]:
+    def explain(self, words: str) -> Verdict:
         """Says what would happen to a packet (`rayos_net.firewall.text`), and by which rule. Errors: text.BadText."""
         self._follow_addresses()
         frame, outgoing = text.frame(words, guest=self.mac, other=b"\x52\x59\0\0\0\0")
         return _explanation(self._port, frame, outgoing, monotonic())
 
-    def trace(self, after: int | None, now: float) -> tuple[int, list[dict[str, Any]]]:
+    def trace(self, after: int | None, now: float) -> tuple[int, list[Verdict]]:
         """Verdicts behind number `after` (None: none of them), and the number of the last of these.
 
         While somebody asks every frame is judged anew.
@@ -203,13 +204,15 @@ class PortFirewall:
         if after is None:
             return self._traced, []
         found = [one for one in self._trace if one[0] > after][:TRACE_AT_ONCE]
-        return found[-1][0] if found else after, [{"number": number, **entry} for number, entry in found]
+        told = [msgspec.structs.replace(entry, number=number) for number, entry in found]
+        return found[-1][0] if found else after, told
 
     def _note(self, frame: bytes, is_outgoing: bool, now: float, action: int) -> None:
         packet = parse_packet(frame)
         told = _explanation(self._port, frame, is_outgoing, now)
         self._traced += 1
-        entry = {"direction": "out" if is_outgoing else "in", "packet": text.describe(packet), **told}
+        direction = "out" if is_outgoing else "in"
+        entry = msgspec.structs.replace(told, direction=direction, packet=text.describe(packet))
         self._trace.append((self._traced, entry))
         self.on_verdict()
 
@@ -261,7 +264,7 @@ def decode(data: bytes) -> Settings:
 
 def explain_alone(
     mac: bytes, rules: Sequence[dict[str, Any]], addresses: Iterable[int], server: int, words: str
-) -> dict[str, Any]:
+) -> Verdict:
     """`PortFirewall.explain` for a guest that does not run. Errors: RuleError, text.BadText."""
     settings = Settings(rules=list(rules))
     return PortFirewall(mac, server=server, fixed=addresses, settings=settings).explain(words)
@@ -322,13 +325,13 @@ def _told(event: FlowEvent) -> dict[str, Any]:
     }
 
 
-def _explanation(port: GuestPort, frame: bytes, outgoing: bool, now: float) -> dict[str, Any]:
+def _explanation(port: GuestPort, frame: bytes, outgoing: bool, now: float) -> Verdict:
     told = port.explain(frame, outgoing, now)
-    return {
-        "action": told.action.name.lower(),
-        "reason": told.reason.lower(),
-        "rule": told.rule,
-        "origin": told.origin,
-        "layer": told.layer.lower(),
-        "audit_rule": told.audit_rule,
-    }
+    return Verdict(
+        action=told.action.name.lower(),
+        reason=told.reason.lower(),
+        rule=told.rule,
+        origin=told.origin,
+        layer=told.layer.lower(),
+        audit_rule=told.audit_rule,
+    )

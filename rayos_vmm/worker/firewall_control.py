@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Any
 
 from rayos_devices.loop import Loop
 from rayos_net.firewall.rule import RuleError
 from rayos_net.firewall.text import BadText
+from rayos_vmm.shared.packet import Head
 from rayos_vmm.worker.firewall import BYTES_MAX, PortFirewall, decode
 
 #: None: not yet; else the answer's fields, its bytes and its descriptors (as `control`).
-Answer = tuple[dict[str, Any], bytes, list[int]] | None
+Answer = tuple[Head, bytes, list[int]] | None
 
 
 class Refused(Exception):
@@ -32,14 +32,14 @@ class FirewallControl:
         # Of rules that come in pieces: which, and what came.
         self._staged: tuple[str, int] = ("", 0)
         self._pieces = bytearray()
-        self.operations: dict[str, Callable[[dict[str, Any], bytes], Answer]] = {
+        self.operations: dict[str, Callable[[Head, bytes], Answer]] = {
             "firewall.set": self._set,
             "firewall.explain": self._explain,
             "firewall.trace": self._trace,
             "firewall.counts": self._counts,
         }
 
-    def _set(self, head: dict[str, Any], data: bytes) -> Answer:
+    def _set(self, head: Head, data: bytes) -> Answer:
         """Rules as `Settings`, in pieces at `offset` of `total`; the last one's answer says which revision holds."""
         device, token = str(head["device"]), int(head["token"])
         offset, total = int(head["offset"]), int(head["total"])
@@ -58,20 +58,20 @@ class FirewallControl:
         except RuleError as error:
             raise Refused("bad_rule", str(error)) from None
 
-    def _explain(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _explain(self, head: Head, _data: bytes) -> Answer:
         try:
             return {"explanation": self._find(head["device"]).explain(str(head["packet"]))}, b"", []
         except BadText as error:
             raise Refused("bad_packet", str(error)) from None
 
-    def _trace(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _trace(self, head: Head, _data: bytes) -> Answer:
         firewall = self._find(head["device"])
         after, verdicts = firewall.trace(head["after"], self._loop.now())
         if not verdicts and head["after"] is not None:
             return None
         return {"last": after, "verdicts": verdicts}, b"", []
 
-    def _counts(self, head: dict[str, Any], _data: bytes) -> Answer:
+    def _counts(self, head: Head, _data: bytes) -> Answer:
         firewall = self._find(head["device"])
         counts = array("Q", firewall.counts())
         return {"revision": firewall.settings.revision}, counts.tobytes(), []

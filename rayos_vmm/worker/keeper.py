@@ -31,6 +31,7 @@ from rayos_devices.serve import listen
 from rayos_devices.vhost_user.relay import Relay
 from rayos_devices.virtio.packed import forget_position
 from rayos_vmm.shared import packet
+from rayos_vmm.shared.packet import Head
 from rayos_vmm.shared.spec import CONTROL_SOCKET, KEEPER_SOCKET, Device, WorkerSpec, device_socket
 from rayos_vmm.worker import sandbox
 from rayos_vmm.worker.clients import Clients
@@ -63,7 +64,7 @@ class Keeper:
         self._run_dir = Path(spec.run_dir)
         self._run_dir_fd = os.open(spec.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._inherited = Report()
-        self._layers: dict[str, Any] = {}
+        self._layers: Head = {}
         self._loop = Loop()
         self._memory = [DeviceMemory.create(device) for device in spec.devices]
         self._paths: list[Path] = []
@@ -218,7 +219,7 @@ class Keeper:
             self._unanswered = 0
             self._confined(head["layers"])
 
-    def _confined(self, layers: dict[str, Any]) -> None:
+    def _confined(self, layers: Head) -> None:
         """A worker told what holds it; what does not is in the log once, and in the status always."""
         absent = {name: layer["what"] for name, layer in layers.items() if not layer["on"]}
         if absent and self.restarts == 0:
@@ -274,8 +275,8 @@ class Keeper:
 
     # -- services ------------------------------------------------------------------------------------------------
 
-    def _answer(self, fd: int, head: dict[str, Any], _data: bytes) -> bool:
-        answers: dict[str, Callable[[], dict[str, Any]]] = {
+    def _answer(self, fd: int, head: Head, _data: bytes) -> bool:
+        answers: dict[str, Callable[[], Head]] = {
             "status": self._status,
             "kill_worker": self._kill_worker,
             "quit": self._quit,
@@ -288,7 +289,7 @@ class Keeper:
         self._send(self._clients.sockets[fd], {"id": head.get("id"), **reply})
         return True
 
-    def _status(self) -> dict[str, Any]:
+    def _status(self) -> Head:
         return {
             "pid": os.getpid(),
             "worker_pid": self._worker_pid,
@@ -300,13 +301,13 @@ class Keeper:
             "connected": [relay.name for relay in self._relays.values() if relay.is_connected],
         }
 
-    def _kill_worker(self) -> dict[str, Any]:
+    def _kill_worker(self) -> Head:
         if self._pidfd >= 0:
             self._is_asked_for = True
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         return {"worker_pid": self._worker_pid}
 
-    def _move(self, fd: int, head: dict[str, Any]) -> None:
+    def _move(self, fd: int, head: Head) -> None:
         """Have the worker end what it began, and the next one go on upon `cores`; the answer comes when it does."""
         cores, here = head.get("cores"), os.sched_getaffinity(0)
         if not isinstance(cores, list) or not cores or not all(core in here for core in cores):
@@ -337,16 +338,16 @@ class Keeper:
             if sock is not None:
                 self._send(sock, {"id": request, "worker_pid": self._worker_pid, "pause_ms": pause_ms})
 
-    def _quit(self) -> dict[str, Any]:
+    def _quit(self) -> Head:
         self._loop.call_soon(self._loop.stop)
         return {}
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: Head) -> None:
         for sock in list(self._clients.sockets.values()):
             self._send(sock, event)
 
     @staticmethod
-    def _send(sock: socket.socket, head: dict[str, Any]) -> None:
+    def _send(sock: socket.socket, head: Head) -> None:
         # A service that does not read loses events; it finds the state by asking.
         try:
             sock.send(packet.encode(head), socket.MSG_NOSIGNAL)

@@ -10,7 +10,6 @@ import array
 import logging
 import socket
 from ipaddress import IPv4Address
-from typing import Any
 
 from rayos_devices.backend import Backend
 from rayos_devices.gate import Gate
@@ -22,6 +21,7 @@ from rayos_devices.vhost_user.connection import Connection
 from rayos_vmm.shared import packet
 from rayos_vmm.shared.accounts import AccountWriter
 from rayos_vmm.shared.addresses import AddressView
+from rayos_vmm.shared.packet import Head
 from rayos_vmm.shared.spec import Device, Firewall, WorkerSpec
 from rayos_vmm.worker.ceilings import Ceilings
 from rayos_vmm.worker.control import Control
@@ -107,10 +107,10 @@ class Worker:
         report = confine_worker(bounds, inherited, mode)
         self._tell({"op": "confined", "layers": report.layers})
 
-    def _tell_event(self, event: dict[str, Any]) -> None:
+    def _tell_event(self, event: Head) -> None:
         self._tell({"op": "event", "event": event})
 
-    def _tell(self, head: dict[str, Any]) -> None:
+    def _tell(self, head: Head) -> None:
         self._link.send(packet.encode(head), socket.MSG_NOSIGNAL)
 
 

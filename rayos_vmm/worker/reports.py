@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from rayos_devices.account import DENIAL_BASE
 from rayos_devices.backend import Backend
@@ -17,6 +17,7 @@ from rayos_devices.blk.backend import BlkBackend
 from rayos_devices.gate import Denial, Op
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
+from rayos_vmm.shared.packet import Head
 from rayos_vmm.worker.firewall import PortFirewall
 
 #: Seconds.
@@ -30,9 +31,7 @@ _DENIED: Final = DENIAL_BASE + Denial.CAPABILITY.index
 class DenialWatch:
     """Looks at the backends' counters as long as the loop runs."""
 
-    def __init__(
-        self, loop: Loop, backends: Sequence[Backend], tell: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, loop: Loop, backends: Sequence[Backend], tell: Callable[[Head], None]) -> None:
         self._loop = loop
         self._backends = backends
         self._tell = tell
@@ -60,7 +59,7 @@ def _refused(backend: Backend) -> dict[Op, int]:
     return {op: account.counted(op)[1] for op in backend.stats.ops}
 
 
-def watch_fullness(loop: Loop, backends: Sequence[Backend], tell: Callable[[dict[str, Any]], None]) -> None:
+def watch_fullness(loop: Loop, backends: Sequence[Backend], tell: Callable[[Head], None]) -> None:
     """Listen to the disks among the backends."""
     for backend in backends:
         if isinstance(backend, BlkBackend):
@@ -68,7 +67,7 @@ def watch_fullness(loop: Loop, backends: Sequence[Backend], tell: Callable[[dict
 
 
 class _Disk:
-    def __init__(self, loop: Loop, disk: BlkBackend, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, loop: Loop, disk: BlkBackend, tell: Callable[[Head], None]) -> None:
         self._loop = loop
         self._disk = disk
         self._tell = tell
@@ -102,9 +101,7 @@ class _Disk:
 class VerdictWatch:
     """Looks at the backends' firewalls as long as the loop runs."""
 
-    def __init__(
-        self, loop: Loop, backends: Sequence[Backend], tell: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, loop: Loop, backends: Sequence[Backend], tell: Callable[[Head], None]) -> None:
         self._loop = loop
         self._tell = tell
         self._firewalls = [

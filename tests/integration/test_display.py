@@ -11,12 +11,12 @@ import trio
 
 from rayos_vmm.config.spec import Gpu, Net, VmSpec
 from rayos_vmm.errors import Invalid
-from rayos_vmm.guest.view import Position, Size
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.qemu.arguments import command_line
 from rayos_vmm.qemu.display_events import NoDisplayEvents
 from rayos_vmm.service.service import Service
+from rayos_vmm.shared.view import Position, Size
 from rayos_vmm.testing.picture import decode_png
 from tests.integration.service_lab import home, lab, running
 

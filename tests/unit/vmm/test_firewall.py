@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -27,6 +28,7 @@ from rayos_vmm.errors import Conflict, GuestGone, Invalid, NotFound
 from rayos_vmm.network.firewall import Firewall
 from rayos_vmm.shared.addresses import AddressPage, AddressView
 from rayos_vmm.shared.packet import WorkerGone
+from rayos_vmm.shared.view import Verdict
 from rayos_vmm.worker.firewall import PortFirewall, Settings, decode
 from rayos_vmm.worker.reports import VerdictWatch
 from tests.framework.network import FixedNetwork
@@ -54,19 +56,19 @@ class Worker:
             raise WorkerGone("it left")
         return self.judge.apply(decode(settings))
 
-    async def explain(self, device: str, packet: str) -> dict[str, Any]:
+    async def explain(self, device: str, packet: str) -> Verdict:
         return self.judge.explain(packet)
 
     async def rule_counts(self, device: str) -> tuple[int, list[int]]:
         return self.judge.settings.revision, self.judge.counts()
 
     @asynccontextmanager
-    async def trace(self, device: str) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async def trace(self, device: str) -> AsyncIterator[AsyncIterator[Verdict]]:
         """One packet."""
 
-        async def verdicts() -> AsyncIterator[dict[str, Any]]:
+        async def verdicts() -> AsyncIterator[Verdict]:
             packet = f"tcp {GUEST}:1 > {HOST}:22"
-            yield {"direction": "out", "packet": packet, **self.judge.explain(packet)}
+            yield msgspec.structs.replace(self.judge.explain(packet), direction="out", packet=packet)
 
         yield verdicts()
 
@@ -206,7 +208,7 @@ async def test_a_successor_and_the_next_service_know_the_rules(tmp_path: Path) -
     first.detach("a")
     successor = PortFirewall(judge.mac, fixed=[int(IPv4Address(GUEST))], store=StateStore(memory, 1 << 16))
     assert successor.settings == judge.settings
-    assert successor.explain(f"udp {GUEST}:1 > {HOST}:53")["rule"] == "no"
+    assert successor.explain(f"udp {GUEST}:1 > {HOST}:53").rule == "no"
 
     second = Firewall(FixedNetwork(SUBNET, {MAC: [GUEST]}))
     second.define("a", FirewallConfig(rules=[rule("yes", to=HOST)]), MAC)
