@@ -22,7 +22,7 @@ from rayos_vmm.host.identity import claim
 from rayos_vmm.host.process import Process, ProcessId, start_time
 from rayos_vmm.shared import accounts
 from rayos_vmm.shared.devices import devices_of, rate_of
-from rayos_vmm.shared.packet import WorkerGone
+from rayos_vmm.shared.packet import Head, WorkerGone
 from rayos_vmm.shared.spec import Device
 from rayos_vmm.shared.spec import Firewall as WorkerFirewall
 
