@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
 from rayos_vmm.contract import operations
-from rayos_vmm.contract.answers import InputDevices
+from rayos_vmm.contract.answers import InputDevices, InputTaken
 from rayos_vmm.contract.operation import NDJSON
 from rayos_vmm.machine.recording import FORMAT
 
@@ -20,13 +20,14 @@ async def _devices(call: Call) -> InputDevices:
 
 
 @serves(operations.INPUT_TYPE)
-async def _type(call: Call) -> None:
-    await call.service.guests.input(call.name).type_text(call.body.text, call.body.layout)
+async def _type(call: Call) -> InputTaken:
+    to = await call.service.guests.input(call.name).type_text(call.body.text, call.body.layout)
+    return InputTaken(to=to)
 
 
 @serves(operations.INPUT_KEY)
-async def _key(call: Call) -> None:
-    await call.service.guests.input(call.name).press(call.body.combo)
+async def _key(call: Call) -> InputTaken:
+    return InputTaken(to=await call.service.guests.input(call.name).press(call.body.combo))
 
 
 @serves(operations.INPUT_POINTER)

@@ -39,8 +39,8 @@ def add_type(parser: argparse.ArgumentParser) -> None:
 async def run_type(args: argparse.Namespace, out: Output) -> None:
     async with open_progress(f"typing on {args.name}", out):
         text = args.text + ("\n" if args.enter else "")
-        await the_daemon().type_text(args.name, text, layout=args.layout)
-    out.result({"typed": len(args.text)})
+        to = await the_daemon().type_text(args.name, text, layout=args.layout)
+    out.result({"typed": len(args.text), "to": to})
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +53,8 @@ def add_key(parser: argparse.ArgumentParser) -> None:
 async def run_key(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     for combo in args.combo:
-        await client.send_key(args.name, combo)
-    out.result({"pressed": args.combo})
+        to = await client.send_key(args.name, combo)
+    out.result({"pressed": args.combo, "to": to})
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:

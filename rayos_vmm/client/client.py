@@ -301,11 +301,13 @@ class Client:
         query = asks.DamageQuery(since=since, scanout=scanout, timeout_s=timeout_s)
         return await self.call(operations.DISPLAY_DAMAGE, name, query=query, timeout_s=timeout_s + MARGIN_S)
 
-    async def type_text(self, name: str, text: str, *, layout: str | None = None) -> None:
-        await self.call(operations.INPUT_TYPE, name, body={"text": text, "layout": layout})
+    async def type_text(self, name: str, text: str, *, layout: str | None = None) -> str:
+        """Types; returns which keyboard took it: virtio, ps2 or usb."""
+        return (await self.call(operations.INPUT_TYPE, name, body={"text": text, "layout": layout})).to
 
-    async def send_key(self, name: str, combo: str) -> None:
-        await self.call(operations.INPUT_KEY, name, body=asks.Key(combo=combo))
+    async def send_key(self, name: str, combo: str) -> str:
+        """Presses keys together; returns which keyboard took them: virtio, ps2 or usb."""
+        return (await self.call(operations.INPUT_KEY, name, body=asks.Key(combo=combo))).to
 
     async def pointer(self, name: str, x: float, y: float, buttons: Sequence[str] = ()) -> None:
         await self.call(operations.INPUT_POINTER, name, body={"x": x, "y": y, "buttons": buttons})

@@ -230,9 +230,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The devices to type and point with, beside a display; `layout` is the one that the guest has loaded."""
+    """The devices to type and point with, beside a display; `layout` is the one that the guest has loaded.
+
+    `devices` are ours, over virtio; `usb` are QEMU's, on a controller of their own. A PC has a PS/2 keyboard and mouse
+    as well. Keys go to ours when its driver is up, else to the one of QEMU's that the guest uses.
+    """
 
     devices: Annotated[tuple[InputName, ...], Meta(max_length=4)] = ("keyboard", "mouse", "tablet")
+    usb: Annotated[tuple[Literal["keyboard", "mouse", "tablet"], ...], Meta(max_length=3)] = ()
     layout: Layout = "us"
 
 

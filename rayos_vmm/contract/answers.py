@@ -139,6 +139,12 @@ class InputDevices(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[InputDevice]
 
 
+class InputTaken(msgspec.Struct, frozen=True, kw_only=True):
+    """The keyboard that took the keys: `virtio`, which is ours, or `ps2` or `usb`, which the guest may not read."""
+
+    to: str
+
+
 # -- the policy document -------------------------------------------------------------------------------------
 
 

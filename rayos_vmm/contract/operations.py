@@ -129,12 +129,12 @@ DISPLAY_DAMAGE: Final = Operation[Damage](
 INPUT_DEVICES: Final = Operation[answers.InputDevices](
     "input.devices", "GET", f"{_VM}/input", INPUT, "The input devices as they are now",
     answer=answers.InputDevices, fails=_LIVE, is_frequent=True)
-INPUT_TYPE: Final = Operation[None](
+INPUT_TYPE: Final = Operation[answers.InputTaken](
     "input.type", "POST", f"{_VM}/type", INPUT, "Type text on the keyboard",
-    body=asks.Type, fails=_LIVE, is_long=True, is_frequent=True, is_judged=True)
-INPUT_KEY: Final = Operation[None](
+    body=asks.Type, answer=answers.InputTaken, fails=_LIVE, is_long=True, is_frequent=True, is_judged=True)
+INPUT_KEY: Final = Operation[answers.InputTaken](
     "input.key", "POST", f"{_VM}/key", INPUT, "Press keys together",
-    body=asks.Key, fails=_LIVE, is_frequent=True, is_judged=True)
+    body=asks.Key, answer=answers.InputTaken, fails=_LIVE, is_frequent=True, is_judged=True)
 INPUT_POINTER: Final = Operation[None](
     "input.pointer", "POST", f"{_VM}/pointer", INPUT, "Move the tablet's pointer, hold buttons",
     body=asks.Pointer, fails=_LIVE, is_frequent=True)

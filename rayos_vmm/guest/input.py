@@ -6,7 +6,7 @@ the guest, whoever sent it, passes `send`: that is where recorders listen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -15,10 +15,16 @@ import trio
 
 from rayos_devices.input import keymap
 from rayos_vmm.config.spec import FINGERS
+<<<<<<< HEAD
 from rayos_vmm.errors import Invalid, NotFound, RayosError
 from rayos_vmm.guest.view import InputDevice
+=======
+from rayos_vmm.errors import Conflict, Invalid, NotFound, RayosError
+from rayos_vmm.guest import board_input
+>>>>>>> 5b52e32 (guest/input: Keys go to the keyboard that a driver listens to now)
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.recording import Held, Recording, Step
+from rayos_vmm.qemu.arch import board_of
 
 _EV_KEY, _EV_REL, _EV_ABS = 1, 2, 3
 _REL_X, _REL_Y, _REL_WHEEL = 0, 1, 8
@@ -39,8 +45,10 @@ class MachineInput:
     devices are not there, NotFound for a device that it does not have, Invalid for what that device cannot do.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, may: Callable[[], None] = lambda: None) -> None:
+        """`may` is asked before anything goes to a device of QEMU's, as the gate is by ours; it raises if not."""
         self._machine = machine
+        self._may = may
 
     async def devices(self) -> list[InputDevice]:
         """Each device: name, kind, lights, what is held down, what waits for the guest, what was dropped."""
@@ -55,30 +63,67 @@ class MachineInput:
             if "leds" in one
         ]
 
-    async def send(self, device: str, events: Sequence[Event]) -> None:
-        """Hands events to a device as they are; waits while its queue is full."""
-        worker = self._machine.need_worker()
-        with worker_errors(self._machine):
-            await worker.inject(device, events)
-        self._machine.input_recordings.note(device, events)
+    async def listener(self, device: str) -> str:
+        """The device that a driver listens to now: "virtio" for ours, else "ps2" or "usb" for one of QEMU's.
 
-    async def type_text(self, text: str, layout: str | None = None) -> None:
-        """Presses and releases the keys of `text`, for a guest with this keyboard layout (None: the machine's)."""
+        Our own guest has a driver for ours, which keeps what comes before it is up.
+
+        Raises:
+            NotFound: the machine has no such device.
+            Conflict: it has, and nobody listens to it.
+        """
+        machine, spec = self._machine, self._machine.record.spec
+        worker = machine.need_worker()
+        with worker_errors(machine):
+            ours = (await worker.stats()).get(device, {})
+        if ours.get("has_driver") or (ours and spec.is_our_guest):
+            return "virtio"
+        if device in spec.input.usb:
+            return "usb"
+        if device in ("keyboard", "mouse") and board_of(spec).has_ps2:
+            return "ps2"
+        if ours:
+            raise Conflict(
+                f"{machine.name}: nobody listens to its {device}: the guest has no driver for it, or not yet",
+                code="no_driver",
+            )
+        raise NotFound(f"{machine.name} has no {device}", code="no_such_device")
+
+    async def send(self, device: str, events: Sequence[Event]) -> str:
+        """Hands events to the device that a driver listens to; waits while its queue is full. Says which it was.
+
+        Raises:
+            NotFound, Conflict: as `listener`.
+        """
+        to = await self.listener(device)
+        if to == "virtio":
+            worker = self._machine.need_worker()
+            with worker_errors(self._machine):
+                await worker.inject(device, events)
+        else:
+            self._may()
+            await board_input.send(self._machine.need_qmp(), events)
+        self._machine.input_recordings.note(device, events)
+        return to
+
+    async def type_text(self, text: str, layout: str | None = None) -> str:
+        """Presses and releases the keys of `text`, for a guest with this keyboard layout (None: the machine's); says
+        to which keyboard they went."""
         if len(text) > TEXT_MAXIMUM:
             raise Invalid(f"{len(text)} characters to type; at most {TEXT_MAXIMUM} are allowed at a time")
         try:
             events = keymap.text_to_events(text, layout=layout or self._machine.record.spec.input.layout)
         except ValueError as error:
             raise Invalid(str(error)) from None
-        await self.send("keyboard", events)
+        return await self.send("keyboard", events)
 
-    async def press(self, combo: str) -> None:
-        """Presses the keys of `ctrl-alt-delete` in order and releases them in reverse."""
+    async def press(self, combo: str) -> str:
+        """Presses the keys of `ctrl-alt-delete` in order and releases them in reverse; says on which keyboard."""
         try:
             events = keymap.combo_to_events(combo)
         except ValueError as error:
             raise Invalid(str(error)) from None
-        await self.send("keyboard", events)
+        return await self.send("keyboard", events)
 
     async def point(self, x: float, y: float, buttons: Sequence[str] = ()) -> None:
         """Moves the tablet to (x, y) in 0..1, with exactly these buttons held."""

@@ -267,6 +267,8 @@ def command_line(
     arguments += _boot(spec, boot)
     if needs_usb(spec):
         arguments += ["-device", "qemu-xhci,id=usb"]
+    for name in spec.input.usb:
+        arguments += ["-device", f"{'usb-kbd' if name == 'keyboard' else f'usb-{name}'},bus=usb.0"]
     direct = direct_firmware(spec, boot)
     if tpm and direct is not None:
         arguments += ["-bios", direct]

@@ -35,8 +35,8 @@ def node_arguments(index: int, disk: Disk, path: Path) -> list[str]:
 
 
 def needs_usb(spec: VmSpec) -> bool:
-    """Whether a disk hangs on USB."""
-    return any(disk.bus == "usb" for disk in spec.disks)
+    """Whether a disk or a keyboard hangs on USB."""
+    return bool(spec.input.usb) or any(disk.bus == "usb" for disk in spec.disks)
 
 
 def _controllers(spec: VmSpec) -> Iterable[str]:

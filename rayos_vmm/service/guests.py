@@ -94,7 +94,10 @@ class Guests:
         Raises:
             NotFound: there is no machine of that name.
         """
-        return MachineInput(self._registry.find(name))
+        return MachineInput(
+            self._registry.find(name),
+            lambda: self._policy.need(name, Capability.CAP_INPUT, "typing and pointing"),
+        )
 
     async def set_faults(self, name: str, device: str, rules: Sequence[FaultRule], seed: int) -> None:
         """Has things go wrong in a disk or network card from now on; see `guest.faults.set_faults`."""

@@ -198,7 +198,7 @@ async def test_a_qemu_without_the_console_device_has_the_same_ports() -> None:
 
 
 async def seen_by_guest(
-    service: Service, device: str, count: int, act: Callable[[], Awaitable[None]]
+    service: Service, device: str, count: int, act: Callable[[], Awaitable[object]]
 ) -> list[Event]:
     """The first `count` events (type, code, value) of an input device while `act` happens."""
     names = await succeed(service, "grep -H . /sys/class/input/event*/device/name")

@@ -291,6 +291,7 @@ class InputBackend(DurableBackend):
         return {
             **super().snapshot(),
             "kind": self.kind.name,
+            "has_driver": self.queues[0].attached,
             "waiting_events": self._waiting.size,
             "held": [
                 *map(key_name, sorted(self._waiting.keys)),

@@ -41,6 +41,7 @@ class Board:
         cdrom_option: of `-machine`, when there is a CD or a disk on AHCI, and when not.
         cdrom: the device for a CD where it is not the architecture's.
         buses: that disks may hang on.
+        has_ps2: whether there is a PS/2 keyboard and mouse without being asked for.
         cpus_maximum: that QEMU gives it and firmware starts.
         cpu: the model where it takes no other than old ones; None where any will do.
         serial_lines: how many serial lines are its own (`-serial`); `serial_device` is for those above.
@@ -55,6 +56,7 @@ class Board:
     cdrom_option: tuple[str, str] = ("", "")
     cdrom: str | None = None
     buses: tuple[str, ...] = _PCI_BUSES
+    has_ps2: bool = False
     serial_lines: int = 4
     serial_device: str = ""
     pvpanic: str = "pci"

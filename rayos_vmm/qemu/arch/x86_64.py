@@ -45,6 +45,7 @@ _PC: Final = Board(
     cpus_maximum=255,  # beyond, a processor needs x2APIC, which firmware does not start
     tpms=_BOTH_TPMS,
     buses=("virtio", "ahci", "ide", "nvme", "usb", "scsi", "floppy", "sd"),
+    has_ps2=True,
 )
 #: A PC's CD drive is the first of its second channel, or the third port of AHCI.
 _SECOND_CHANNEL: Final = "ide-cd,drive=cd0,bus=ide.1,unit=0,bootindex=0"
@@ -71,6 +72,7 @@ X86_64: Final = Architecture(
             tpms=_BOTH_TPMS,
             cdrom=_SECOND_CHANNEL,
             buses=("ide", "floppy"),
+            has_ps2=True,
         ),
     },
     firmware=Firmware(

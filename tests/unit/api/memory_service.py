@@ -124,11 +124,13 @@ class MemoryInput:
         one = {"device": "keyboard", "kind": "keyboard", "leds": ["caps"], "held": []}
         return [{**one, "waiting_events": 0, "queue_limit": 64, "dropped": 0}]
 
-    async def type_text(self, text: str, layout: str | None = None) -> None:
+    async def type_text(self, text: str, layout: str | None = None) -> str:
         self.asked.append(("type", text, layout))
+        return "virtio"
 
-    async def press(self, combo: str) -> None:
+    async def press(self, combo: str) -> str:
         self.asked.append(("press", combo))
+        return "ps2"
 
     async def point(self, x: float, y: float, buttons: Sequence[str] = ()) -> None:
         self.asked.append(("point", x, y, list(buttons)))

@@ -20,8 +20,8 @@ RELEASE = [(1, 30, 0), (0, 0, 0)]
 async def test_every_verb_reaches_its_device(tmp_path: Path) -> None:
     async with open_api(tmp_path) as (client, service):
         await client.create(VmSpec(name="dev"))
-        await client.type_text("dev", "a", layout="fr")
-        await client.send_key("dev", "ctrl-c")
+        assert await client.type_text("dev", "a", layout="fr") == "virtio"
+        assert await client.send_key("dev", "ctrl-c") == "ps2"
         await client.pointer("dev", 0.5, 1, ("left",))
         await client.mouse("dev", -3, 4, wheel=1, buttons=("right",))
         await client.touch("dev", [(0, 1), (0.25, 0.5)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.config.spec import Disk, Gpu, Net, Ports, VmSpec
+from rayos_vmm.config.spec import Disk, Gpu, Input, Net, Ports, VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.arguments import Sockets, command_line, processor
 from rayos_vmm.qemu.boot import Boot, FirmwareKind
@@ -263,3 +263,13 @@ def test_a_card_of_another_model_sends_its_frames_to_our_worker() -> None:
     device = values(line(VmSpec(name="dev", net=plain), devices=sockets("net")), "-device")[-1]
     for feature in ("csum", "guest_tso4", "host_tso6", "mrg_rxbuf", "ctrl_vq", "guest_announce"):
         assert f",{feature}=off" in device
+
+
+def test_keyboards_and_mice_of_qemu_hang_on_usb() -> None:
+    """For a kernel with an xHCI driver and no other."""
+    spec = VmSpec(name="dev", input=Input(usb=("keyboard", "tablet")))
+    assert values(line(spec), "-device")[1:] == [
+        "qemu-xhci,id=usb",
+        "usb-kbd,bus=usb.0",
+        "usb-tablet,bus=usb.0",
+    ]
