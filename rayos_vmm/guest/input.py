@@ -15,13 +15,9 @@ import trio
 
 from rayos_devices.input import keymap
 from rayos_vmm.config.spec import FINGERS
-<<<<<<< HEAD
-from rayos_vmm.errors import Invalid, NotFound, RayosError
-from rayos_vmm.guest.view import InputDevice
-=======
 from rayos_vmm.errors import Conflict, Invalid, NotFound, RayosError
 from rayos_vmm.guest import board_input
->>>>>>> 5b52e32 (guest/input: Keys go to the keyboard that a driver listens to now)
+from rayos_vmm.guest.view import InputDevice
 from rayos_vmm.machine.machine import Machine, worker_errors
 from rayos_vmm.machine.recording import Held, Recording, Step
 from rayos_vmm.qemu.arch import board_of
