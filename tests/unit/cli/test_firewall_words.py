@@ -54,7 +54,8 @@ async def test_rules_are_read_changed_and_explained(tmp_path: Path) -> None:
         )
         listed = await rayos(tmp_path, "firewall", "list", "dev")
         lines = listed.stdout.splitlines()
-        assert [line.split()[1] for line in lines[1:]] == ["quiet", "web", "host-in", "host-out", "isolation"]
+        names = [line.split()[1] for line in lines[1:]]
+        assert names[:4] == ["quiet", "web", "host-in", "host-dhcp"] and names[-1] == "isolation"
         assert "deny (audit only)" in lines[1] and "any port 80,8000-8100" in lines[2]
         as_json = json.loads((await rayos(tmp_path, "firewall", "list", "dev", "--json")).stdout)
         assert [(one["origin"], one["hits"]) for one in as_json][:2] == [("vm:dev", 0)] * 2
@@ -65,7 +66,7 @@ async def test_rules_are_read_changed_and_explained(tmp_path: Path) -> None:
         assert (gone.returncode, "no rule 'web' of its own" in gone.stderr) == (3, True)
 
         traced = await rayos(tmp_path, "firewall", "trace", "dev")
-        assert traced.stdout == "out tcp 10.0.0.2:1 > 10.0.0.1:22  allow: rule host-out of default [ranges]\n"
+        assert traced.stdout == "out tcp 10.0.0.2:1 > 10.0.0.1:22  reject: rule host of default [ranges]\n"
 
 
 @pytest.mark.parametrize(
