@@ -9,9 +9,9 @@ from typing import Any, Final
 from rayos_images.apt import ARCHIVE, SECURITY, Apt, mirror, unpack
 from rayos_images.arch import DEFAULT, Architecture
 from rayos_images.cache import Cache, key_of
-from rayos_images.modules import depends_of, insertion_order, name_of
+from rayos_images.modules import aliases_of, depends_of, insertion_order, name_of
 
-RECIPE: Final = 1  # raise it when the layout of the entry or the list of modules changes
+RECIPE: Final = 2  # raise it when the layout of the entry or the list of modules changes
 
 
 # Inserted at boot when their device is there (guest/init); the order is that of insertion.
@@ -35,7 +35,7 @@ _WANTED: Final = [name for group in BOOT_MODULES.values() for name in group] + l
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """`modules` holds `modules.dep` and `kernel/…` and belongs into `/lib/modules/<release>` of a guest."""
+    """`modules` (`modules.dep`, `modules.alias`, `kernel/…`) belongs into `/lib/modules/<release>` of a guest."""
 
     architecture: Architecture
     vmlinux: Path
@@ -119,6 +119,8 @@ def _arrange(root: Path, entry: Path, architecture: Architecture) -> None:
             f"{relative}:{''.join(f' {files[other].relative_to(source)}' for other in reversed(needed))}\n"
         )
     (modules / "modules.dep").write_text("".join(lines))
+    aliases = [f"alias {alias} {name}\n" for name in order for alias in aliases_of(files[name].read_bytes())]
+    (modules / "modules.alias").write_text("".join(aliases))
     (entry / "manifest.json").write_text(json.dumps({"release": release}))
 
 

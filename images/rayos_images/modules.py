@@ -4,6 +4,7 @@ Pure. Dependencies are read from the file's own `.modinfo` (`depends=a,b`), so n
 needed.
 """
 
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -27,6 +28,13 @@ def depends_of(module: bytes) -> tuple[str, ...]:
         return ()
     value = module[start + len(b"\0depends=") : module.index(b"\0", start + 1)]
     return tuple(name_of(name) for name in value.decode("ascii").split(",") if name)
+
+
+def aliases_of(module: bytes) -> tuple[str, ...]:
+    """Return the other names that the kernel asks for the module by, such as `fs-ext4` or `crypto-crc32c`."""
+    return tuple(
+        found.decode("ascii") for found in re.findall(rb"(?<=\0)alias=((?:fs|crypto)-[!-~]+)(?=\0)", module)
+    )
 
 
 def insertion_order(wanted: Iterable[str], depends: Mapping[str, Iterable[str]]) -> list[str]:

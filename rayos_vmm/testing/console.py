@@ -20,7 +20,9 @@ from rayos_vmm.errors import GuestGone, RayosError, Timeout_
 from rayos_vmm.shared.console_text import complete_bytes, fold
 
 TIMEOUT_S: Final = 60.0
+#: Of what a guest said, so much stands in an error.
 SHOWN_CHARACTERS: Final = 2000
+SHOWN_LINES: Final = 12
 ENDING_S: Final = 1.0
 #: A match that is longer may be missed.
 OVERLAP_BYTES: Final = 64 << 10
@@ -32,9 +34,24 @@ class NotSeen(AssertionError):
     """The expected text did not come; the message says what did."""
 
 
+def last_lines(text: str) -> str:
+    """Returns the end of `text`, as much as an error shows of it."""
+    return "\n".join(text[-SHOWN_CHARACTERS:].rstrip().splitlines()[-SHOWN_LINES:])
+
+
 def to_pattern(wanted: Pattern) -> re.Pattern[str]:
     """A string means itself, a compiled pattern is used as it is."""
     return re.compile(re.escape(wanted)) if isinstance(wanted, str) else wanted
+
+
+def _inline(pattern: re.Pattern[str]) -> str:
+    """A pattern with its flags inside, as a part of another."""
+    letters = "".join(
+        letter
+        for letter, flag in (("i", re.I), ("m", re.M), ("s", re.S), ("x", re.X))
+        if pattern.flags & flag
+    )
+    return f"(?{letters}:{pattern.pattern})"
 
 
 class _Window:
@@ -87,6 +104,19 @@ class GuestConsole:
         match, self.position = await self.search(wanted, since=self.position, timeout=timeout)
         return match
 
+    async def expect_any(self, *wanted: Pattern, timeout: float = TIMEOUT_S) -> tuple[int, re.Match[str]]:
+        """Waits until the console has said one of `wanted` since the last match; returns which, and the match.
+
+        Of several in the same text the first in it counts, of several at one place the first that was named. A
+        pattern with groups has them in the match, behind those of the patterns before it.
+
+        Raises:
+            NotSeen: none came within `timeout` seconds, or the console ended; with what it said instead.
+        """
+        groups = [f"(?P<any{index}>{_inline(to_pattern(one))})" for index, one in enumerate(wanted)]
+        match = await self.expect(re.compile("|".join(groups)), timeout=timeout)
+        return next(index for index in range(len(wanted)) if match[f"any{index}"] is not None), match
+
     async def search(self, wanted: Pattern, *, since: int, timeout: float) -> tuple[re.Match[str], int]:
         """The first match from offset `since` on, and the offset behind it.
 
@@ -106,7 +136,7 @@ class GuestConsole:
                 why = error.message
         if limit.cancelled_caught:
             why = f"not within {timeout:g} s"
-        shown = window.text()[-SHOWN_CHARACTERS:]
+        shown = last_lines(window.text())
         raise NotSeen(f"{self._name}: {wanted!r} was not seen: {why}; it said:\n{shown}")
 
     async def _ending(self) -> str:

@@ -36,13 +36,14 @@ class UncleanEnd(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class PrivateDaemon:
-    """A daemon that runs. With a guest in `kept` it stays at the end, for somebody to look at that."""
+    """A daemon that runs. With a guest in `kept` it stays at the end, for somebody to look; `held` ones go with it."""
 
     paths: Paths
     process: subprocess.Popen[bytes]
     bridge: str
     owner_fd: int
     kept: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
 
     @property
     def client(self) -> Client:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.events import Event
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
 from rayos_vmm.testing import console as _console
 from rayos_vmm.testing import guest as _guest

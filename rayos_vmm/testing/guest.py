@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,14 +15,17 @@ from rayos_vmm.client.client import Client
 from rayos_vmm.config.fault import parse_fault
 from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import RayosError, Timeout_
+from rayos_vmm.events import Event
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
-from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern
+from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern, last_lines
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.screen import PictureNotSeen, Region, Wanted, wait_for_picture
 
 COMMAND_TIMEOUT_S: Final = 900.0
 RETRY_S: Final = 0.2
+#: Before a line that has to succeed: any command of it that fails is its failure.
+STRICT: Final = "set -euo pipefail; "
 SHELL_PORT: Final = 0
 LOG_PORT: Final = 2
 SERIAL_PORT: Final = 31
@@ -31,9 +35,24 @@ class CommandFailed(AssertionError):
     """A command in the guest did not end as the test demands; `result` has what it said."""
 
     def __init__(self, command: str, result: ExecResult, wanted: str) -> None:
-        said = (result.stdout + result.stderr).decode(errors="replace")
+        said = last_lines((result.stdout + result.stderr).decode(errors="replace"))
         super().__init__(f"{command!r} gave status {result.exit_status}, wanted {wanted}; it said:\n{said}")
         self.result = result
+
+
+def _listening(port: int) -> str:
+    """A command that succeeds while something listens at a TCP port."""
+    # proc(5), /proc/net/tcp: local address, remote, TCP_LISTEN
+    return f"grep -qs ':{port:04X} [0-9A-F]*:0000 0A ' /proc/net/tcp /proc/net/tcp6"
+
+
+def _is_event(event: Event, name: str, data: Mapping[str, Any]) -> bool:
+    seen = event.data
+    if event.type != name:
+        if event.type != "vm.qemu" or seen.get("event") != name:
+            return False
+        seen = seen.get("data", {})
+    return all(key in seen and seen[key] == value for key, value in data.items())
 
 
 class Guest:
@@ -66,12 +85,14 @@ class Guest:
     async def succeed(self, *commands: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
         """The standard output of shell lines that all end with status 0.
 
+        A line runs under `set -euo pipefail`, as in the NixOS test driver.
+
         Raises:
             CommandFailed: one did not.
         """
         output = ""
         for command in commands:
-            result = await self.run(command, timeout=timeout)
+            result = await self.run(f"{STRICT}{command}", timeout=timeout)
             if result.exit_status != 0:
                 raise CommandFailed(command, result, "0")
             output += result.stdout.decode(errors="replace")
@@ -150,12 +171,28 @@ class Guest:
 
     async def wait_for_open_port(self, port: int, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
         """Waits until something in the guest listens at a TCP port."""
-        listening = (
-            f":{port:04X} [0-9A-F]*:0000 0A "  # proc(5), /proc/net/tcp: local address, remote, TCP_LISTEN
-        )
-        await self.wait_until_succeeds(
-            f"grep -qs '{listening}' /proc/net/tcp /proc/net/tcp6", timeout=timeout
-        )
+        await self.wait_until_succeeds(_listening(port), timeout=timeout)
+
+    async def wait_for_closed_port(self, port: int, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Waits until nothing in the guest listens at a TCP port."""
+        await self.wait_until_fails(_listening(port), timeout=timeout)
+
+    async def wait_for_event(self, name: str, *, timeout: float = 60.0, **data: Any) -> Event:
+        """Waits for an event of this guest from now on, such as `vm.ready`, or QEMU's own by its name (`RESET`).
+
+        Args:
+            name: as `rayos events` shows it, or the name of a QMP event.
+            data: fields that the event must have, with their values.
+
+        Raises:
+            Timeout_: there was none within `timeout` seconds.
+        """
+        with trio.move_on_after(timeout):
+            async with self.client.events() as events:
+                async for event in events:
+                    if event.vm == self.name and _is_event(event, name, data):
+                        return event
+        raise Timeout_(f"{self.name}: there was no event {name} within {timeout:g} s")
 
     async def send_chars(self, text: str) -> None:
         """Types on the keyboard."""

@@ -56,6 +56,7 @@ async def open_guest(
     timeout: float = READY_TIMEOUT_S,
     artifacts: Path | None = None,
     is_kept: bool = False,
+    is_held: bool = False,
     **spec: Any,
 ) -> AsyncIterator[Guest]:
     """A guest, gone with its disks at the end of the block.
@@ -67,6 +68,7 @@ async def open_guest(
         timeout: seconds for that.
         artifacts: where consoles, state and last frame go when the block fails.
         is_kept: a guest whose block fails runs on, and its daemon with it.
+        is_held: a guest whose block fails runs on until its daemon ends, for a debugger.
         spec: keys of `VmSpec`: memory="512MiB", kernel=…, tpm=False, gpu={"enabled": False}, …
 
     Raises:
@@ -92,9 +94,11 @@ async def open_guest(
                     await guest.save_artifacts(artifacts / chosen)
             if is_kept:
                 daemon.kept.append(chosen)
+            elif is_held:
+                daemon.held.append(chosen)
             raise
     finally:
-        if chosen not in daemon.kept:
+        if chosen not in (*daemon.kept, *daemon.held):
             with trio.move_on_after(END_TIMEOUT_S) as scope, _behind(sys.exc_info()[1]):
                 scope.shield = True
                 await _remove(client, chosen)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack
 from functools import partial
@@ -78,6 +79,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"to end them: {daemon.how_to_end()}")
 
 
+def _is_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> bool:
+    return type(excinfo.value).__module__.partition(".")[0] == "rayos_vmm"
+
+
+def _hide_frames() -> None:
+    """Has pytest leave out our frames from the report of an error of ours (all are there with `--full-trace`)."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "rayos_vmm":
+            module.__dict__.setdefault("__tracebackhide__", _is_ours)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Says how to attach to the guests that `--pdb` holds, before the debugger's prompt."""
+    daemon = node.config.stash.get(_DAEMON, None)
+    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+    capture = node.config.pluginmanager.get_plugin("capturemanager")
+    if daemon is None or reporter is None or capture is None or not daemon.held:
+        return
+    with capture.global_and_fixture_disabled():
+        for name in daemon.held:
+            reporter.write_line(
+                f"{name} is held: RAYOS_RUNTIME_DIR={daemon.paths.runtime} rayos console {name}"
+            )
+
+
 #: Markers of plugins that run a test themselves.
 _OTHERS: Final = ("asyncio", "anyio")
 _FACTORIES: Final = frozenset(
@@ -106,10 +133,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.fixture(scope="session")
 def rayos_daemon(request: pytest.FixtureRequest) -> Iterator[PrivateDaemon]:
     """A daemon for this session alone; it and all of its guests are gone at the session's end."""
-    from rayos_vmm.testing import open_private_daemon
+    from rayos_vmm.testing import aio, open_private_daemon, sync  # noqa: F401 - their frames are hidden, too
 
     with open_private_daemon() as daemon:
         request.config.stash[_DAEMON] = daemon
+        _hide_frames()
         yield daemon
 
 
@@ -120,6 +148,8 @@ def _options(config: pytest.Config, nodeid: str) -> dict[str, Any]:
     options: dict[str, Any] = {"artifacts": Path(config.rootpath) / option("--rayos-artifacts") / name}
     if option("--rayos-keep"):
         options["is_kept"] = True
+    if option("usepdb", False):
+        options["is_held"] = True
     if option("--rayos-kernel"):
         options["kernel"] = option("--rayos-kernel")
     if option("--rayos-timeout"):

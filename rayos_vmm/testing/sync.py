@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rayos_vmm.config.spec import VmSpec
+from rayos_vmm.events import Event
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
 from rayos_vmm.testing import console as _console
 from rayos_vmm.testing import guest as _guest
@@ -42,6 +43,17 @@ class GuestConsole:
             NotSeen: it did not within `timeout` seconds, or the console ended; with what it said instead.
         """
         return self._portal.call(partial(self._inner.expect, wanted, timeout=timeout))
+
+    def expect_any(self, *wanted: Pattern, timeout: float = TIMEOUT_S) -> tuple[int, re.Match[str]]:
+        """Waits until the console has said one of `wanted` since the last match; returns which, and the match.
+
+        Of several in the same text the first in it counts, of several at one place the first that was named. A
+        pattern with groups has them in the match, behind those of the patterns before it.
+
+        Raises:
+            NotSeen: none came within `timeout` seconds, or the console ended; with what it said instead.
+        """
+        return self._portal.call(partial(self._inner.expect_any, *wanted, timeout=timeout))
 
     def search(self, wanted: Pattern, *, since: int, timeout: float) -> tuple[re.Match[str], int]:
         """The first match from offset `since` on, and the offset behind it.
@@ -99,6 +111,8 @@ class Guest:
     def succeed(self, *commands: str, timeout: float = COMMAND_TIMEOUT_S) -> str:
         """The standard output of shell lines that all end with status 0.
 
+        A line runs under `set -euo pipefail`, as in the NixOS test driver.
+
         Raises:
             CommandFailed: one did not.
         """
@@ -151,6 +165,22 @@ class Guest:
     def wait_for_open_port(self, port: int, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
         """Waits until something in the guest listens at a TCP port."""
         self._portal.call(partial(self._inner.wait_for_open_port, port, timeout=timeout))
+
+    def wait_for_closed_port(self, port: int, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
+        """Waits until nothing in the guest listens at a TCP port."""
+        self._portal.call(partial(self._inner.wait_for_closed_port, port, timeout=timeout))
+
+    def wait_for_event(self, name: str, *, timeout: float = 60.0, **data: Any) -> Event:
+        """Waits for an event of this guest from now on, such as `vm.ready`, or QEMU's own by its name (`RESET`).
+
+        Args:
+            name: as `rayos events` shows it, or the name of a QMP event.
+            data: fields that the event must have, with their values.
+
+        Raises:
+            Timeout_: there was none within `timeout` seconds.
+        """
+        return self._portal.call(partial(self._inner.wait_for_event, name, timeout=timeout, **data))
 
     def send_chars(self, text: str) -> None:
         """Types on the keyboard."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
-from rayos_vmm.errors import GuestGone
+from rayos_vmm.errors import GuestGone, Timeout_
 from rayos_vmm.testing import CommandFailed, Guest, PrivateDaemon, aio, faces, sync
+from rayos_vmm.testing.pytest_plugin import GuestFactory
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
@@ -65,6 +72,68 @@ def test_under_asyncio(rayos_daemon: PrivateDaemon) -> None:
             assert await guest.succeed("echo two") == "two\n"
 
     asyncio.run(main())
+
+
+async def test_words_of_a_tester(guest_factory: GuestFactory) -> None:
+    """One of several texts, QEMU's events, a port that closes, a pipe whose first command fails, an ext4 disk."""
+    async with guest_factory(disk="16MiB", **SMALL) as guest:
+        await guest.console.send("echo second-$((1+1)) first-$((0+1))\n")
+        which, match = await guest.console.expect_any("first-1", re.compile("SECOND-([0-9])", re.I))
+        assert (which, match[0], match[3]) == (1, "second-2", "2")
+        with pytest.raises(CommandFailed, match="gave status 1"):
+            await guest.succeed("false | true")
+        with pytest.raises(CommandFailed, match=r"not set|unset"):
+            await guest.succeed("echo $nowhere")
+        with pytest.raises(CommandFailed) as failure:
+            await guest.succeed("seq 1000; false")
+        assert len(str(failure.value).splitlines()) <= 13 and str(failure.value).endswith("999\n1000")
+        await guest.succeed("nc -l -p 7 -w 60 >/dev/null 2>&1 & echo $! >/tmp/nc")
+        await guest.wait_for_open_port(7, timeout=30)
+        await guest.succeed("kill $(cat /tmp/nc)")
+        await guest.wait_for_closed_port(7, timeout=30)
+        async with trio.open_nursery() as nursery:
+
+            async def hear() -> None:
+                event = await guest.wait_for_event("RESET", guest=False)
+                assert event.type == "vm.qemu"
+
+            nursery.start_soon(hear)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            await guest.reset()
+        with pytest.raises(Timeout_, match=r"no event vm\.nothing within 0\.1 s"):
+            await guest.wait_for_event("vm.nothing", timeout=0.1)
+
+
+async def test_an_ext4_disk_mounts(guest_factory: GuestFactory, tmp_path: Path) -> None:
+    """The host's mkfs.ext4 with its defaults (metadata_csum), the guest's mount."""
+    image = tmp_path / "ext4.img"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    await trio.run_process(["/sbin/mkfs.ext4", "-q", str(image)])
+    async with guest_factory(disk=str(image), **SMALL) as guest:
+        await guest.succeed(
+            "mkdir /tmp/mnt; mount -t ext4 /dev/vda /tmp/mnt; echo kept >/tmp/mnt/file; umount /tmp/mnt"
+        )
+        assert await guest.succeed("mount -t ext4 /dev/vda /tmp/mnt; cat /tmp/mnt/file") == "kept\n"
+
+
+def test_a_failure_shows_the_test_alone(pytester: pytest.Pytester) -> None:
+    """Without frames of the library; `--pdb` holds the guest and says how to attach."""
+    path = pytester.makepyfile(
+        """
+async def test_fails(guest_factory):
+    async with guest_factory(tpm=False, gpu={"enabled": False}, net={"enabled": False}) as guest:
+        await guest.succeed("exit 3")
+"""
+    )
+    result = pytester.runpytest_subprocess("-q", str(path))
+    result.assert_outcomes(failed=1)
+    shown = result.stdout.str()
+    assert "gave status 3, wanted 0" in shown
+    assert "await self.run(" not in shown and "client.py" not in shown
+    line = [sys.executable, "-P", "-m", "pytest", "-q", "--pdb", "-p", "no:cacheprovider", str(path)]
+    told = subprocess.run(line, input="c\n", capture_output=True, text=True, timeout=120)
+    assert "is held: RAYOS_RUNTIME_DIR=" in told.stdout, told.stdout
 
 
 def test_one_guest_serves_a_module(pytester: pytest.Pytester) -> None:

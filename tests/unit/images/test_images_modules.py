@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from rayos_images import ImageError
-from rayos_images.modules import depends_of, insertion_order, name_of, trim
+from rayos_images.modules import aliases_of, depends_of, insertion_order, name_of, trim
 
 
 def test_dependencies_come_from_modinfo() -> None:
@@ -53,3 +53,10 @@ def test_trimming_removes_the_signature_and_hides_the_types() -> None:
     trailer = struct.pack(">8xI", len(signature)) + b"~Module signature appended~\n"
     assert trim(code + signature + trailer) == code.replace(b"\0.BTF\0", b"\0.XTF\0")
     assert trim(b"unsigned") == b"unsigned"
+
+
+def test_aliases_that_the_kernel_asks_by() -> None:
+    """File systems and ciphers are found by them; the device aliases are left to our init."""
+    module = b"\0alias=fs-ext4\0alias=pci:v00001AF4d*\0depends=crc16\0alias=crypto-crc32c\0"
+    assert aliases_of(module) == ("fs-ext4", "crypto-crc32c")
+    assert aliases_of(b"no information") == ()
