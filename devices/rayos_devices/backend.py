@@ -8,7 +8,7 @@ memory goes away. A new device goes into a folder of its own beside the five, wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from rayos_devices.errors import QueueError, RequestError
@@ -36,6 +36,8 @@ class Backend(ABC):
     LIMITS: ClassVar[tuple[Limit, ...]] = ()
     #: What a ceiling leaves of them at least.
     LEAST: ClassVar[int] = 1
+    #: Who decides about each of its frames, of a device that has any.
+    judge: object | None = None
 
     def __init__(self, name: str, queue_count: int, loop: Loop, stats: Stats, gate: Gate = OPEN) -> None:
         self.name = name
@@ -151,6 +153,29 @@ class Backend(ABC):
         if listener is not None and self._owes_config_change:
             self._owes_config_change = False
             listener()
+
+    # -- the host's side -----------------------------------------------------------------------------------------
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        """Whom to call when a host's request that had to wait may be repeated, or something can be read."""
+
+    def forget_reader(self, reader: int) -> None:
+        """A connection of the host's side that read here is gone."""
+
+    def listen_fullness(self, on_full: Callable[[str], None]) -> None:
+        """Whom to call with "quota" or "host" for each write that was refused for want of room."""
+
+    @property
+    def storage(self) -> tuple[int, int | None]:
+        """Bytes of the host's storage that it takes, and that it may take; None is unbounded."""
+        return 0, None
+
+    def apply_ceilings(self, ceilings: Mapping[str, int]) -> None:
+        """Whatever its limits are, no more than this from now on; each device takes those that are its own, 0 is none.
+
+        By name: net_rate and disk_rate in bytes a second, disk_size and gpu_memory in bytes, input_queue in events,
+        disk_at_once in requests.
+        """
 
     # -- accounting ----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from rayos_devices.backend import Backend
 from rayos_devices.levels import DEFAULT, Level
 from rayos_devices.loop import Loop
 from rayos_devices.metrics import METRICS_BYTES, MetricsRing, read_samples
-from rayos_devices.net.backend import NetBackend
 
 FILE_NAME: Final = "accounts"
 #: Seconds between two samples.
@@ -112,7 +111,7 @@ class AccountWriter:
         found = [
             list(layers(backend.snapshot()["firewall"]).values())
             for backend in self._backends
-            if isinstance(backend, NetBackend) and backend.judge is not None
+            if backend.judge is not None
         ]
         for index, before in enumerate(self._before):
             self._layers[index] = before + sum(one[index] for one in found)

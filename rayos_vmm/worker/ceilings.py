@@ -11,13 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from rayos_devices.backend import Backend
-from rayos_devices.blk.backend import BlkBackend
 from rayos_devices.gate import Gate, Op
-from rayos_devices.gpu.backend import GpuBackend
-from rayos_devices.input.backend import InputBackend
-from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
-from rayos_devices.net.backend import NetBackend
 from rayos_vmm.shared.gate import (
     AUDITED,
     DISK_AT_ONCE,
@@ -29,11 +24,15 @@ from rayos_vmm.shared.gate import (
 )
 from rayos_vmm.shared.packet import Head
 
-_CEILINGS: Final[tuple[tuple[type[Backend], Limit, int], ...]] = (
-    (BlkBackend, Limit.STORAGE, DISK_SIZE),
-    (GpuBackend, Limit.MEMORY, GPU_MEMORY),
-    (InputBackend, Limit.QUEUE, INPUT_QUEUE),
-)
+#: The page's words by the names that devices know them by (`Backend.apply_ceilings`).
+_CEILINGS: Final = {
+    "net_rate": NET_RATE,
+    "disk_rate": DISK_RATE,
+    "disk_size": DISK_SIZE,
+    "gpu_memory": GPU_MEMORY,
+    "input_queue": INPUT_QUEUE,
+    "disk_at_once": DISK_AT_ONCE,
+}
 PERIOD: Final = 1.0
 
 
@@ -47,7 +46,7 @@ class Ceilings:
         self._backends = backends
         self._gate = gate
         self._tell = tell
-        self._applied = [0] * (DISK_AT_ONCE + 1 - NET_RATE)
+        self._applied = dict.fromkeys(_CEILINGS, 0)
         self._seen: dict[tuple[str, str], int] = {}
         self._is_watching = False
         self.apply()
@@ -57,18 +56,12 @@ class Ceilings:
         mask = self._gate.mask
         if len(mask) <= DISK_AT_ONCE:
             return 0
-        revision, audited, bounds = mask[1], mask[AUDITED], list(mask[NET_RATE : DISK_AT_ONCE + 1])
-        if bounds != self._applied:
-            self._applied = bounds
+        revision, audited = mask[1], mask[AUDITED]
+        ceilings = {name: int(mask[word]) for name, word in _CEILINGS.items()}
+        if ceilings != self._applied:
+            self._applied = ceilings
             for backend in self._backends:
-                if isinstance(backend, NetBackend):
-                    backend.limit_rate(float(bounds[0]))
-                elif isinstance(backend, BlkBackend):
-                    backend.limit_rate(float(bounds[DISK_RATE - NET_RATE]))
-                    backend.limit_concurrency(int(bounds[DISK_AT_ONCE - NET_RATE]))
-                for kind, limit, word in _CEILINGS:
-                    if isinstance(backend, kind):
-                        backend.cap_limit(limit, bounds[word - NET_RATE])
+                backend.apply_ceilings(ceilings)
         if audited and not self._is_watching:
             self._is_watching = True
             self._seen = dict(self._used())

@@ -83,22 +83,16 @@ class Control:
         self._clients = Clients(loop, control, MAX_CLIENTS, self._answer, self._closed)
         self._retrying = False
         for backend in backends:
-            if isinstance(backend, ConsoleBackend):
-                backend.on_output = backend.on_room = self._something_happened
-            elif isinstance(backend, NetBackend) and isinstance(backend.judge, PortFirewall):
+            backend.listen(self._something_happened)
+            if isinstance(backend.judge, PortFirewall):
                 backend.judge.on_verdict = self._something_happened
-            elif isinstance(backend, GpuBackend):
-                backend.on_damage = self._something_happened
-            elif isinstance(backend, InputBackend):
-                backend.on_room = self._something_happened
 
     def _closed(self, fd: int) -> None:
         captured = self._captures.pop(fd, None)
         if captured is not None:
             captured.stop_capture()
         for backend in self._backends.values():
-            if isinstance(backend, ConsoleBackend):
-                backend.release(fd)
+            backend.forget_reader(fd)
         self._waiting = [entry for entry in self._waiting if entry[0] != fd]
 
     def _answer(self, fd: int, head: Head, payload: bytes) -> bool:

@@ -13,10 +13,8 @@ from typing import Final
 
 from rayos_devices.account import DENIAL_BASE
 from rayos_devices.backend import Backend
-from rayos_devices.blk.backend import BlkBackend
 from rayos_devices.gate import Denial, Op
 from rayos_devices.loop import Loop
-from rayos_devices.net.backend import NetBackend
 from rayos_vmm.shared.packet import Head
 from rayos_vmm.worker.firewall import PortFirewall
 
@@ -62,12 +60,11 @@ def _refused(backend: Backend) -> dict[Op, int]:
 def watch_fullness(loop: Loop, backends: Sequence[Backend], tell: Callable[[Head], None]) -> None:
     """Listen to the disks among the backends."""
     for backend in backends:
-        if isinstance(backend, BlkBackend):
-            backend.store.on_full = _Disk(loop, backend, tell).ran_full
+        backend.listen_fullness(_Disk(loop, backend, tell).ran_full)
 
 
 class _Disk:
-    def __init__(self, loop: Loop, disk: BlkBackend, tell: Callable[[Head], None]) -> None:
+    def __init__(self, loop: Loop, disk: Backend, tell: Callable[[Head], None]) -> None:
         self._loop = loop
         self._disk = disk
         self._tell = tell
@@ -82,6 +79,7 @@ class _Disk:
 
     def _report(self) -> None:
         self._is_quiet = bool(self._refused)
+        used_bytes, quota_bytes = self._disk.storage
         for why, count in self._refused.items():
             self._tell(
                 {
@@ -89,8 +87,8 @@ class _Disk:
                     "device": self._disk.name,
                     "why": why,
                     "count": count,
-                    "used_bytes": self._disk.store.allocated_bytes,
-                    "quota_bytes": self._disk.quota_bytes,
+                    "used_bytes": used_bytes,
+                    "quota_bytes": quota_bytes,
                 }
             )
         self._refused.clear()
@@ -105,9 +103,7 @@ class VerdictWatch:
         self._loop = loop
         self._tell = tell
         self._firewalls = [
-            (backend.name, backend.judge)
-            for backend in backends
-            if isinstance(backend, NetBackend) and isinstance(backend.judge, PortFirewall)
+            (backend.name, backend.judge) for backend in backends if isinstance(backend.judge, PortFirewall)
         ]
         if self._firewalls:
             loop.call_at(loop.now() + VERDICTS_PERIOD, self._report)

@@ -25,8 +25,6 @@ RC_INITIALIZE: Final = 0x100
 RC_FAILURE: Final = 0x101
 RC_COMMAND_SIZE: Final = 0x142
 RC_CANCELED: Final = 0x909
-RC_HANDLE: Final = 0x08B  # format one, no parameter bits; NV and persistent handles add the position
-RC_NV_HANDLE: Final = 0x28B
 
 ALG_RSA: Final = 0x0001
 ALG_KEYEDHASH: Final = 0x0008

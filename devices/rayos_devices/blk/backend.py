@@ -7,6 +7,7 @@ order of the ring, so after a crash the used index says exactly which ones are s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Final
 
@@ -63,6 +64,10 @@ _FAULTY: Final[dict[int, tuple[Op, str]]] = {
     RequestType.OUT: (Op.DISK_WRITE, "write"),
     RequestType.FLUSH: (Op.DISK_FLUSH, "flush"),
 }
+
+
+class UnsupportedRequest(RequestError):
+    """A request that ends with VIRTIO_BLK_S_UNSUPP (VIRTIO 1.3, 5.2.6)."""
 
 
 class BlkBackend(Backend):
@@ -304,6 +309,18 @@ class BlkBackend(Backend):
         self._limiter.set_at_once(count)
         self._go_on()
 
+    def apply_ceilings(self, ceilings: Mapping[str, int]) -> None:
+        self.limit_rate(float(ceilings["disk_rate"]))
+        self.limit_concurrency(ceilings["disk_at_once"])
+        self.cap_limit(Limit.STORAGE, ceilings["disk_size"])
+
+    def listen_fullness(self, on_full: Callable[[str], None]) -> None:
+        self.store.on_full = on_full
+
+    @property
+    def storage(self) -> tuple[int, int | None]:
+        return self.store.allocated_bytes, self.quota_bytes
+
     def _shape(self) -> None:
         now = self.loop.now()
         self._limiter.set(self._operations_per_second, lower(self._bytes_per_second, self._ceiling), now=now)
@@ -384,8 +401,8 @@ class BlkBackend(Backend):
             elif kind in (RequestType.DISCARD, RequestType.WRITE_ZEROES):
                 self._format(ring, chain, is_discard=kind == RequestType.DISCARD)
             else:
-                raise NotImplementedError
-        except NotImplementedError:
+                raise UnsupportedRequest(f"request type {kind}")
+        except UnsupportedRequest:
             self._answer(ring, chain, Status.UNSUPP)
         except (RequestError, OSError):
             self._answer(ring, chain, Status.IOERR)
@@ -478,7 +495,7 @@ class BlkBackend(Backend):
     def _format(self, ring: BlkRing, chain: Chain, *, is_discard: bool) -> None:
         """DISCARD and WRITE_ZEROES (5.2.6.2): every segment is checked before the first is touched."""
         if not self.acked_features & (BlkFeature.DISCARD if is_discard else BlkFeature.WRITE_ZEROES):
-            raise NotImplementedError
+            raise UnsupportedRequest("the driver has not acked the feature")
         length = chain.readable_bytes - HEADER.size
         count, rest = divmod(length, SEGMENT.size)
         if rest or not 1 <= count <= MAX_SEGMENTS:
@@ -491,7 +508,7 @@ class BlkBackend(Backend):
         for sector, sectors, flags in segments:
             if flags & ~SEGMENT_FLAG_UNMAP or (is_discard and flags):
                 self.stats.deny(Op.DISK_FORMAT, Denial.INVALID)
-                raise NotImplementedError
+                raise UnsupportedRequest(f"a segment with flags {flags:#x}")
             if sectors > MAX_SEGMENT_SECTORS:
                 self.stats.deny(Op.DISK_FORMAT, Denial.INVALID)
                 raise RequestError(

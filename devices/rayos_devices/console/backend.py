@@ -185,6 +185,12 @@ class ConsoleBackend(DurableBackend):
         self._held_back.pop(queue, None)
         self.run_soon(queue)
 
+    def listen(self, on_news: Callable[[], None]) -> None:
+        self.on_output = self.on_room = lambda _port: on_news()
+
+    def forget_reader(self, reader: int) -> None:
+        self.release(reader)
+
     # -- the host's side -----------------------------------------------------------------------------------------
 
     def write(self, port: int, data: bytes, *, token: int = 0) -> int:

@@ -9,7 +9,7 @@ Crash-exact: a command that changes what exists is saved, published and committe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from rayos_devices.backend import Backend
@@ -236,6 +236,12 @@ class GpuBackend(Backend):
                 f"GPU memory of {value} bytes: {PAGE_BYTES} to {self.heap.size_bytes} are allowed while the guest runs"
             )
         self.heap.limit_bytes = value // PAGE_BYTES * PAGE_BYTES
+
+    def apply_ceilings(self, ceilings: Mapping[str, int]) -> None:
+        self.cap_limit(Limit.MEMORY, ceilings["gpu_memory"])
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        self.on_damage = lambda _scanout: on_news()
 
     def snapshot(self) -> dict[str, Any]:
         return {

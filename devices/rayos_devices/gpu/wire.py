@@ -111,9 +111,6 @@ class Rect(NamedTuple):
         return Rect(x, y, max(self.right, other.right) - x, max(self.bottom, other.bottom) - y)
 
 
-RECT: Final = struct.Struct("<IIII")
-
-
 @dataclass(frozen=True, slots=True)
 class Header:
     """struct virtio_gpu_ctrl_hdr (5.7.6.7): type, flags, fence_id, ctx_id, ring_idx and padding."""

@@ -6,7 +6,7 @@ saved, so that a successor delivers each event exactly once (`rayos_devices.dura
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Final, Literal
 
@@ -125,6 +125,12 @@ class InputBackend(DurableBackend):
                 f"an input queue of {value} events: {MIN_QUEUE_LIMIT} to {MAX_QUEUE_LIMIT} are allowed"
             )
         self._waiting.limit = value
+
+    def apply_ceilings(self, ceilings: Mapping[str, int]) -> None:
+        self.cap_limit(Limit.QUEUE, ceilings["input_queue"])
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        self.on_room = on_news
 
     # -- the host's side -----------------------------------------------------------------------------------------
 

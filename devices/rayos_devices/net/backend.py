@@ -9,7 +9,7 @@ dropped and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 from rayos_devices.backend import Backend
@@ -85,7 +85,7 @@ class NetBackend(Backend):
             burst = _burst(rate_bytes_per_second)
             now = loop.now()
             buckets = [TokenBucket(rate_bytes_per_second, burst, now=now) for _ in (RX, TX)]
-        self.judge = judge
+        self.judge: Judge | None = judge
         self._filters = (
             []
             if judge is None
@@ -340,6 +340,9 @@ class NetBackend(Backend):
                 self.queues[RX].publish()
 
     # -- watched by somebody ------------------------------------------------------------------------------------
+
+    def apply_ceilings(self, ceilings: Mapping[str, int]) -> None:
+        self.limit_rate(float(ceilings["net_rate"]))
 
     def start_capture(self, snap: int, on_record: Callable[[], None]) -> Capture:
         """Copy `snap` bytes of each frame from now on; `on_record` as in `Capture`.
