@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Scope
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from rayos_vmm.api.body import decode, read_limited
 from rayos_vmm.api.endpoint import Call, as_rayos_error, decode_query, error_response, serves
 from rayos_vmm.api.guard import PEER
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import ConsolePorts
 from rayos_vmm.contract.asks import ConsoleSize, StreamQuery
@@ -202,7 +203,7 @@ async def _timed(call: Call) -> Response:
             async for line in rest:
                 yield line
 
-    return StreamingResponse(live(), media_type=NDJSON)
+    return Stream(live(), media_type=NDJSON)
 
 
 @serves(operations.CONSOLE_WRITE)

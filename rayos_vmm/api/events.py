@@ -6,15 +6,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
-from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.operation import NDJSON
 
 
 @serves(operations.EVENTS_EVENTS)
-async def _events(call: Call) -> StreamingResponse:
+async def _events(call: Call) -> Stream:
     events = call.service.events(call.query.since)
 
     async def lines() -> AsyncGenerator[bytes, None]:
@@ -22,4 +22,4 @@ async def _events(call: Call) -> StreamingResponse:
             async for event in events:
                 yield msgspec.json.encode(event) + b"\n"
 
-    return StreamingResponse(lines(), media_type=NDJSON)
+    return Stream(lines(), media_type=NDJSON)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 import msgspec
-from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import Applied, CountedRule, FirewallRules
 from rayos_vmm.contract.operation import NDJSON
@@ -63,7 +63,7 @@ async def _explain(call: Call) -> Verdict:
 
 
 @serves(operations.FIREWALL_TRACE)
-async def _trace(call: Call) -> StreamingResponse:
+async def _trace(call: Call) -> Stream:
     trace = call.service.firewall.trace(call.name)
 
     async def lines() -> AsyncGenerator[bytes, None]:
@@ -71,4 +71,4 @@ async def _trace(call: Call) -> StreamingResponse:
             async for verdict in verdicts:
                 yield msgspec.json.encode(verdict) + b"\n"
 
-    return StreamingResponse(lines(), media_type=NDJSON)
+    return Stream(lines(), media_type=NDJSON)

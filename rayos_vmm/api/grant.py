@@ -7,9 +7,9 @@ from itertools import islice
 
 import msgspec
 import trio
-from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import AuditKey, AuditRecords, Grants, Security, SetAside
 from rayos_vmm.contract.operation import NDJSON
@@ -91,11 +91,11 @@ async def _key(call: Call) -> AuditKey:
 
 
 @serves(operations.POLICY_EXPORT)
-async def _export(call: Call) -> StreamingResponse:
+async def _export(call: Call) -> Stream:
     audit = call.service.policy.audit
     await audit.sync()
     lines = audit.lines()
-    return StreamingResponse(_pieces(lines), media_type=NDJSON)
+    return Stream(_pieces(lines), media_type=NDJSON)
 
 
 async def _pieces(lines: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 import msgspec
-from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import InputDevices, InputTaken
 from rayos_vmm.contract.operation import NDJSON
@@ -52,7 +52,7 @@ async def _events(call: Call) -> None:
 
 
 @serves(operations.INPUT_RECORD)
-async def _record(call: Call) -> StreamingResponse:
+async def _record(call: Call) -> Stream:
     machine = call.service.guests.input(call.name)
     machine.check_recordable()
 
@@ -62,7 +62,7 @@ async def _record(call: Call) -> StreamingResponse:
             async for step in recording:
                 yield msgspec.json.encode(step) + b"\n"
 
-    return StreamingResponse(lines(), media_type=NDJSON)
+    return Stream(lines(), media_type=NDJSON)
 
 
 @serves(operations.INPUT_REPLAY)

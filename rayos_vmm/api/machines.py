@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 import trio
-from starlette.responses import StreamingResponse
 
 from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.answers import VmList
 from rayos_vmm.contract.operation import NDJSON
@@ -54,7 +54,7 @@ async def _wait(call: Call) -> VmView:
 
 
 @serves(operations.MACHINES_HOLD)
-async def _hold(call: Call) -> StreamingResponse:
+async def _hold(call: Call) -> Stream:
     holding = call.service.machines.hold(call.name)
     views = await holding.__aenter__()  # so that an unknown name is an error and no empty answer
 
@@ -66,7 +66,7 @@ async def _hold(call: Call) -> StreamingResponse:
             with trio.CancelScope(shield=True):
                 await holding.__aexit__(None, None, None)
 
-    return StreamingResponse(lines(), media_type=NDJSON)
+    return Stream(lines(), media_type=NDJSON)
 
 
 @serves(operations.MACHINES_RELEASE)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.responses import StreamingResponse
-
 from rayos_vmm.api.endpoint import Call, serves
+from rayos_vmm.api.stream import Stream
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.operation import BYTES
 from rayos_vmm.machine.view import NetView
@@ -29,7 +28,7 @@ async def _announce(call: Call) -> None:
 
 
 @serves(operations.NET_CAPTURE)
-async def _capture(call: Call) -> StreamingResponse:
+async def _capture(call: Call) -> Stream:
     pieces = call.service.guests.capture(call.name, call.query.snap, call.query.count)
     head = await anext(pieces)  # what cannot begin is refused before the answer does
 
@@ -39,4 +38,4 @@ async def _capture(call: Call) -> StreamingResponse:
             async for piece in pieces:
                 yield piece
 
-    return StreamingResponse(body(), media_type=BYTES)
+    return Stream(body(), media_type=BYTES)

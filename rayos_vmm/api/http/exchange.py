@@ -141,7 +141,7 @@ class Exchange:
                 await self._wire.send(self._http.send(go_on) or b"")
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._more())
-        except (h11.RemoteProtocolError, TooSlow):
+        except (h11.RemoteProtocolError, TooSlow, PeerGone):
             self._is_cut = True
             return {"type": "http.disconnect"}
         if isinstance(event, h11.Data):

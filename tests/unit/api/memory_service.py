@@ -248,7 +248,8 @@ class MemoryService:
         self, name: str, port: int, since: int | None = None
     ) -> AsyncIterator[AsyncIterator[tuple[int, bytes]]]:
         self._find(name)
-        yield self.consoles[name, port].follow(since)
+        async with contextlib.aclosing(self.consoles[name, port].follow(since)) as chunks:
+            yield chunks
 
     def console_seat(self, name: str, port: int, who: str, preference: Preference) -> Any:
         self._find(name)
