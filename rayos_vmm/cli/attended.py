@@ -40,6 +40,7 @@ class Life:
     def __init__(self, views: AsyncIterator[VmView], first: VmView) -> None:
         self._views = views
         self.view = first
+        self._begun = trio.Event()
         self._ended = trio.Event()
         self._is_lost = False
 
@@ -47,10 +48,17 @@ class Life:
         """Returns when the daemon is gone."""
         async for view in self._views:
             self.view = view
+            if view.state is not VmState.DEFINED:
+                self._begun.set()
             if view.state in _ENDED and view.started is not None:
                 self._ended.set()
         self._is_lost = True
+        self._begun.set()
         self._ended.set()
+
+    async def begin(self) -> None:
+        """Returns once it starts: what a console says from then on is this run's."""
+        await self._begun.wait()
 
     async def end(self) -> VmView:
         """Its last view, as soon as it has ended.

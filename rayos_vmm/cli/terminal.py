@@ -54,7 +54,8 @@ def raw_terminal(fd: int) -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-async def _read(fd: int) -> bytes:
+async def read_input(fd: int) -> bytes:
+    """The next bytes of a terminal, pipe or file; empty at its end."""
     try:
         await trio.lowlevel.wait_readable(fd)
     except PermissionError:  # a regular file: always readable (epoll_ctl(2), EPERM)
@@ -65,7 +66,8 @@ async def _read(fd: int) -> bytes:
         return b""  # the terminal was closed (EIO)
 
 
-async def _write(fd: int, data: bytes) -> None:
+async def write_output(fd: int, data: bytes) -> None:
+    """Writes all of it, also where somebody made the descriptor non-blocking."""
     view = memoryview(data)
     while view:
         try:
@@ -121,7 +123,7 @@ class _Attachment:
 
     async def keys(self) -> None:
         is_terminal, has_read = os.isatty(0), False
-        while data := await _read(0):
+        while data := await read_input(0):
             has_read = True
             typed, detach, _ = data.partition(DETACH) if is_terminal else (data, b"", b"")
             try:
@@ -141,7 +143,7 @@ class _Attachment:
 
     async def output(self) -> None:
         while data := await self._console.read():
-            await _write(self._output_fd, data)
+            await write_output(self._output_fd, data)
             if self._on_output is not None:
                 self._on_output(data)
             if self._until is not None and self._until.feed(data) is not None:
@@ -215,5 +217,5 @@ async def attach(
 async def watch(console: Console) -> Ending:
     """Copies a console to standard output until it ends."""
     while data := await console.read():
-        await _write(1, data)
+        await write_output(1, data)
     return Ending.CONSOLE_ENDED

@@ -76,6 +76,7 @@ class Supervisor:
         self._events_read = trio.Event()
         self._worker_started = trio.Event()
         self._log_read = trio.Event()
+        self._lines_read = {name: trio.Event() for name in machine.record.spec.ports.lines}
         self.is_attached = False  # QEMU and the devices have answered
         self._resets = 0
         self._has_new_fault = False  # a triple fault whose reset has not been told yet
@@ -170,6 +171,8 @@ class Supervisor:
             with trio.move_on_after(_DRAIN_TIMEOUT_S):
                 await self._events_read.wait()
                 await self._log_read.wait()
+                for read in self._lines_read.values():  # a quick guest's words are still in the socket
+                    await read.wait()
             if worker is not None:
                 await machine.remains.save(worker)
             nursery.cancel_scope.cancel()
@@ -290,6 +293,7 @@ class Supervisor:
                 if len(data) < GATHERED_BYTES:
                     await trio.sleep(GATHER_S)
         finally:
+            self._lines_read[line.name].set()
             await trio.aclose_forcefully(stream)
 
     async def _follow_log_port(self, worker: Worker) -> None:

@@ -29,6 +29,7 @@ LIBRARIES = PACKAGES[:-1]
 #: The folders of rayos_vmm, top to bottom. A module imports from its own folder and from rows below it; the folders of
 #: a row do not import each other. The last row lies at the root, as one folder, and nothing else does.
 ROWS = (
+    ("dropin",),
     ("cli",),
     ("testing",),
     ("client",),

@@ -1,0 +1,1 @@
+"""A drop-in for QEMU's command line: parse it ●, translate it ●, run the machine ○ as if this process were QEMU."""
