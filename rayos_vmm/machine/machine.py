@@ -253,6 +253,10 @@ class Machine:
             Conflict: the machine does not run.
             GuestGone: the machine ended before the block did; the reason comes first.
         """
+        while (
+            self.state is VmState.ADOPTING and not self.record.reason
+        ):  # until it is there, or called silent
+            await self.wait_changed()
         self._check_reachable()
         run = self.evidence
         try:

@@ -28,8 +28,8 @@ from rayos_vmm.service.open import Parts, open_parts
 from rayos_vmm.service.view import Info
 from rayos_vmm.service.workers import Workers
 
-#: A healthy guest is adopted in less, so that nobody who asks at once meets it half adopted.
-ADOPTION_GRACE_S: Final = 0.5
+#: Healthy guests are adopted in less, so that nobody who asks at once meets one half adopted.
+ADOPTION_GRACE_S: Final = 2.0
 
 
 class Service:

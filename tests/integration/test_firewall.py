@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,23 @@ from tests.integration.service_lab import BRIDGE, home, lab
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
 PORT = 7000
+#: Sends broadcasts of 1,400 bytes as fast as it can (x86-64: socket, setsockopt(SO_BROADCAST), sendto).
+STORM = """
+static long call(long n, long a, long b, long c, long d, long e, long f) {
+    register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+    long r;
+    __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return r;
+}
+static char data[1400];
+__attribute__((force_align_arg_pointer)) void _start(void) {
+    struct { unsigned short family, port; unsigned address; char rest[8]; } all = {2, 0x0900, 0xffffffff, ""};
+    long sock = call(41, 2, 2, 0, 0, 0, 0), on = 1;
+    call(54, sock, 1, 6, (long)&on, 4, 0);
+    for (;;) call(44, sock, (long)data, sizeof data, 0, (long)&all, sizeof all);
+}
+"""
 
 
 def spec(name: str) -> VmSpec:
@@ -194,6 +214,36 @@ async def check_stream(service: Service, other: str) -> None:
     assert await status(service, "a", "killall nc") == 0
 
 
+def compile_storm(folder: Path) -> bytes:
+    source, program = folder / "storm.c", folder / "storm"
+    source.write_text(STORM)
+    options = ["-O1", "-static", "-nostdlib", "-fno-stack-protector", "-w"]
+    subprocess.run([shutil.which("gcc") or "cc", *options, str(source), "-o", str(program)], check=True)
+    return program.read_bytes()
+
+
+async def check_storm(service: Service, host: str, program: bytes) -> None:
+    """b broadcasts without end: a is kept busy with nothing of it, reaches the host, answers its agent; so does b."""
+
+    async def denied() -> int:
+        return int((await service.guests.stats("a"))["net"]["denials"]["firewall"])
+
+    await service.guests.write_file("b", "/tmp/storm", program, 0o755)
+    before = await denied()
+    assert await status(service, "b", "ip route add 255.255.255.255/32 dev eth0") == 0
+    assert await status(service, "b", "/tmp/storm >/dev/null 2>&1 &") == 0
+
+    async def is_raging() -> bool:
+        return await denied() > before + 200
+
+    await until(is_raging)
+    received = "cat /sys/class/net/eth0/statistics/rx_packets"
+    first = int((await service.guests.exec("a", received, 60)).stdout)
+    assert await reaches(service, host)
+    assert int((await service.guests.exec("a", received, 60)).stdout) - first < 100
+    assert await status(service, "b", "killall storm") == 0
+
+
 async def open_quiet_stream(service: Service, other: str) -> None:
     """a begins a TCP flow and then only listens."""
     listen = f"touch /tmp/go; (tail -f /tmp/go | nc -l -p {PORT + 1}) >/dev/null 2>&1 & sleep 0.2"
@@ -230,7 +280,7 @@ async def trace_until_denied(service: Service) -> list[str]:
     raise AssertionError("the trace ended")
 
 
-async def test_two_guests_under_firewall_and_guard() -> None:
+async def test_two_guests_under_firewall_and_guard(tmp_path: Path) -> None:
     """Isolated by default, allowed live, refused at once, never forged, whoever of worker and service dies."""
     async with home() as paths:
         async with lab(paths, real=True, network=True, keep=True) as service, on_failure_kill(service):
@@ -248,6 +298,7 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             assert (explained.action, explained.reason) == ("deny", "default")
             await check_stream(service, b)
             await check_spoofs(service, host)
+            await check_storm(service, host, compile_storm(tmp_path))
             await open_quiet_stream(service, b)
             for name in "ab":
                 keeper = KeeperClient(paths.vm_runtime(name))
@@ -257,6 +308,8 @@ async def test_two_guests_under_firewall_and_guard() -> None:
             assert await reaches(service, b)
         async with lab(paths, real=True, network=True) as service:
             assert [one.name for one in service.firewall.own("a")] == ["to-b"]
+            for name in "ab":
+                await service.machines.wait(name, "running", 60)
             assert await reaches(service, b)
             assert [await kernel_guards(name) for name in "ab"] == [{a}, {b}]
             await service.firewall.set_own("b", [])
