@@ -31,7 +31,7 @@ from rayos_vmm.machine.machine import PICTURE, Machine
 from rayos_vmm.machine.needs import MeasuredTpm, Network, Platform, Tpms
 from rayos_vmm.machine.record import Live
 from rayos_vmm.qemu.arguments import Sockets, command_line
-from rayos_vmm.qemu.boot import Boot, FirmwareKind
+from rayos_vmm.qemu.boot import Boot, FirmwareKind, load_as_32_bit
 from rayos_vmm.qemu.platform import Launch
 
 QMP_SOCKET: Final = "qmp.sock"
@@ -61,23 +61,17 @@ def _make_directories(machine: Machine) -> None:
     machine.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def _own_firmware_variables(boot: Boot, directory: Path) -> Boot:
-    """The boot with a copy of its UEFI variables that belongs to this machine."""
-    if boot.firmware_variables is None or boot.firmware_kind is not FirmwareKind.PFLASH:
-        return boot
-    own = directory / "firmware-variables.fd"
-    if not own.exists():
-        shutil.copyfile(boot.firmware_variables, own)
-    return Boot(
-        kernel=boot.kernel,
-        initrd=boot.initrd,
-        append=boot.append,
-        cdrom=boot.cdrom,
-        firmware=boot.firmware,
-        firmware_kind=boot.firmware_kind,
-        firmware_variables=own,
-        needs_vga=boot.needs_vga,
-    )
+def _own_copies(boot: Boot, directory: Path) -> Boot:
+    """The boot with copies that belong to this machine: of its UEFI variables, and of a kernel that is made to fit."""
+    if boot.firmware_variables is not None and boot.firmware_kind is FirmwareKind.PFLASH:
+        own = directory / "firmware-variables.fd"
+        if not own.exists():
+            shutil.copyfile(boot.firmware_variables, own)
+        boot = dataclasses.replace(boot, firmware_variables=own)
+    if boot.is_64_bit and boot.kernel is not None:
+        load_as_32_bit(boot.kernel, directory / "kernel.elf")
+        boot = dataclasses.replace(boot, kernel=directory / "kernel.elf")
+    return boot
 
 
 def _listen(path: Path) -> socket.socket:
@@ -147,7 +141,8 @@ def _reach(machine: Machine, launch: Launch, plugged: Plugged, tpm: MeasuredTpm 
     """The files and sockets that QEMU needs, and no others."""
     boot = tpm.boot if tpm else launch.boot
     sockets = (*plugged.sockets.values(), *plugged.console_ports)
-    files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom)
+    modules = (module.path for module in boot.modules)
+    files = (boot.kernel, boot.initrd, boot.firmware, boot.cdrom, *modules)
     variables = boot.firmware_variables if boot.firmware_kind is FirmwareKind.PFLASH else None
     return Reach(
         read=[*program_directories(launch.argv), *(path.absolute() for path in files if path is not None)],
@@ -215,7 +210,7 @@ async def build(machine: Machine, dependencies: Dependencies) -> None:
     try:
         _make_directories(machine)
         disks = await trio.to_thread.run_sync(prepare_disks, machine)
-        boot = await trio.to_thread.run_sync(_own_firmware_variables, launch.boot, machine.state_directory)
+        boot = await trio.to_thread.run_sync(_own_copies, launch.boot, machine.state_directory)
     except OSError as error:
         raise Busy(f"{error.filename or machine.runtime}: {error.strerror}") from None
     launch = dataclasses.replace(launch, boot=boot)

@@ -119,6 +119,8 @@ def _boot(spec: VmSpec, boot: Boot) -> list[str]:
         arguments += ["-kernel", str(boot.kernel)]
         if boot.initrd is not None:
             arguments += ["-initrd", str(boot.initrd)]
+        if boot.modules:
+            arguments += ["-initrd", ",".join(module.option() for module in boot.modules)]
         if boot.append:
             arguments += ["-append", boot.append]
     if boot.cdrom is not None:

@@ -60,6 +60,11 @@ class MeasuringTpms:
             GuestGone: a file cannot be read, or the TPM's state is unusable; the message says why.
             Invalid: the machine's policy or secret is not usable.
         """
+        if boot.modules:
+            raise Invalid(
+                "initrd: the TPM measures no multiboot modules",
+                hint="tpm = false (--no-tpm), or pack them into the kernel",
+            )
         spec, options, uid = record.spec, record.spec.tpm_options, user("tpm", slot)
         policy = await trio.to_thread.run_sync(_policy, options)
         sealed = await trio.to_thread.run_sync(_secret, options)

@@ -32,6 +32,13 @@ def build_kernel(name: str, directory: Path, *flags: str, to: Path | None = None
     return target
 
 
+def as_64_bit(kernel: Path) -> Path:
+    """The same kernel in a 64-bit ELF file beside it, which says that it is for x86-64."""
+    target = kernel.with_suffix(".elf64")
+    subprocess.run(["objcopy", "-O", "elf64-x86-64", str(kernel), str(target)], check=True, timeout=60)
+    return target
+
+
 def build_bios_disk(name: str, tag: str) -> bytes:
     """The first 32 sectors of a disk that boots `kernels/NAME.c` by BIOS; the second one holds `tag`."""
     with tempfile.TemporaryDirectory() as directory:

@@ -10,7 +10,7 @@ from rayos_vmm.config.load import to_spec
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.machine.line import LINE_PORTS
 from rayos_vmm.machine.view import ExitReason
-from tests.framework.kernel import build_kernel
+from tests.framework.kernel import as_64_bit, build_kernel
 from tests.integration.service_lab import expect, home, lab
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
@@ -24,11 +24,16 @@ async def test_a_board_has_what_was_asked_for_and_ends_as_was_asked_for(tmp_path
     """The processors, memory, clock and ports that a specification names are there for its kernel.
 
     Each port that says something is a console, also to type at; a reset and a triple fault go on; the exit port's
-    value is the machine's.
+    value is the machine's. The kernel finds its modules; a 64-bit ELF file with a multiboot header is loaded, too.
     """
+    kernel = build_kernel("board", tmp_path)
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("first")
+    two.write_text("second")
     table = {
         **BARE,
-        "kernel": str(build_kernel("board", tmp_path)),
+        "kernel": str(as_64_bit(kernel) if machine == "pc" else kernel),
+        "initrd": f"{one} with words,{two}",
         "machine": machine,
         "cpus": 64,
         "memory": "4M",
@@ -45,6 +50,7 @@ async def test_a_board_has_what_was_asked_for_and_ends_as_was_asked_for(tmp_path
         view = await service.machines.start("board")
         assert view.spec.memory == "4MiB" and view.notes[0].startswith("cpus = 64 exceeds the host's")
         await expect(service, "cpus 64 rdrand upper 2944 year 0x00000038", name="board")
+        await expect(service, f"module {one} with words: first\r\nmodule {two}: second\r\n", name="board")
         for port, text in ("serial2", "on COM2"), ("debugcon", "on 0xe9"), ("debugcon2", "on 0x402"):
             await expect(service, text, name="board", port=LINE_PORTS[port])
         names = [one.name for one in await service.guests.console_ports("board")]

@@ -12,6 +12,12 @@ static void describe(u32 *multiboot) {
     say(c >> 30 & 1 ? " rdrand" : " no-rdrand");
     say(" upper "); say_number(multiboot[2]);
     say(" year "); say_hex(cmos(9)); say("\n");
+    u32 *module = (u32 *)multiboot[6]; /* start, end, string, reserved */
+    for (u32 i = 0; i < multiboot[5]; i++, module += 4) {
+        say("module "); say((char *)module[2]); say(": ");
+        for (char *at = (char *)module[0]; at < (char *)module[1]; at++) com_put(COM1, *at);
+        say("\n");
+    }
     debug_say(0xe9, "on 0xe9\n");
     debug_say(0x402, "on 0x402\n");
     com_open(COM2);

@@ -10,7 +10,15 @@ import pytest
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.arch.x86_64 import X86_64
-from rayos_vmm.qemu.boot import HEAD_BYTES, FirmwareKind, firmware_kind, inspect, kernel_format
+from rayos_vmm.qemu.boot import (
+    HEAD_BYTES,
+    FirmwareKind,
+    Module,
+    firmware_kind,
+    inspect,
+    kernel_format,
+    load_as_32_bit,
+)
 
 LINUX = b"MZ" + bytes(0x200) + b"HdrS" + bytes(64)
 MULTIBOOT = b"\x7fELF" + bytes(14) + b"\x03\0" + bytes(4076) + struct.pack("<I", 0x1BADB002)
@@ -43,11 +51,23 @@ def test_a_specification_becomes_files_that_exist(tmp_path: Path) -> None:
     kernel.write_bytes(MULTIBOOT)
     assert inspect(VmSpec(name="a", kernel=str(kernel))).needs_vga
     modules = f"{initrd} one,{initrd} two"
-    assert str(inspect(VmSpec(name="a", kernel=str(kernel), initrd=modules)).initrd) == modules
+    boot = inspect(VmSpec(name="a", kernel=str(kernel), initrd=modules))
+    assert boot.modules == (Module(initrd, "one"), Module(initrd, "two")) and boot.initrd is None
+    assert Module(Path("/a,b"), "c,d").option() == "/a,,b c,,d"
     with pytest.raises(Invalid, match=r"initrd .*/none cannot be read"):
         inspect(VmSpec(name="a", kernel=str(kernel), initrd=f"{initrd} one,{tmp_path}/none"))
     bios = inspect(VmSpec(name="a", firmware="bios"))
     assert bios.firmware is None and bios.needs_vga
+
+
+def test_a_64_bit_multiboot_kernel_is_loaded_from_a_copy_that_says_386(tmp_path: Path) -> None:
+    """Nothing else of it is touched, and the file itself not at all."""
+    kernel, copy = tmp_path / "k", tmp_path / "copy"
+    whole = b"\x7fELF\2" + bytes(13) + b"\x3e\0" + MULTIBOOT[20:]
+    kernel.write_bytes(whole)
+    assert inspect(VmSpec(name="a", kernel=str(kernel))).is_64_bit
+    load_as_32_bit(kernel, copy)
+    assert copy.read_bytes() == whole[:18] + b"\3\0" + whole[20:] and kernel.read_bytes() == whole
 
 
 def test_uefi_code_brings_its_variables(tmp_path: Path) -> None:
@@ -57,6 +77,10 @@ def test_uefi_code_brings_its_variables(tmp_path: Path) -> None:
     assert inspect(VmSpec(name="a", firmware=str(code))).firmware_variables is None
     variables.write_bytes(b"v")
     assert inspect(VmSpec(name="a", firmware=str(code))).firmware_variables == variables
+    edk2, template = tmp_path / "edk2-x86_64-code.fd", tmp_path / "edk2-i386-vars.fd"
+    edk2.write_bytes(code.read_bytes())
+    template.write_bytes(b"v")
+    assert inspect(VmSpec(name="a", firmware=str(edk2))).firmware_variables == template
 
 
 def test_what_cannot_boot_is_refused_with_key_and_file(tmp_path: Path) -> None:
@@ -66,9 +90,13 @@ def test_what_cannot_boot_is_refused_with_key_and_file(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     foreign = tmp_path / "foreign"
     foreign.write_bytes(b"\x7fELF" + bytes(14) + b"\xb7\0" + bytes(100))
+    image = tmp_path / "Image"
+    image.write_bytes(bytes(56) + b"RSC\x05" + bytes(100))
     cases = {
-        f"kernel {foreign} is an ELF file for machine 183; x86_64 starts those for 62, 3": VmSpec(
-            name="a", kernel=str(foreign)
+        f"kernel {foreign} is an ELF file for AArch64 (machine 183); machine = 'q35' starts those for "
+        "x86-64, i386": VmSpec(name="a", kernel=str(foreign)),
+        f"kernel {image} is a Linux Image for riscv64; machine = 'q35' is x86_64": VmSpec(
+            name="a", kernel=str(image)
         ),
         f"kernel {missing} cannot be read: No such file": VmSpec(name="a", kernel=str(missing)),
         f"kernel {tmp_path} cannot be read: Is a directory": VmSpec(name="a", kernel=str(tmp_path)),
