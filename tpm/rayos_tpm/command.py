@@ -234,15 +234,6 @@ def parse_properties(response: Response) -> dict[int, int]:
     return {reader.unsigned(4): reader.unsigned(4) for _ in range(reader.unsigned(4))}
 
 
-def parse_handles(response: Response) -> list[int]:
-    """The handles of an answer to GetCapability(HANDLES)."""
-    reader = response.reader()
-    reader.take(1)
-    if (kind := reader.unsigned(4)) != CAP_HANDLES:
-        raise MalformedMessage(f"asked for handles, the answer has capability {kind}")
-    return [reader.unsigned(4) for _ in range(reader.unsigned(4))]
-
-
 # ---- platform configuration registers ----
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import struct
 
 from cryptography.exceptions import InvalidSignature
@@ -82,8 +81,3 @@ def make_credential(ek_public: bytes, ak_name: bytes, secret: bytes) -> tuple[by
     identity = encryptor.update(sized(secret)) + encryptor.finalize()
     outer = hmac.digest(kdf_a(seed, "INTEGRITY", b"", 256), identity + ak_name, "sha256")
     return sized(outer) + identity, sized(x) + sized(y)
-
-
-def fresh_secret() -> bytes:
-    """A new 32-byte secret for a credential."""
-    return os.urandom(32)
