@@ -74,6 +74,7 @@ class Soak:
         self.tallies: dict[str, Tally] = defaultdict(Tally)
         self.pid = daemon.process.pid
         self.adopted: set[str] = set()  # of their processes a later service does not see the status
+        self.orphaned: set[str] = set()  # their keeper's parent is gone, who would have seen it
 
     @property
     def client(self) -> Client:
@@ -86,6 +87,7 @@ class Soak:
     async def boot(self, name: str) -> None:
         """Starts a guest and its writer."""
         self.adopted.discard(name)
+        self.orphaned.discard(name)
         await self.client.act(name, "start")
         await self.client.wait(name, "ready", timeout_s=120)
         await self.client.write_file(name, "/tmp/writer", WRITER.encode())
@@ -141,7 +143,8 @@ class Soak:
         """The service knows, and says which process it was."""
         if kind in FATAL:
             view = await self.client.wait(name, "stopped", timeout_s=LIMIT_S)
-            how = "nobody saw how" if name in self.adopted else "SIGKILL"
+            is_unseen = name in self.adopted or (kind == "keeper" and name in self.orphaned)
+            how = "nobody saw how" if is_unseen else "SIGKILL"
             assert view.state is VmState.FAILED and how in view.reason, view.reason
             assert kind != "keeper" or str(pid) in view.reason, view.reason
         elif kind in TPM:
@@ -151,6 +154,8 @@ class Soak:
                         break
             status = await TpmClient(self.paths.vm_runtime(name)).status()
             assert status.state == "failed", status
+        elif kind == "keepers' parent":
+            self.orphaned.update(view.spec.name for view in await self.client.machines())
         elif kind == "worker":
             await self.wait_round(name, 2)
         elif kind == "daemon":

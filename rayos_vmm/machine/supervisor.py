@@ -184,8 +184,7 @@ class Supervisor:
             name = f"its devices' keeper (process {live.keeper.pid})"
             nursery.start_soon(self._end_without, name, partial(hardware.watch, live.keeper), process)
         for reader in live.readers:
-            name = f"the reader of its disk (process {reader.pid})"
-            nursery.start_soon(self._end_without, name, partial(_ended, reader), process)
+            nursery.start_soon(self._end_without_reader, reader, process)
         if live.swtpm is not None:
             nursery.start_soon(self._fail_tpm, live.swtpm, process)
 
@@ -193,8 +192,19 @@ class Supervisor:
         self, name: str, watch: Callable[[], Awaitable[int | None]], process: Process
     ) -> None:
         """The guest's devices are gone for good with that process: QEMU goes too, and the machine has failed."""
-        self._evidence.lost = self._evidence.lost or f"{name} {ending(await watch())}"
+        how = ending(await watch())
+        self._evidence.lost = self._evidence.lost or f"{name} {how}"
         process.signal(signal.SIGKILL)
+
+    async def _end_without_reader(self, reader: ProcessId, process: Process) -> None:
+        """As `_end_without`. A reader also ends when its keeper has died, and then that is told."""
+        status, keeper = await _ended(reader), self._machine.record.live.keeper
+        holder = None if keeper is None else adopt(keeper)
+        if holder is not None:
+            holder.close()
+            name = f"the reader of its disk (process {reader.pid})"
+            self._evidence.lost = self._evidence.lost or f"{name} {ending(status)}"
+            process.signal(signal.SIGKILL)
 
     async def _fail_tpm(self, identity: ProcessId, process: Process) -> None:
         tpms, machine = self._dependencies.tpms, self._machine

@@ -266,10 +266,13 @@ async def test_P6_a_tpm_that_died_has_failed(
 
 
 async def test_P6_a_machine_whose_keeper_died_has_failed(
-    guest_factory: GuestFactory, rayos_daemon: PrivateDaemon
+    guest_factory: GuestFactory, rayos_daemon: PrivateDaemon, tmp_path: Path
 ) -> None:
     """Its devices are gone for good; whoever waits for it learns which process died, and of what."""
-    async with guest_factory(net={"enabled": False}, tpm=False) as guest:
+    image = tmp_path / "image.qcow2"  # its reader ends with the keeper, and is not to blame
+    qemu_img("create", "-q", "-f", "qcow2", str(image), "64M")
+    disk = {"path": str(image), "format": "qcow2"}
+    async with guest_factory(disks=[disk], net={"enabled": False}, tpm=False) as guest:
         keeper = await keeper_of(rayos_daemon.paths.vm_runtime(guest.name))
         os.kill(keeper, signal.SIGKILL)
         event = await event_of(guest, "vm.state", "failed")
