@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from rayos_devices.account import LATENCY_BUCKETS, Account
 from rayos_devices.gate import Op
 from rayos_vmm.machine.view import VmState
+from rayos_vmm.network.view import DhcpStatus
 from rayos_vmm.shared.accounts import hit_ratio
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def latency(account: Account, op: Op) -> tuple[list[tuple[str, float]], float]:
 
 
 class _Collector:
-    def __init__(self, service: Service, facts: dict[str, Any]) -> None:
+    def __init__(self, service: Service, dhcp: DhcpStatus) -> None:
         self._service = service
-        self._facts = facts
+        self._dhcp = dhcp
         self._events = service.event_counts
 
     def collect(self) -> Iterator[Metric]:
@@ -109,9 +110,9 @@ class _Collector:
         restarts.add_metric([], self._events["devices.worker_exited"])
         leases = GaugeMetricFamily("rayos_dhcp_leases", "Leases by state", labels=["state"])
         packets = CounterMetricFamily("rayos_dhcp", "What our DHCP server counted", labels=["what"])
-        for state, count in self._facts["dhcp"].get("leases", {}).items():
-            leases.add_metric([state], count)
-        for what, count in self._facts["dhcp"].get("counters", {}).items():
+        for lease, count in self._dhcp.leases.items():
+            leases.add_metric([lease], count)
+        for what, count in self._dhcp.counters.items():
             packets.add_metric([what], count)
         yield from self._connections()
         audit = CounterMetricFamily("rayos_audit_lost", "Audit records that were lost")
@@ -142,7 +143,6 @@ class _Collector:
 
 async def render(service: Service) -> bytes:
     """All of it in Prometheus' text format."""
-    facts = {"dhcp": await service.dhcp.status()}
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(service, facts))
+    registry.register(_Collector(service, await service.dhcp.status()))
     return generate_latest(registry)
