@@ -117,3 +117,11 @@ class Faults:
             {**{name: getattr(rule, name) for name in names}, "matched": matched, "done": done}
             for rule, matched, done in zip(self.rules, self.matched, self.done, strict=True)
         ]
+
+
+def plan_faults(current: Faults | None, fields: dict[str, Any]) -> Faults | None:
+    """The faults of a device after a request of the host's: new ones if it has `rules`, none if those are empty."""
+    if "rules" not in fields:
+        return current
+    rules = [Fault(**rule) for rule in fields["rules"]]
+    return Faults(rules, seed=int(fields["seed"])) if rules else None

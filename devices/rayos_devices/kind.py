@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rayos_devices.backend import Backend
 from rayos_devices.gate import OPEN, Gate
+from rayos_devices.host import HostOperation
 from rayos_devices.limits import Limit
 from rayos_devices.loop import Loop
 from rayos_devices.state import StateStore
@@ -105,6 +106,7 @@ class DeviceKind:
         qemu: the words for QEMU.
         accept: serves others than vhost-user frontends on listening sockets, for a guest without our driver.
         front_bytes: of memory that this takes.
+        operations: of the host's side on the device, by name.
         add_serve_options, serve: `rayos device serve NAME`: its options, and each backend with the socket's path.
     """
 
@@ -121,6 +123,7 @@ class DeviceKind:
     bulk: Callable[[DeviceOptions], tuple[str, int]] = lambda options: ("", 0)
     accept: Callable[[Backend, DeviceOptions, Sequence[socket.socket], Loop], list[Front]] | None = None
     front_bytes: Callable[[DeviceOptions], int] = lambda options: 0
+    operations: Mapping[str, HostOperation[Any]] = field(default_factory=dict)
 
 
 def add_queues(parser: argparse.ArgumentParser, meaning: str = "") -> None:

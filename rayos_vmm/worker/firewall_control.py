@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from rayos_devices.host import Refused
 from rayos_devices.loop import Loop
 from rayos_net.firewall.rule import RuleError
 from rayos_net.firewall.text import BadText
@@ -13,14 +14,6 @@ from rayos_vmm.worker.firewall import BYTES_MAX, PortFirewall, decode
 
 #: None: not yet; else the answer's fields, its bytes and its descriptors (as `control`).
 Answer = tuple[Head, bytes, list[int]] | None
-
-
-class Refused(Exception):
-    """A request that cannot be done; `code` is for programs, the text for people."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class FirewallControl:

@@ -12,6 +12,7 @@ from typing import Final
 from rayos_devices.backend import Backend
 from rayos_devices.blk.backend import BlkBackend
 from rayos_devices.blk.nbd import MEMORY_BYTES, NbdPort
+from rayos_devices.blk.operations import OPERATIONS
 from rayos_devices.blk.store import RawStore
 from rayos_devices.errors import ConfigurationError
 from rayos_devices.kind import (
@@ -88,6 +89,7 @@ BLK: Final = DeviceKind(
     qemu=QemuDevice("vhost-user-blk-pci", "num-queues={queues},bootindex={bootindex}"),
     add_serve_options=_add_options,
     serve=_serve,
+    operations=OPERATIONS,
     accept=_accept,
     front_bytes=lambda options: MEMORY_BYTES if options.front == "nbd" else 0,
 )

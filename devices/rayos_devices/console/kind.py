@@ -11,6 +11,7 @@ from typing import Final
 from rayos_devices.backend import Backend
 from rayos_devices.console.backend import ConsoleBackend
 from rayos_devices.console.chardev import serve_chardevs
+from rayos_devices.console.operations import OPERATIONS
 from rayos_devices.console.port import PortSpec
 from rayos_devices.console.wire import CONFIG, queue_count
 from rayos_devices.errors import ConfigurationError
@@ -63,5 +64,6 @@ CONSOLE: Final = DeviceKind(
     ),
     add_serve_options=_add_options,
     serve=_serve,
+    operations=OPERATIONS,
     accept=_accept,
 )

@@ -8,6 +8,7 @@ from typing import Final
 
 from rayos_devices.backend import Backend
 from rayos_devices.gpu.backend import GpuBackend
+from rayos_devices.gpu.operations import OPERATIONS
 from rayos_devices.kind import DeviceKind, DeviceOptions, QemuDevice, Surroundings
 from rayos_devices.loop import Loop
 
@@ -63,4 +64,5 @@ GPU: Final = DeviceKind(
     qemu=QemuDevice("{gpu}", "queue_reset=off,max_outputs={scanouts},xres={width},yres={height}"),
     add_serve_options=_add_options,
     serve=_serve,
+    operations=OPERATIONS,
 )

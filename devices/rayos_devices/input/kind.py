@@ -9,6 +9,7 @@ from typing import Final
 from rayos_devices.backend import Backend
 from rayos_devices.input.backend import InputBackend
 from rayos_devices.input.model import KINDS
+from rayos_devices.input.operations import OPERATIONS
 from rayos_devices.kind import DeviceKind, DeviceOptions, QemuDevice, Surroundings
 from rayos_devices.loop import Loop
 from rayos_devices.standard_io import join_events
@@ -47,4 +48,5 @@ INPUT: Final = DeviceKind(
     qemu=QemuDevice("vhost-user-input-pci"),
     add_serve_options=_add_options,
     serve=_serve,
+    operations=OPERATIONS,
 )

@@ -109,6 +109,8 @@ class NetBackend(Backend):
         self.faults: Faults | None = None
         #: What somebody sees of the frames now.
         self.capture: Capture | None = None
+        #: The connection whose end is that of the capture; -1: none.
+        self.capturing_reader = -1
         self._route()
         self._timers = [0] * len(self.queues)
         self._listening: set[int] = set()
@@ -340,6 +342,11 @@ class NetBackend(Backend):
                 self.queues[RX].publish()
 
     # -- watched by somebody ------------------------------------------------------------------------------------
+
+    def forget_reader(self, reader: int) -> None:
+        if reader == self.capturing_reader:
+            self.capturing_reader = -1
+            self.stop_capture()
 
     def apply_ceilings(self, ceilings: Mapping[str, int]) -> None:
         self.limit_rate(float(ceilings["net_rate"]))

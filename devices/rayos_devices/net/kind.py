@@ -21,6 +21,7 @@ from rayos_devices.kind import (
 )
 from rayos_devices.loop import Loop
 from rayos_devices.net.backend import NetBackend
+from rayos_devices.net.operations import OPERATIONS
 from rayos_devices.net.port import EchoPort, NetPort, SinkPort, join_ports, open_tap, tap_ports
 from rayos_devices.net.stream import StreamPort, memory_bytes
 
@@ -93,6 +94,7 @@ NET: Final = DeviceKind(
     ),
     add_serve_options=_add_options,
     serve=_serve,
+    operations=OPERATIONS,
     accept=_accept,
     front_bytes=lambda options: memory_bytes(options.mtu) if options.front == "stream" else 0,
 )
