@@ -8,11 +8,26 @@ import pytest
 
 from rayos_vmm.api import app
 from rayos_vmm.api.endpoint import HANDLERS, serves
+from rayos_vmm.client.client import Client, to_error
+from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.contract import operations
 from rayos_vmm.contract.operation import Operation
 from rayos_vmm.contract.operations import COMMANDS, OPERATIONS
+from rayos_vmm.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    Malformed,
+    RateLimited,
+    RayosError,
+    TooLarge,
+    Unavailable,
+)
 from rayos_vmm.policy.capability import names
+from rayos_vmm.policy.gatekeeper import NotAllowed, Peer
+from rayos_vmm.policy.token import Ask
 from rayos_vmm.service.metrics import CONTENT_TYPE
+from tests.unit.api.serving import answer_of, open_api, post, send_raw
 
 GOLDEN = Path(__file__).with_name("operations.txt")
 
@@ -48,3 +63,69 @@ def test_a_path_takes_its_names_quoted() -> None:
     assert operations.FIREWALL_REMOVE.path_for("dev", "a/b") == "/v1/vms/dev/firewall/rules/a%2Fb"
     with pytest.raises(TypeError, match=r"firewall\.remove takes name, rule, not 1 values"):
         operations.FIREWALL_REMOVE.path_for("dev")
+
+
+async def test_405_says_which_methods_there_are(tmp_path: Path) -> None:
+    """RFC 9110, 15.5.6."""
+    async with open_api(tmp_path):
+        raw = await send_raw(tmp_path / "api.sock", post("/v1/vms/dev/firewall", b"", "DELETE"))
+    head, body = raw.split(b"\r\n\r\n", 1)
+    assert b"405" in head.splitlines()[0] and b"allow: GET, PUT" in head.splitlines()
+    assert b'"no_such_method"' in body
+
+
+async def test_an_integer_may_be_written_with_a_point(tmp_path: Path) -> None:
+    """JSON Schema's integers are numbers without a fraction, however they are written."""
+    async with open_api(tmp_path) as (client, service):
+        await client.create(VmSpec(name="dev"))
+        body = b'{"columns": 80.0, "rows": 25}'
+        assert (
+            answer_of(await send_raw(tmp_path / "api.sock", post("/v1/vms/dev/console/size", body)))[0] == 204
+        )
+        assert service.sizes == [("dev", 0, 80, 25)]
+        with pytest.raises(Invalid, match=r"rows = 25\.5"):
+            await client.request("POST", "/vms/dev/console/size", body={"columns": 80, "rows": 25.5})
+
+
+@pytest.mark.parametrize(
+    ("status", "class_"),
+    [
+        (403, Forbidden),
+        (429, RateLimited),
+        (503, Unavailable),
+        (413, TooLarge),
+        (400, Malformed),
+        (409, Conflict),
+    ],
+)
+def test_a_status_comes_back_as_its_class(status: int, class_: type[RayosError]) -> None:
+    """Also with a code that the client has never heard of; the code stays."""
+    error = to_error(status, b'{"error": {"code": "new", "message": "m", "hint": "h"}}')
+    assert (type(error), error.code, error.message, error.hint) == (class_, "new", "m", "h")
+
+
+async def test_every_request_of_the_client_carries_its_token(tmp_path: Path) -> None:
+    """Answers without end and the console's socket, too: nobody knows this one."""
+    async with open_api(tmp_path) as (_, service):
+        shown: list[str] = []
+
+        async def refuse(_ask: Ask, _peer: Peer, text: str, *, is_change: bool) -> None:
+            shown.append(text)
+            raise NotAllowed("nobody")
+
+        service.gatekeeper.admit = refuse  # type: ignore[method-assign]
+        client = Client(tmp_path / "api.sock", "a-token")
+        asked = (
+            client.events(),
+            client.input_record("dev"),
+            client.capture("dev"),
+            client.console("dev", 0),
+            client.console_pieces("dev", 0),
+        )
+        for one in asked:
+            with pytest.raises(Forbidden, match="nobody"):
+                async with one:
+                    pass
+        with pytest.raises(Forbidden):
+            await client.machines()
+        assert shown == ["a-token"] * (len(asked) + 1)
