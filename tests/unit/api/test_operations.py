@@ -113,7 +113,7 @@ async def test_every_request_of_the_client_carries_its_token(tmp_path: Path) -> 
             shown.append(text)
             raise NotAllowed("nobody")
 
-        service.gatekeeper.admit = refuse  # type: ignore[method-assign]
+        service.gatekeeper.admit = refuse  # type: ignore[method-assign,assignment]
         client = Client(tmp_path / "api.sock", "a-token")
         asked = (
             client.events(),
