@@ -6,7 +6,7 @@ import argparse
 from typing import Final, get_args
 
 from rayos_vmm.config.load import Table
-from rayos_vmm.config.spec import MachineKind, NetModel, WatchdogDevice
+from rayos_vmm.config.spec import GpuModel, MachineKind, NetModel, WatchdogDevice
 
 DEBUG_EXIT_PORT: Final = "0xf4"
 #: Options that are a key of the machine's table, as they are.
@@ -22,6 +22,13 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
         "--serial-ports", type=int, metavar="N", help="COM1 to COMN, each a console (default: 1)"
     )
     group.add_argument("--net-model", choices=get_args(NetModel), help="the network card (default: virtio)")
+    group.add_argument("--gpu-model", choices=get_args(GpuModel), help="the display (default: virtio)")
+    group.add_argument(
+        "--usb-input",
+        action="append",
+        choices=("keyboard", "mouse", "tablet"),
+        help="one on USB, for a kernel with such a driver; again for more",
+    )
     group.add_argument(
         "--no-offloads", action="store_true", help="a virtio card without checksum and segment offloads"
     )
@@ -72,6 +79,10 @@ def hardware_table(args: argparse.Namespace) -> Table:
         net["offloads"] = False
     if net:
         table["net"] = net
+    if args.gpu_model is not None:
+        table["gpu"] = {"model": args.gpu_model}
+    if args.usb_input:
+        table["input"] = {"usb": args.usb_input}
     if args.qemu:
         table["qemu_arguments"] = args.qemu
     return table

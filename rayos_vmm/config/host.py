@@ -160,6 +160,11 @@ def check_shape(spec: VmSpec) -> None:
         )
     if spec.net.queues > 1 and not spec.net.ctrl_vq:
         raise Invalid(f"net.queues = {spec.net.queues} without net.ctrl_vq, by which a driver asks for them")
+    if spec.gpu.enabled and not spec.gpu.is_ours and (spec.gpu.scanouts > 1 or spec.gpu.modes):
+        raise Invalid(
+            f"gpu.model = {spec.gpu.model!r} with gpu.scanouts = {spec.gpu.scanouts}, gpu.modes = {spec.gpu.modes}: "
+            "it has one monitor and one mode; model = 'virtio' has more"
+        )
     frame_bytes = 4 * spec.gpu.width * spec.gpu.height
     if spec.gpu.enabled and spec.quota.gpu_memory_bytes < frame_bytes:
         raise Invalid(

@@ -148,17 +148,27 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ctrl_vq: bool = True
 
 
+GpuModel = Literal["virtio", "std", "bochs", "ramfb", "virtio-vga"]
+
+
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The display; off means no GPU and no input devices.
 
-    Every one of the `scanouts` monitors prefers `width` by `height`, and can do `modes` as well.
+    Every one of the `scanouts` monitors prefers `width` by `height`, and can do `modes` as well. `model`: `virtio` is
+    ours, with VGA for kernels that know no other; the others are QEMU's, which have one monitor and no quota.
     """
 
     enabled: bool = True
+    model: GpuModel = "virtio"
     width: Side = 1280
     height: Side = 800
     modes: Annotated[list[Mode], Meta(max_length=MODES_MAXIMUM)] = []
     scanouts: Annotated[int, Meta(ge=1, le=SCANOUTS_MAXIMUM)] = 1
+
+    @property
+    def is_ours(self) -> bool:
+        """True when the display is a device of ours."""
+        return self.enabled and self.model == "virtio"
 
     @property
     def mode_sizes(self) -> list[tuple[int, int]]:

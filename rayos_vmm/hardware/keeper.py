@@ -68,7 +68,7 @@ def _devices(
                 mtu=spec.net.mtu,
             )
         )
-    if spec.gpu.enabled:
+    if spec.gpu.is_ours:
         width, height = spec.gpu.width, spec.gpu.height
         devices.append(
             Device(
@@ -82,6 +82,7 @@ def _devices(
                 scanouts=spec.gpu.scanouts,
             )
         )
+    if spec.gpu.enabled:
         devices += [
             Device(kind="input", name=name, input_kind=name, queue_limit=quota.input_queue)
             for name in spec.input.devices

@@ -181,13 +181,23 @@ def _device(spec: VmSpec, name: str, path: Path, facts: Mapping[str, object]) ->
     return [*arguments, "-device", ",".join(word.format(**facts) for word in words if word)]
 
 
+def _display(spec: VmSpec) -> list[str]:
+    """A display of QEMU's."""
+    if not spec.gpu.enabled or spec.gpu.is_ours:
+        return []
+    size = f",xres={spec.gpu.width},yres={spec.gpu.height}"
+    models = {"std": f"VGA{size}", "bochs": f"bochs-display{size}", "ramfb": "ramfb"}
+    return ["-device", models.get(spec.gpu.model, f"{spec.gpu.model}{size}")]
+
+
 def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconnect_ms: bool) -> list[str]:
     kinds = devices_of(spec)
     disks = {name: path for name, path in sockets.devices.items() if kinds[name] == "blk"}
     on_virtio = [name for name, disk in zip(disks, spec.disks, strict=False) if disk.bus == "virtio"]
     is_emulated = spec.net.model != "virtio"
     cards = [name for name in sockets.devices if kinds[name] == "net" and is_emulated]
-    others = [name for name in sockets.devices if name not in disks and name not in cards]
+    has_pci = "virtio" in board_of(spec).buses
+    others = [name for name in sockets.devices if name not in disks and name not in cards and has_pci]
 
     def of_ours(names: Iterable[str]) -> list[str]:
         return [
@@ -200,7 +210,7 @@ def _devices(spec: VmSpec, boot: Boot, sockets: Sockets, mac: str, *, has_reconn
     for name in cards:
         path = sockets.devices[name]
         arguments += card_arguments(spec.net, path, mac, has_reconnect_ms=has_reconnect_ms)
-    arguments += of_ours(others)
+    arguments += _display(spec) + of_ours(others)
     return arguments + _port_devices(
         sockets.console_ports, spec.console_ports, has_reconnect_ms=has_reconnect_ms
     )

@@ -54,8 +54,9 @@ def devices_of(spec: VmSpec) -> dict[str, str]:
     kinds = {f"disk{index}": "blk" for index in range(len(spec.disks))}
     if spec.net.enabled:
         kinds["net"] = "net"
-    if spec.gpu.enabled:
+    if spec.gpu.is_ours:
         kinds["gpu"] = "gpu"
+    if spec.gpu.enabled:
         kinds |= dict.fromkeys(spec.input.devices, "input")
     kinds["console"] = "console"
     return kinds | ({"rng": "rng"} if spec.rng else {})

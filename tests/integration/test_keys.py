@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rayos_vmm.config.load import to_spec
+from rayos_vmm.config.spec import GpuModel
 from rayos_vmm.errors import Conflict, Forbidden, Invalid, NotFound
 from rayos_vmm.machine.recording import Step
 from rayos_vmm.machine.view import ExitReason
@@ -66,3 +68,22 @@ async def test_keys_reach_the_keyboard_that_the_kernel_reads(tmp_path: Path) -> 
         await keys.press("q")
         await service.machines.wait("ps2", "stopped", 30)
         assert (await service.machines.get("ps2")).exit_reason is ExitReason.POWERED_OFF
+
+
+async def test_displays_of_qemu_are_seen_and_an_old_board_has_none(tmp_path: Path) -> None:
+    """A picture of each comes by QEMU's own screendump; ISA has neither PCI nor a display, and boots."""
+    kernel = str(build_kernel("keys", tmp_path))
+    bare = {"kernel": kernel, "memory": "16MiB", "net": {"enabled": False}, "tpm": False}
+    boards = {model: {**bare, "gpu": {"model": model}} for model in get_args(GpuModel) if model != "virtio"}
+    boards["isapc"] = {**bare, "machine": "isapc", "cpu": "pentium3", "gpu": {"enabled": False}}
+    async with home() as paths, lab(paths, real=True) as service:
+        for name, table in boards.items():
+            await service.machines.define(to_spec(name, table, prefix=name))
+            await service.machines.start(name)
+        for name in boards:
+            await expect(service, "keys are read", name=name)
+            if name != "isapc":
+                picture = await service.guests.display(name).screenshot()
+                assert picture.startswith(b"\x89PNG") and len(set(picture[33:])) > 16, name
+        assert await service.guests.input("isapc").press("a") == "ps2"
+        await expect(service, "key 0x0000001e\r\nkey 0x0000009e", name="isapc")
