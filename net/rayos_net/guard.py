@@ -19,7 +19,10 @@ ANY_SERVER: Final = (
 _DHCP_SERVER: Final = 67
 _DHCP_CLIENT: Final = 68
 _CHADDR_AT: Final = 8 + 28  # behind the UDP header, 28 bytes into the message
-_NO_GUEST_ICMPV6: Final = frozenset((134, 137))  # router advertisement, redirect (RFC 4861, 4.2 and 4.5)
+#: Router advertisement, redirect (RFC 4861, 4.2 and 4.5), multicast listener query (RFC 3810, 5.1).
+_NO_GUEST_ICMPV6: Final = frozenset((130, 134, 137))
+_IGMP: Final = 2
+_IGMP_QUERY: Final = 0x11  # RFC 3376, 4.1: who sends it is the querier, and the switches' router
 
 
 class Spoof(IntEnum):
@@ -31,7 +34,7 @@ class Spoof(IntEnum):
     SOURCE_ADDRESS = 35  # an address that the port was not given
     DHCP_SERVER = 36  # acts as a DHCP server
     DHCP_CLIENT = 37  # a DHCP message for another hardware address, or in fragments
-    ROUTER = 38  # router advertisement or redirect
+    ROUTER = 38  # router advertisement, redirect, or a query for multicast listeners
     NEIGHBOUR = 39  # neighbour advertisement for another's address
     DESTINATION_MAC = 40  # to the guest, but not for it
 
@@ -95,6 +98,9 @@ class Guard:
                     return Spoof.DHCP_CLIENT
                 if packet.source == 0:
                     return 0
+        is_igmp = packet.protocol == _IGMP and packet.offset == 0 and packet.transport < packet.end
+        if is_igmp and frame[packet.transport] == _IGMP_QUERY:
+            return Spoof.ROUTER
         return 0 if packet.source in self.addresses else Spoof.SOURCE_ADDRESS
 
     def _check_ipv6(self, frame: bytes, packet: Packet) -> int:

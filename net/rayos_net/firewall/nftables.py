@@ -50,6 +50,7 @@ _IPV4: Final = """\
 {dhcp_limit}    udp dport 67 @th,288,48 != {mac_hex} counter drop comment "dhcp_client"
     udp dport 67 ip frag-off & 0x2000 != 0 counter drop comment "dhcp_client"
     udp dport 67 udp length >= 42 ip saddr 0.0.0.0 accept
+    ip protocol igmp @th,0,8 0x11 counter drop comment "router"
     ip saddr != @{ip4} counter drop comment "source_address"
     tcp doff >= 5 tcp urgptr 0-65535 accept
     udp length >= 8 accept
@@ -69,7 +70,7 @@ _IPV6: Final = """\
     ip6 version != 6 counter drop comment "ipv6"
     rt type 0 counter drop comment "source_route"
     frag frag-off != 0 goto {chain}.v6later
-    icmpv6 type {{ 134, 137 }} counter drop comment "router"
+    icmpv6 type {{ 130, 134, 137 }} counter drop comment "router"
     icmpv6 type {{ 135, 136 }} exthdr frag exists counter drop comment "neighbour"
     icmpv6 type 136 @th,64,128 != {{ {own6} }} counter drop comment "neighbour"
     ip6 saddr :: icmpv6 type 135 @th,64,128 {{ {own6} }} accept

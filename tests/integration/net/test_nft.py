@@ -251,3 +251,21 @@ def test_a_refused_script_is_one_sentence(lab: Lab) -> None:
     """And changes nothing."""
     with pytest.raises(nft.NftError, match=r"nft: .*No such file or directory"):
         nft.bind_tap("nowhere", [1])
+
+
+def test_multicast_queries_of_a_guest_stop_at_the_kernel(lab: Lab) -> None:
+    """Who asks for listeners is the querier of the network; a guest may say what it listens to."""
+    guard = Guard(MAC, addresses=[int(ip_address(GUEST))])
+    igmp = IP(src=GUEST, dst="224.0.0.1", proto=2)
+    mld = IPv6(src=GUEST6, dst="ff02::1", nh=58)
+    with Links() as links, two_taps(links) as (guest, other):
+        nft.guard_tap("ray-a-0", guard, dhcp_per_second=None)
+        for payload, is_sent in (
+            (igmp / bytes.fromhex("1164000000000000"), False),
+            (igmp / bytes.fromhex("1600000000000000"), True),
+            (mld / bytes.fromhex("82000000" + "00" * 20), False),
+            (mld / bytes.fromhex("83000000" + "00" * 20), True),
+        ):
+            frame = ether(payload)
+            assert python_says(guard, frame) is is_sent
+            assert passes(guest, other, frame) is is_sent
