@@ -72,15 +72,14 @@ def test_a_rate_is_kept_and_can_be_changed_while_requests_wait() -> None:
         assert (waiting, 8) in rig.queues[0].collect()
 
 
-def test_a_queue_that_stops_leaves_no_timer(rig: tuple[Rig, RngBackend]) -> None:
+def test_a_queue_that_stops_leaves_no_timer() -> None:
     """A timer of a stopped queue would find memory that is gone."""
-    driver, backend = rig
-    backend.gate.mask = memoryview(array("Q", [CLOSED]))
-    offer(driver, 16)
-    assert backend.depth == 1
-    backend.stop_queue(0)
-    assert backend.depth == 0
-    backend.gate.mask = memoryview(array("Q", [EVERYTHING]))
+    gate = Gate(allowed=CLOSED)
+    with Stepped(lambda loop: RngBackend("rng", loop, gate=gate)) as target, Rig(target, 1) as rig:
+        offer(rig, 16)
+        assert target.backend.depth == 1
+        target.backend.stop_queue(0)
+        assert target.backend.depth == 0
 
 
 def test_a_negative_rate_is_refused() -> None:
