@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import stat
 import sys
 from pathlib import Path
+
+import trio
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import add_name, machine_names
@@ -48,6 +53,8 @@ def print_result(result: ExecResult, out: Output) -> int:
 async def run_exec(args: argparse.Namespace, out: Output) -> int:
     if not args.words:
         raise Invalid("no command is given", hint=f"rayos exec {args.name} -- uname -a")
+    if not sys.stdin.isatty() and select.select([0], [], [], 0)[0] and stat.S_ISFIFO(os.fstat(0).st_mode):
+        out.note("the standard input is not passed to the command: `rayos cp - NAME:/path` brings it there")
     async with open_progress(f"running in {args.name}", out):
         result = await the_daemon().exec(args.name, guest_command(args.words), timeout_s=args.timeout)
     return print_result(result, out)
@@ -87,6 +94,11 @@ async def run_cp(args: argparse.Namespace, out: Output) -> None:
             data = await client.read_file(*source)
             written = str(_save(args.target, data, source[1], out))
         elif target is not None:
+            if await trio.Path(args.source).is_dir():
+                raise Invalid(
+                    f"{args.source} is a folder, and one file is copied at a time",
+                    hint=f"tar c {args.source} | rayos cp - {args.target.rstrip('/')}.tar",
+                )
             data, mode = (sys.stdin.buffer.read(), 0o644) if args.source == "-" else read_file(args.source)
             name, path = target
             if path.endswith("/"):

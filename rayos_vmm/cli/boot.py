@@ -25,7 +25,9 @@ BUILDING: Final[Mapping[str, str]] = {
 }
 
 
-async def show_boot(events: AsyncIterator[Event], name: str, progress: Progress) -> None:
+async def show_boot(
+    events: AsyncIterator[Event], name: str, progress: Progress, *, has_tpm: bool = True
+) -> None:
     """Turns the events of a start into stages, until the events end."""
     async for event in events:
         if event.type == "images.building":
@@ -33,7 +35,8 @@ async def show_boot(events: AsyncIterator[Event], name: str, progress: Progress)
         elif event.type == "images.built":
             progress.stage(f"starting {name}")
         elif event.vm == name and event.type == "vm.boot":
-            _, following = STAGES.get(str(event.data.get("stage")), ("", ""))
+            stage = str(event.data.get("stage"))
+            _, following = STAGES.get("tpm" if stage == "devices" and not has_tpm else stage, ("", ""))
             if following:
                 progress.stage(following)
 

@@ -17,7 +17,9 @@ from rayos_vmm.errors import NotFound
 from rayos_vmm.guest.view import ConsolePort
 from rayos_vmm.machine.line import LINE_PORTS
 from rayos_vmm.machine.seats import Preference
+from rayos_vmm.machine.view import VmState
 
+_ENDED: Final = (VmState.STOPPED, VmState.FAILED)
 #: What a port may be called; others by the name that the machine's configuration gives them.
 PORTS: Final = {"shell": 0, "agent": 1, "log": 2, **LINE_PORTS}
 
@@ -122,6 +124,9 @@ def add_logs(parser: argparse.ArgumentParser) -> None:
 async def run_logs(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
     number = await port_number(client, args.name, args.port)
+    if number < PORTS["serial"] and (await client.get(args.name)).state in _ENDED:
+        out.note(f"{args.name} has ended, and its virtio console with it: this is its serial line")
+        number = PORTS["serial"]
     if args.format == "asciicast":
         sizes = {one.port: (one.columns, one.rows) for one in await client.console_ports(args.name)}
         writer: Asciicast | Stamps = Asciicast(args.name, *sizes[number])

@@ -82,7 +82,10 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        # No abbreviations: `--cpu` would be `--cpus` until there is a `--cpu`.
+        sub = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         sub.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, also for errors"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -157,7 +158,7 @@ async def _define(client: Client, table: Table, limit_s: float | None) -> VmSpec
 async def _boot(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output) -> VmView:
     async with open_progress(f"starting {spec.name}", out) as progress, client.events() as events:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(show_boot, events, spec.name, progress)
+            nursery.start_soon(partial(show_boot, events, spec.name, progress, has_tpm=bool(spec.tpm)))
             view = await client.act(spec.name, "start")
             if spec.is_our_guest:
                 view = await client.wait(spec.name, "ready", timeout_s=args.timeout or OUR_TIMEOUT_S)

@@ -30,6 +30,11 @@ DESCRIPTORS: Final = 65536
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "environment: RAYOS_STATE_DIR (disks, records, logs), RAYOS_RUNTIME_DIR (sockets), RAYOS_CACHE_DIR (kernels,\n"
+        "QEMU); docs/config.md has the keys of the file."
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with a [service] table")
     parser.add_argument(
         "--exit-when-idle", action="store_true", help="end when no machine runs and nobody asks"

@@ -41,14 +41,17 @@ class Ending(enum.Enum):
 
 
 @contextmanager
-def raw_terminal(fd: int) -> Iterator[None]:
-    """The terminal without line editing, echo and signals; nothing is changed where `fd` is no terminal."""
+def raw_terminal(fd: int, *, keeps_signals: bool = False) -> Iterator[None]:
+    """The terminal without line editing, echo and signals; nothing is changed where `fd` is no terminal.
+
+    With `keeps_signals` Ctrl-C is still a signal, and output is processed as before.
+    """
     if not os.isatty(fd):
         yield
         return
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd, termios.TCSADRAIN)
+        (tty.setcbreak if keeps_signals else tty.setraw)(fd, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

@@ -11,6 +11,7 @@ import trio
 
 from rayos_vmm.cli.device import totals
 from rayos_vmm.cli.output import Output, render_table
+from rayos_vmm.cli.terminal import raw_terminal, read_input
 from rayos_vmm.client.daemon import the_daemon
 from rayos_vmm.contract import operations
 from rayos_vmm.errors import Invalid
@@ -128,7 +129,14 @@ async def run_top(args: argparse.Namespace, out: Output) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(Text("…"), auto_refresh=False, screen=True) as live:
-        while True:
-            rows = [_row(one) for one in await step()]
-            live.update(Text(render_table(_HEADER, rows)), refresh=True)
+    async def until_q() -> None:
+        while (typed := await read_input(0)) and not set(typed) & set(b"qQ"):
+            pass
+        nursery.cancel_scope.cancel()
+
+    with raw_terminal(0, keeps_signals=True), Live(Text("…"), auto_refresh=False, screen=True) as live:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_q)
+            while True:
+                rows = [_row(one) for one in await step()]
+                live.update(Text(render_table(_HEADER, rows) + "\nq leaves"), refresh=True)

@@ -416,7 +416,11 @@ class Supervisor:
 
     def _on_log_line(self, line: str) -> None:
         evidence = self._evidence
-        if line.startswith("qemu-system") and "warning:" not in line and "terminating on" not in line:
+        if (
+            line.startswith(("qemu-system", "qemu: "))
+            and "warning:" not in line
+            and "terminating on" not in line
+        ):
             evidence.last_log_line = line.partition(": ")[2] or line
         elif architecture_of(self._machine.record.spec).fault_line in line:
             self._on_triple_fault()

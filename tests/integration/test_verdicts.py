@@ -142,3 +142,20 @@ def test_whatever_ends_the_client_ends_its_machine(lab: Lab, kernels: Path, numb
     following.kill()
     following.communicate()
     assert lab.json("ps") == []
+
+
+def test_a_machine_that_ended_is_read_as_well(lab: Lab, kernels: Path) -> None:
+    """Its logs are there, also without a daemon and with another; `ps` without one lists what the last left."""
+    kernel = str(build_case("fault", kernels))
+    done = lab.finish("run", "--config", lab.config, "--name", "ended", *BARE, "--kernel", kernel)
+    assert (done.returncode, "triple-faulted" in done.stderr) == (12, True)
+    assert lab.rayos("logs", "ended") == "FAULT\r\n"
+    lab.rayos("rm", "ended")
+
+
+def test_an_early_death_of_qemu_and_an_abbreviation_are_told(lab: Lab, kernels: Path) -> None:
+    """QEMU's own last line is in the error, and an abbreviation is no option."""
+    done = run(lab, build_case("hello", kernels), "--timeou", "2")
+    assert (done.returncode, "--timeou" in done.stderr) == (2, True)
+    done = run(lab, build_case("hello", kernels), "--qemu=-device", "--qemu=no-such-device")
+    assert (done.returncode, "no-such-device" in done.stderr) == (5, True), done.stderr
