@@ -97,6 +97,9 @@ NO_MESSAGES = {
     "config size unlike its data": pack_request(
         FrontendRequest.SET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(4)
     ),
+}
+#: A configuration that cannot be read is an empty answer, and the session goes on (vhost-user, GET_CONFIG).
+NO_CONFIGS = {
     "config beyond the end": pack_request(
         FrontendRequest.GET_CONFIG, struct.pack("<III", 250, 8, 0) + bytes(8)
     ),
@@ -111,6 +114,19 @@ NO_MESSAGES = {
 def test_U1_what_is_no_message_ends_the_session(device: Device, target: Target, case: str) -> None:
     """Size, version, number: refused at the header, before anything is allocated for it."""
     refused(device, target, NO_MESSAGES[case])
+
+
+@on_every_device
+@pytest.mark.parametrize("case", NO_CONFIGS)
+def test_U1_a_configuration_that_cannot_be_read(device: Device, target: Target, case: str) -> None:
+    """Answered without a byte of it."""
+    before = Idle(target)
+    with Rig(target, device.queues) as rig:
+        rig.frontend.send_raw(NO_CONFIGS[case])
+        request, _, payload = rig.frontend.receive()
+        assert (request, payload) == (FrontendRequest.GET_CONFIG, b"")
+        device.honest(rig)
+    assert_unhurt(device, target, before)
 
 
 @on_every_device
