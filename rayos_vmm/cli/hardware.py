@@ -22,6 +22,13 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
         "--serial-ports", type=int, metavar="N", help="COM1 to COMN, each a console (default: 1)"
     )
     group.add_argument("--net-model", choices=get_args(NetModel), help="the network card (default: virtio)")
+    group.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        metavar="[ADDRESS:]PORT:GUEST-PORT",
+        help="carry connections to a port of the host to one of the guest's; again for more",
+    )
     group.add_argument("--gpu-model", choices=get_args(GpuModel), help="the display (default: virtio)")
     group.add_argument(
         "--usb-input",
@@ -77,6 +84,8 @@ def hardware_table(args: argparse.Namespace) -> Table:
         net["model"] = args.net_model
     if args.no_offloads:
         net["offloads"] = False
+    if args.publish:
+        net["publish"] = args.publish
     if net:
         table["net"] = net
     if args.gpu_model is not None:

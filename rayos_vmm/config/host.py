@@ -158,6 +158,11 @@ def check_shape(spec: VmSpec) -> None:
             f"net.model = {spec.net.model!r} with net.queues = {spec.net.queues}, net.mtu = {spec.net.mtu}: "
             f"such a card has 1 and {Net().mtu}; model = 'virtio' has others"
         )
+    for text in spec.net.publish:
+        if not all(1 <= int(port) <= 65535 for port in text.split(":")[-2:]):
+            raise Invalid(f"net.publish = {text!r}: ports from 1 to 65535 are allowed")
+    if spec.net.publish and not spec.net.enabled:
+        raise Invalid("net.publish without a network card", hint="net.enabled = true")
     if spec.net.queues > 1 and not spec.net.ctrl_vq:
         raise Invalid(f"net.queues = {spec.net.queues} without net.ctrl_vq, by which a driver asks for them")
     if spec.gpu.enabled and not spec.gpu.is_ours and (spec.gpu.scanouts > 1 or spec.gpu.modes):

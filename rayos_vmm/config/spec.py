@@ -120,6 +120,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return self.snapshot or self.directory is not None
 
 
+PublishedPort = Annotated[
+    str,
+    Meta(
+        pattern=r"^([0-9]{1,3}([.][0-9]{1,3}){3}:)?[0-9]{1,5}:[0-9]{1,5}$",
+        description="a port of the host and one of the guest's, perhaps after an address of the host's",
+        examples=["8080:80"],
+    ),
+]
 NetModel = Literal["virtio", "e1000", "e1000e", "rtl8139", "pcnet", "ne2k_pci", "vmxnet3"]
 
 
@@ -128,7 +136,8 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     `model`: all but virtio's is a card of QEMU's, whose frames come to our worker; it has one pair of queues. A virtio
     card leaves checksums and large segments to the host, merges buffers and has a control queue, unless told not to:
-    a driver that acknowledges whatever is on offer has to do what it says.
+    a driver that acknowledges whatever is on offer has to do what it says. `publish`: TCP ports of the host whose
+    connections are carried to the guest; the host itself reaches them, others where an address says so.
 
     `address` is where the guest's address comes from: "ours" is our bridge and DHCP server; "upstream" is somebody
     else's DHCP on `bridge`, a bridge of the host that has an uplink: we get the lease there and hand it on.
@@ -146,6 +155,7 @@ class Net(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     offloads: bool = True
     mrg_rxbuf: bool = True
     ctrl_vq: bool = True
+    publish: Annotated[tuple[PublishedPort, ...], Meta(max_length=32)] = ()
 
 
 GpuModel = Literal["virtio", "std", "bochs", "ramfb", "virtio-vga"]

@@ -38,6 +38,7 @@ from rayos_vmm.machine.outcome import (
 from rayos_vmm.machine.verdict import LAST_WORDS_S, SILENCE_S, Verdict
 from rayos_vmm.machine.view import ExitReason, VmState
 from rayos_vmm.machine.watchdog import Watchdog, progress
+from rayos_vmm.network.published import open_published, parse_published
 from rayos_vmm.qemu.arch import architecture_of
 from rayos_vmm.qemu.qmp import Qmp, QmpEvent, open_qmp
 from rayos_vmm.shared.packet import Head, WorkerError, WorkerGone
@@ -127,7 +128,8 @@ class Supervisor:
 
     async def _supervise(self, qmp: Qmp, worker: Worker | None, process: Process, *, is_new: bool) -> None:
         machine = self._machine
-        async with trio.open_nursery() as nursery:
+        ports = [parse_published(one) for one in machine.record.spec.net.publish]
+        async with open_published(ports, lambda: machine.record.address), trio.open_nursery() as nursery:
             for line in machine.lines.values():
                 line.keep_in(machine.state_directory, is_continued=not is_new)
                 line.stream = await trio.open_unix_socket(str(line_socket(machine.runtime, line.name)))

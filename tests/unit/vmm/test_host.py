@@ -9,6 +9,7 @@ import pytest
 from rayos_vmm.config.host import Host, check_host, check_shape, read_host
 from rayos_vmm.config.spec import Disk, Gpu, Net, Quota, VmSpec
 from rayos_vmm.errors import Invalid
+from rayos_vmm.network.published import Published, parse_published
 from rayos_vmm.qemu.arch import check_board
 
 HOST = Host(cpus=2, memory_available_bytes=1 << 30)
@@ -108,3 +109,12 @@ def test_the_host_is_read_from_the_kernel(tmp_path: Path) -> None:
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable:    64 kB\n")
     assert read_host(meminfo).memory_available_bytes == 65536
     assert read_host().cpus >= 1
+
+
+def test_a_published_port_is_one_of_the_host_and_one_of_the_guest() -> None:
+    """By default nobody but the host reaches it."""
+    assert parse_published("8080:80") == Published("127.0.0.1", 8080, 80)
+    assert parse_published("0.0.0.0:22:2222") == Published("0.0.0.0", 22, 2222)
+    with pytest.raises(ValueError, match="1 to 65535"):
+        parse_published("80:65536")
+    assert "net.publish without" in refusal(VmSpec(name="a", net=Net(enabled=False, publish=("80:80",))))
