@@ -28,8 +28,10 @@ async def ask(port: int, text: bytes) -> bytes:
 
 
 async def test_a_published_port_is_the_guests(guest_factory: GuestFactory) -> None:
-    """Both directions to their ends, several connections at once; without a server it is closed, and a port that is
-    taken is an error before the guest runs."""
+    """Several connections at once, each to its end; without a server it is closed.
+
+    A port that is taken is an error before the guest runs.
+    """
     port = free_port()
     net = {"publish": [f"{port}:8080"]}
     async with guest_factory(net=net, gpu={"enabled": False}, tpm=False) as guest:
