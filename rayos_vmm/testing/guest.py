@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
@@ -18,6 +19,8 @@ from rayos_vmm.errors import RayosError, Timeout_
 from rayos_vmm.events import Event
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
+from rayos_vmm.shared.console_text import fold
+from rayos_vmm.shared.tap import Case, read_tap
 from rayos_vmm.testing.console import GuestConsole, NotSeen, Pattern, last_lines
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.screen import PictureNotSeen, Region, Wanted, wait_for_picture
@@ -53,6 +56,12 @@ def _is_event(event: Event, name: str, data: Mapping[str, Any]) -> bool:
             return False
         seen = seen.get("data", {})
     return all(key in seen and seen[key] == value for key, value in data.items())
+
+
+class Subtests(Protocol):
+    """Pytest's fixture of that name, as far as it is used here."""
+
+    def test(self, msg: str | None = None) -> AbstractContextManager[None]: ...
 
 
 class Guest:
@@ -164,6 +173,24 @@ class Guest:
         """
         match, _ = await self.serial.search(wanted, since=0, timeout=timeout)
         return match
+
+    async def results(self) -> list[Case]:
+        """The test results that its serial console has printed so far (TAP, KTAP), in their order."""
+        said = await self.client.console_log(self.name, SERIAL_PORT)
+        return list(read_tap(fold(said).decode(errors="replace").splitlines()))
+
+    async def report_results(self, subtests: Subtests) -> None:
+        """Has each of `results` as a subtest of this test; `subtests` is pytest's fixture.
+
+        Raises:
+            NotSeen: it printed none.
+        """
+        cases = await self.results()
+        if not cases:
+            raise NotSeen(f"{self.name} printed no test results (TAP, KTAP) on its serial console")
+        for case in cases:
+            with subtests.test(case.name):
+                assert case.is_ok, case.message
 
     async def wait_for_file(self, path: str, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
         """Waits until there is such a file in the guest."""

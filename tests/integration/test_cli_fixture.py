@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,23 @@ async def test_a_mark_is_found_however_much_came_after_it(
     async with guest_factory(kernel=kernel, wait="running", **bare) as guest:
         await guest.wait_for_console_text("MARK2", timeout=120)
         await guest.wait_for_console_text("MARK1", timeout=60)
+
+
+async def test_results_of_the_guest_are_subtests(guest_factory: GuestFactory, tmp_path: Path) -> None:
+    """TAP on the serial line: each result is told to pytest by its name, the failed one with its message."""
+    told: list[tuple[str, str]] = []
+
+    class Subtests:
+        @contextmanager
+        def test(self, msg: str | None = None) -> Iterator[None]:
+            try:
+                yield
+                told.append((str(msg), ""))
+            except AssertionError as error:
+                told.append((str(msg), str(error).partition("\n")[0]))
+
+    bare = {"tpm": False, "net": {"enabled": False}, "gpu": {"enabled": False}}
+    async with guest_factory(kernel=str(build_case("tap", tmp_path)), wait="running", **bare) as guest:
+        await guest.wait_for_shutdown()
+        await guest.report_results(Subtests())
+    assert told == [("memory", ""), ("timer", "expected 4, got 5"), ("disk", "")]

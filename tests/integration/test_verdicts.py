@@ -149,7 +149,7 @@ def test_a_machine_that_ended_is_read_as_well(lab: Lab, kernels: Path) -> None:
     kernel = str(build_case("fault", kernels))
     done = lab.finish("run", "--config", lab.config, "--name", "ended", *BARE, "--kernel", kernel)
     assert (done.returncode, "triple-faulted" in done.stderr) == (12, True)
-    assert lab.rayos("logs", "ended") == "FAULT\r\n"
+    assert lab.rayos("logs", "ended") == "FAULT\n"
     lab.rayos("rm", "ended")
 
 
