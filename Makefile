@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: drawings help run smoke build test test-compiled test-interpreted soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy bench-sandbox
+.PHONY: drawings pictures help run smoke build test test-compiled test-interpreted soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy bench-sandbox
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -107,3 +107,6 @@ bench-sandbox: setup-dev build  ## a worker with all layers of its sandbox, and 
 
 drawings:  ## make the SVG of each drawing (graphviz)
 	for file in docs/drawings/*.dot; do dot -Tsvg $$file -o $${file%.dot}.svg; done
+
+pictures: setup-dev build  ## make the README's pictures from real guests
+	$(PYTHON) scripts/pictures

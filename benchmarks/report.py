@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +40,25 @@ class Series:
         return f"±{(max(self.rates) - min(self.rates)) / 2 / self.rate:.0%}" if self.rate else "-"
 
 
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def is_dirty() -> bool:
+    """Whether anything but the results themselves differs from the commit."""
+    results = RESULTS.relative_to(ROOT)
+    return bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{results}"))
+
+
+def command() -> str:
+    """The command that runs this benchmark, as anybody can."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name if spec is not None else Path(sys.argv[0]).name
+    return " ".join(["python -P -m", module.removesuffix(".__main__"), *sys.argv[1:]])
+
+
 def machine() -> str:
     """Date, machine, commit, form of the code and how busy the machine was."""
     cpu = next(
@@ -49,9 +69,7 @@ def machine() -> str:
         ),
         platform.machine(),
     )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if is_dirty() else "")
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {os.cpu_count()} × {cpu}, Linux {platform.release()}, "
         f"Python {platform.python_version()}, commit {commit}, {compiled.describe()}, load {os.getloadavg()[0]:.1f}"
@@ -71,10 +89,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def publish(title: str, body: str, *, append: bool = True) -> None:
-    """Print a result and put it under the heading of results in docs/performance.md."""
-    where = machine()
+    """Print a result and put it under the heading of results in docs/performance.md, with the command that made it.
+
+    A result of a tree with changes is printed only: nobody could make it again.
+    """
+    where = f"`{command()}`, {machine()}"
     print(f"\n{title}\n{where}\n\n{body}")
-    if append:
+    if append and is_dirty():
+        print(
+            f"\nnot written to {RESULTS.name}: the tree has changes that are not committed", file=sys.stderr
+        )
+    elif append:
         text = RESULTS.read_text()
         entry = f"{BEGIN}\n\n### {title}\n{where}\n\n{body}\n"
         RESULTS.write_text(text.replace(BEGIN, entry, 1))
