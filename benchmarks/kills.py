@@ -205,9 +205,19 @@ def _parent(daemon: int, module: bytes) -> int:
 async def soak(daemon: PrivateDaemon, folder: Path, kills: int, seed: int) -> dict[str, Tally]:
     """So many kills of each kind in a random order, with all guests at work."""
     run = Soak(daemon, folder, seed)
+    try:
+        await work(run, kills)
+    finally:
+        with trio.CancelScope(shield=True):
+            await end(run)
+    return run.tallies
+
+
+async def work(run: Soak, kills: int) -> None:
+    """All guests at work, and then the kills."""
     async with trio.open_nursery() as nursery:
         for index in range(GUESTS):
-            image = folder / f"{index}.qcow2"
+            image = run.folder / f"{index}.qcow2"
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "32M"], check=True)  # noqa: ASYNC221
             disks = [Disk(size="32MiB"), Disk(path=str(image), format="qcow2")]
             spec = VmSpec(name=f"soak{index}", memory="128MiB", gpu=Gpu(enabled=False), disks=disks)
@@ -219,6 +229,10 @@ async def soak(daemon: PrivateDaemon, folder: Path, kills: int, seed: int) -> di
         await run.kill(kind)
         print(f"\r{done} of {len(orders)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+
+
+async def end(run: Soak) -> None:
+    """Leaves nothing of it, whatever happened."""
     for view in await run.client.machines():
         with suppress(RayosError):
             await run.client.act(view.spec.name, "kill")
@@ -226,7 +240,6 @@ async def soak(daemon: PrivateDaemon, folder: Path, kills: int, seed: int) -> di
     run.daemon.process.send_signal(signal.SIGTERM)
     if run.daemon.process.wait() != 0:
         run.tallies["daemon"].faults.append("the last daemon did not end well")
-    return run.tallies
 
 
 def main() -> int:
