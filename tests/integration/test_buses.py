@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
+from rayos_images.cache import Cache
 from rayos_vmm.config.fault import FaultRule
 from rayos_vmm.config.load import to_spec
 from rayos_vmm.hardware.client import KeeperClient
 from rayos_vmm.hardware.keeper import WorkerHardware
 from rayos_vmm.machine.line import SERIAL_PORT
 from rayos_vmm.machine.view import ExitReason
-from rayos_vmm.paths import Paths
+from rayos_vmm.paths import Paths, default_paths
 from rayos_vmm.service.service import Service
 from tests.framework.kernel import build_bios_disk
 from tests.integration.service_lab import expect, home, lab
 from tests.integration.test_board import BARE
+from tests.integration.tpm import uefi
 
 pytestmark = [pytest.mark.guest, pytest.mark.root]
 
@@ -103,3 +105,23 @@ async def test_what_was_acknowledged_survives_killed_workers(tmp_path: Path) -> 
         count = int(said.partition("in all ")[2].split()[0])
         data = disk.read_bytes()[64 * 512 :]
         assert [struct.unpack_from("<I", data, 512 * one)[0] for one in range(count)] == list(range(count))
+
+
+async def test_a_directory_is_a_disk_that_uefi_reads(tmp_path: Path) -> None:
+    """Its shell runs the script that lies there; the directory itself is never written to."""
+    folder = tmp_path / "esp"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "a file.txt").write_text("ON-FAT\r\n")
+    script = 'FS0:\r\ntype "deep\\er\\a file.txt"\r\necho written > new.txt\r\ntype new.txt\r\nreset -s\r\n'
+    (folder / "startup.nsh").write_text(script)
+    firmware = uefi.build(Cache(default_paths().cache)).code
+    disk = {"directory": str(folder), "bus": "ahci"}
+    async with home() as paths, lab(paths, hardware=WorkerHardware()) as service:
+        table = {**BARE, "firmware": str(firmware), "disks": [disk], "memory": "128MiB"}
+        await service.machines.define(to_spec("fat", table, prefix="fat"))
+        await service.machines.start("fat")
+        for text in ("ON-FAT", "written"):
+            await expect(service, text, name="fat", timeout_s=120)
+        await service.machines.wait("fat", "stopped", 60)
+        assert (await service.machines.get("fat")).exit_reason is ExitReason.POWERED_OFF
+        assert sorted(path.name for path in folder.iterdir()) == ["deep", "startup.nsh"]
