@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rayos_vmm.cli.exit_status import of_error
+from rayos_vmm.cli.exit_status import OTHERS, TABLE, in_words, of_error
 from rayos_vmm.cli.main import COMMANDS, main
 from rayos_vmm.errors import Busy, Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 
@@ -111,3 +111,12 @@ def test_the_shell_completes_commands(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out").read_text().split("\v") == ["screenshot "]
+
+
+def test_the_table_of_exit_statuses_is_in_the_documents() -> None:
+    """Every status with its word and meaning, as `rayos run --help` has them."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "exit-status.md").read_text(encoding="utf-8")
+    rows = [f"| {status} | {word} | {meaning} |" for status, (word, meaning) in TABLE.items()]
+    assert [row for row in rows if row not in page] == []
+    assert OTHERS in page
+    assert all(f"{status:>3}  {word}" in in_words() for status, (word, _) in TABLE.items())
