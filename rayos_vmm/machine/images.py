@@ -20,6 +20,8 @@ from rayos_vmm.hardware.protocols import DiskImage
 from rayos_vmm.machine.machine import Machine
 
 _FICLONE: Final = 0x40049409  # linux/fs.h
+#: SeaBIOS counts no cylinder of a smaller virtio disk, and does not boot it; a boot sector alone is a disk, too.
+LEAST_BYTES: Final = 1 << 20
 #: Sizes of floppies that QEMU's drive knows: 720 KiB, 1.44 MB, 2.88 MB.
 _FLOPPIES: Final = (737280, 1474560, 2949120)
 
@@ -72,9 +74,11 @@ def throw_away(machine: Machine) -> None:
 
 def _size(index: int, disk: Disk, path: Path) -> int:
     """The disk's bytes, for media that have them from a list; 0 is as many as the image has."""
-    if disk.bus not in ("floppy", "sd") or disk.format != "raw":
+    if disk.format != "raw" or not path.is_file():
         return 0
     image_bytes = path.stat().st_size
+    if disk.bus not in ("floppy", "sd"):
+        return LEAST_BYTES if image_bytes < LEAST_BYTES else 0
     if disk.bus == "sd":
         return 1 << max(image_bytes - 1, 1).bit_length()  # SD Physical Layer: QEMU wants a power of two
     for size in _FLOPPIES:

@@ -58,6 +58,7 @@ async def test_a_disk_is_the_same_on_every_bus(tmp_path: Path) -> None:
     images = {bus: image(tmp_path / f"{bus}.img", f"ON-{bus.upper()}") for bus in BUSES}
     images["floppy"].write_bytes(build_bios_disk("drives", "ON-FLOPPY")[:15000])
     images["nvme"].write_bytes(images["nvme"].read_bytes() + b"odd")
+    images["virtio"].write_bytes(build_bios_disk("drives", "ON-VIRTIO")[:15001])
     golden = images["scsi"].read_bytes()
     disks: list[dict[str, Any]] = [{"path": str(path), "bus": bus} for bus, path in images.items()]
     disks[BUSES.index("scsi")]["snapshot"] = True
