@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,8 @@ def open_private_daemon() -> Iterator[PrivateDaemon]:
         finally:
             if daemon.kept:
                 daemon.process.returncode = 0  # it lives on without us
-                os.write(daemon.owner_fd, KEEP)
+                with suppress(BrokenPipeError):  # somebody killed it meanwhile
+                    os.write(daemon.owner_fd, KEEP)
                 os.close(daemon.owner_fd)
                 clean_up.pop_all()
 
