@@ -166,6 +166,17 @@ async def _boot(client: Client, spec: VmSpec, args: argparse.Namespace, out: Out
     return view
 
 
+async def _boot_or_remove(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output) -> VmView:
+    """Boots a machine; one that never ran, also for an interrupt, is no machine to keep."""
+    try:
+        return await _boot(client, spec, args, out)
+    except BaseException as error:
+        if isinstance(error, RayosError):
+            await explain_end(client, spec.name, error, out)
+        await clean_up(client, spec.name, is_removed=True)
+        raise
+
+
 def _started(view: VmView, info: Info, out: Output) -> None:
     out.note(
         f"{view.spec.name} is {'ready' if view.is_ready else 'running'}"
@@ -195,13 +206,7 @@ async def _held(client: Client, spec: VmSpec, args: argparse.Namespace, out: Out
             nursery.start_soon(raise_signals)
             life = Life(views, await anext(aiter(views)))
             nursery.start_soon(life.follow)
-            try:
-                view = await _boot(client, spec, args, out)
-            except RayosError as error:
-                await explain_end(client, spec.name, error, out)
-                # What never ran is no machine to keep.
-                await clean_up(client, spec.name, is_removed=True)
-                raise
+            view = await _boot_or_remove(client, spec, args, out)
             if args.words:
                 status = await _command(client, spec, args, out)
             else:
@@ -216,14 +221,7 @@ async def _held(client: Client, spec: VmSpec, args: argparse.Namespace, out: Out
 
 
 async def _detached(client: Client, spec: VmSpec, args: argparse.Namespace, out: Output, info: Any) -> int:
-    try:
-        view = await _boot(client, spec, args, out)
-    except BaseException as error:
-        # Also for an interrupt: what never ran is no machine to keep.
-        if isinstance(error, RayosError):
-            await explain_end(client, spec.name, error, out)
-        await clean_up(client, spec.name, is_removed=True)
-        raise
+    view = await _boot_or_remove(client, spec, args, out)
     _started(view, info, out)
     out.result(view)
     return 0

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Final
 
 from rayos_vmm.config.spec import BUS_MAXIMUM, VmSpec
+from rayos_vmm.config.units import format_size
 from rayos_vmm.errors import Invalid
 from rayos_vmm.qemu.arch.record import Architecture, Board, Firmware, KernelFormat
 from rayos_vmm.qemu.arch.x86_64 import X86_64
@@ -35,6 +36,11 @@ def check_board(spec: VmSpec) -> None:
     maximum = board_of(spec).cpus_maximum
     if spec.cpus > maximum:
         raise Invalid(f"cpus = {spec.cpus} exceeds the {maximum} of machine = {spec.machine!r}")
+    most = board_of(spec).memory_maximum_bytes
+    if spec.memory_bytes > most:
+        raise Invalid(
+            f"memory = {spec.memory!r} exceeds the {format_size(most)} of machine = {spec.machine!r}"
+        )
     buses = board_of(spec).buses
     for bus, count in Counter(disk.bus for disk in spec.disks).items():
         if count > BUS_MAXIMUM.get(bus, count):

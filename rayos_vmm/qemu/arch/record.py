@@ -43,6 +43,7 @@ class Board:
         buses: that disks may hang on.
         has_ps2: whether there is a PS/2 keyboard and mouse without being asked for.
         cpus_maximum: that QEMU gives it and firmware starts.
+        memory_maximum_bytes: that a processor of QEMU's can address beside the devices.
         cpu: the model where it takes no other than old ones; None where any will do.
         serial_lines: how many serial lines are its own (`-serial`); `serial_device` is for those above.
         pvpanic: where a guest finds the panic device unless it is told otherwise: "pci", "isa" or "none".
@@ -52,6 +53,7 @@ class Board:
     options: str
     cpus_maximum: int
     tpms: Mapping[str, str]
+    memory_maximum_bytes: int = 1000 << 30  # of 40 bits, less the hole below 1 TiB
     cpu: str | None = None
     cdrom_option: tuple[str, str] = ("", "")
     cdrom: str | None = None
