@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -67,6 +68,9 @@ async def serve_prometheus(
     except OSError as error:
         raise Busy(f"{address}:{port} cannot be listened on: {error.strerror or error}") from None
     task_status.started(listeners[0].socket.getsockname()[1])
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
         for listener in listeners:
-            nursery.start_soon(listening.accept, listener.socket, nursery)
+            await stack.enter_async_context(listener)
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(listening.accept, listener.socket, nursery)

@@ -24,6 +24,8 @@ OFFERED = {*BlkFeature, *TRANSPORT_FEATURES} - {
     BlkFeature.MQ,
     Feature.PROTOCOL_FEATURES,  # between QEMU and us
     Feature.LOG_ALL,  # as well
+    Feature.ANY_LAYOUT,  # legacy drivers' alone, as VERSION_1 says it
+    Feature.NOTIFY_ON_EMPTY,
 }
 
 

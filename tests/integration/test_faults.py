@@ -44,7 +44,7 @@ async def test_a_disk_and_a_card_fail_on_purpose(guest_factory: GuestFactory) ->
         before = trio.current_time()
         await guest.succeed(READ.format(4096))
         assert trio.current_time() - before >= 2
-        await guest.succeed("echo 1 >/sys/block/vda/queue/write_cache 2>/dev/null; true")
+        await guest.succeed("echo 1 >/sys/block/vda/queue/write_cache 2>/dev/null || true")
         write = "dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync"
         assert [(await guest.run(write)).exit_status for _ in range(3)].count(1) == 1
         assert await done(guest, "disk0") == [1, 1]
