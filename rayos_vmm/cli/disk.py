@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from urllib.parse import quote
-
-import msgspec
 
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output
@@ -26,21 +23,19 @@ def add_disk(parser: argparse.ArgumentParser) -> None:
 
 async def run_disk(args: argparse.Namespace, out: Output) -> None:
     client = the_daemon()
-    path = f"/vms/{quote(args.name, safe='')}/disks"
     if args.verb == "resize":
-        body = {"disk": args.disk, "size": args.size}
-        view = msgspec.json.decode(await client.request("PUT", f"{path}/size", body=body))
-        out.result(view, f"disk {args.disk} of {args.name} has {format_size(view['size_bytes'])}")
+        resized = await client.resize_disk(args.name, args.size, disk=args.disk)
+        out.result(resized, f"disk {args.disk} of {args.name} has {format_size(resized.size_bytes)}")
         return
-    views = msgspec.json.decode(await client.request("GET", path))
+    views = await client.disks(args.name)
     rows = [
         (
-            view["index"],
-            format_size(view["size_bytes"]),
-            format_size(view["allocated_bytes"]),
-            view["format"],
-            view["queues"],
-            view["path"],
+            str(view.index),
+            format_size(view.size_bytes),
+            format_size(view.allocated_bytes),
+            view.format,
+            str(view.queues),
+            view.path,
         )
         for view in views
     ]

@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 from pathlib import Path
-from urllib.parse import quote
 
 import msgspec
 import trio
@@ -14,6 +13,7 @@ import trio
 from rayos_vmm.cli.completion import add_name
 from rayos_vmm.cli.output import Output, flatten
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
 from rayos_vmm.guest.pcapng import Tally
 
@@ -40,18 +40,15 @@ async def run_net(args: argparse.Namespace, out: Output) -> None:
     if args.verb == "capture":
         await _capture(args, out)
         return
-    path = f"/vms/{quote(args.name, safe='')}/net"
     if args.verb == "announce":
-        await client.request("POST", f"{path}/announce")
+        await client.call(operations.NET_ANNOUNCE, args.name)
         out.result({"announced": args.name}, f"{args.name} was told to announce itself")
     elif args.verb == "link":
-        view = msgspec.json.decode(
-            await client.request("PUT", f"{path}/link", body={"up": args.state == "up"})
-        )
-        out.result(view, f"the link of {args.name} is {'up' if view['is_up'] else 'down'}")
+        view = await client.call(operations.NET_LINK, args.name, body=asks.Link(up=args.state == "up"))
+        out.result(view, f"the link of {args.name} is {'up' if view.is_up else 'down'}")
     else:
-        view = msgspec.json.decode(await client.request("GET", path))
-        out.table(view, ("CARD", "VALUE"), flatten(view))
+        view = await client.call(operations.NET_VIEW, args.name)
+        out.table(view, ("CARD", "VALUE"), flatten(msgspec.to_builtins(view)))
 
 
 async def _capture(args: argparse.Namespace, out: Output) -> None:

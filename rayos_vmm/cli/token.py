@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
-from urllib.parse import quote
-
-import msgspec
 
 from rayos_vmm.cli.arguments import duration
 from rayos_vmm.cli.completion import machine_names
 from rayos_vmm.cli.output import Output
 from rayos_vmm.client.daemon import the_daemon
+from rayos_vmm.contract import asks, operations
 from rayos_vmm.errors import Invalid
+from rayos_vmm.policy.gatekeeper import Issued
 
 
 def _add_caveats(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +76,11 @@ def _offline(args: argparse.Namespace, out: Output) -> None:
     out.result(value, "\n".join([f"token {token.identifier}", *(f"  {caveat}" for caveat in token.caveats)]))
 
 
-def _row(issued: dict[str, Any]) -> tuple[str, ...]:
-    end = issued["end"]
-    until = "-" if end is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end["wall"]))
-    caveats = " ".join(caveat for caveat in issued["caveats"] if not caveat.startswith("expires="))
-    return (issued["identifier"], issued["label"] or "-", str(issued["by"]), until, caveats or "-")
+def _row(issued: Issued) -> tuple[str, ...]:
+    end = issued.end
+    until = "-" if end is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(end.wall))
+    caveats = " ".join(caveat for caveat in issued.caveats if not caveat.startswith("expires="))
+    return (issued.identifier, issued.label or "-", str(issued.by), until, caveats or "-")
 
 
 async def run_token(args: argparse.Namespace, out: Output) -> None:
@@ -91,12 +89,12 @@ async def run_token(args: argparse.Namespace, out: Output) -> None:
         return
     client = the_daemon()
     if args.verb == "create":
-        body = {"caveats": _caveats(args), "label": args.label, "ttl_s": args.ttl}
-        found = msgspec.json.decode(await client.request("POST", "/tokens", body=body))
-        out.result(found, found["token"])
+        ask = asks.AskToken(caveats=_caveats(args), label=args.label, ttl_s=args.ttl)
+        found = await client.call(operations.TOKEN_CREATE, body=ask)
+        out.result(found, found.token)
     elif args.verb == "list":
-        issued = msgspec.json.decode(await client.request("GET", "/tokens"))["tokens"]
+        issued = (await client.call(operations.TOKEN_LIST)).tokens
         out.table(issued, ("ID", "LABEL", "BY UID", "UNTIL", "FOR"), [_row(entry) for entry in issued])
     else:
-        gone = msgspec.json.decode(await client.request("DELETE", f"/tokens/{quote(args.id, safe='')}"))
-        out.result(gone, f"token {gone['identifier']} is no good any more")
+        gone = await client.call(operations.TOKEN_REVOKE, args.id)
+        out.result(gone, f"token {gone.identifier} is no good any more")

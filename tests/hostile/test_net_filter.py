@@ -26,6 +26,8 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q  # type: ignore[import-untyped,un
 
 from rayos_devices.net.backend import RX, TX, NetBackend
 from rayos_devices.net.wire import HEADER_BYTES
+from rayos_net.firewall.verdict import reason_name
+from rayos_net.packet import Fault
 from rayos_vmm.shared.spec import Firewall
 from rayos_vmm.worker.firewall import PortFirewall, Settings
 from tests.framework.controlled import RealNet, TapWire, other_side, tapped_card
@@ -126,6 +128,7 @@ BIG = udp(GUEST, 1, OUTSIDE, 9, bytes(2000)).fragment(1000)
 V6 = IPv6(src=GUEST6, dst="fe80::2")
 MANY = reduce(truediv, [*(IPv6ExtHdrDestOpt() for _ in range(9)), TCP(dport=25)])
 
+MALFORMED: Final = frozenset(reason_name(fault) for fault in Fault if fault.is_malformed)
 #: What a guest sends, and the reason by which it is refused.
 OUTGOING: Final = {
     "vlan": (ether(Dot1Q(vlan=1) / SMTP), "vlan"),
@@ -208,11 +211,11 @@ OUTGOING: Final = {
 def test_N5_what_would_slip_past_the_rules_is_dropped(
     net: Target, rig: Rig, wire: Wire | TapWire, name: str
 ) -> None:
-    """Counted as the firewall's and by its reason; the next honest frame passes."""
+    """Counted as the firewall's, or as invalid where no network would take it, and by its reason; the next passes."""
     frame, reason = OUTGOING[name]
     send(rig, frame)
     assert wire.sent == []
-    assert net.backend.snapshot()["denials"] == {"firewall": 1}
+    assert net.backend.snapshot()["denials"] == {"invalid" if reason in MALFORMED else "firewall": 1}
     assert reasons(net) == {reason: 1}
     honest = ether(tcp(GUEST, 1, OUTSIDE, 80))
     send(rig, honest)
@@ -249,7 +252,7 @@ def test_N5_what_is_not_let_in_never_is_in_guest_memory(
     wire.arrive(HEADER + INCOMING[name])
     rig.settle()
     assert rig.ram.read(at, 2048) == b"\xee" * 2048
-    assert net.backend.snapshot()["denials"] == {"firewall": 1}
+    assert net.backend.snapshot()["denials"] == {"invalid" if name == "broken" else "firewall": 1}
     admitted = ether(tcp(OUTSIDE, 1, GUEST, 22), source=OTHER_MAC, destination=GUEST_MAC)
     wire.arrive(HEADER + admitted)
     ((_, written),) = rig.wait_used(RX)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from hypothesis import event, settings
@@ -28,7 +30,7 @@ vms = st.sampled_from(VMS)
 rights = st.sampled_from(
     [Capability.CAP_NET] * 3
     + [Capability.CAP_DISK_W, Capability.CAP_NET | Capability.CAP_DISK_W, DEVICE_RIGHTS]
-) | st.integers(1, int(DEVICE_RIGHTS)).map(Capability)
+) | st.sets(st.sampled_from(list(OPERATIONS)), min_size=1).map(lambda some: reduce(or_, some))
 ttls = st.none() | st.floats(0.001, 100)
 ranges = st.sampled_from([(0, 79), (22, 22), (80, 80), (80, 443), (400, 65535)])
 limits = st.just(Constraints()) | st.builds(
