@@ -14,7 +14,7 @@ from rayos_devices.enums import IndexedEnum
 
 
 class Op(IndexedEnum):
-    """The operation kinds that are gated and counted (the source report's); `index` is the mask's bit."""
+    """The kinds of operations that are gated and counted; `index` is the mask's bit."""
 
     GPU_ALLOC = "gpu.alloc"
     GPU_FREE = "gpu.free"

@@ -1,6 +1,6 @@
 """The ELF file inside a Linux bzImage (Linux, Documentation/x86/boot.rst).
 
-A bzImage spends five seconds of TCG time on decompressing itself (reference/qemu.md, 4); its `vmlinux` is an
+A bzImage spends five seconds of TCG time on decompressing itself; its `vmlinux` is an
 ELF file with a PVH note that `-kernel` starts directly.
 """
 

@@ -28,7 +28,7 @@ def add_optimize(parser: argparse.ArgumentParser) -> None:
         "level": "switch a running machine's devices",
         "profile": "what each stage of sampled operations took",
         "stats": "what the level changes: completions told, kicks, verdicts remembered",
-        "bench": "measure the checks here, beside the source report's targets",
+        "bench": "measure the checks here, beside their targets",
     }
     for verb, summary in summaries.items():
         sub = verbs.add_parser(verb, help=summary)

@@ -1,4 +1,4 @@
-"""Capabilities (source report, task 5) and the device operations that each of them allows.
+"""Capabilities, and the device operations that each of them allows.
 
 Invariant: a mask is the union of what its capabilities allow, plus what needs none: giving memory back.
 """

@@ -31,7 +31,7 @@ from rayos_vmm.config.spec import NAME_PATTERN, CapabilityName, Name, is_name
 from rayos_vmm.config.units import Rate, Size
 from rayos_vmm.errors import Invalid
 
-#: The limits of the source report, task 6.
+#: The limits of one document.
 ZONES_MAXIMUM: Final = 16
 MACHINES_MAXIMUM: Final = 64
 RULES_MAXIMUM: Final = 256  # of one zone, of the host, of one machine

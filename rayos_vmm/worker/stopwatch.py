@@ -1,7 +1,7 @@
 """Times the checks of one operation on this machine, as this process has them: compiled or not.
 
 Each is called from Python, which every figure includes (`call`: what calling something that does nothing takes); inside
-the compiled rings they cost less. The targets are those of the source report.
+the compiled rings they cost less. The targets are those that the checks were designed for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAC: Final = b"\x52\x59\0\0\0\1"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The median of several rounds, in ns a call; `target_ns` is None where the source report has none."""
+    """The median of several rounds, in ns a call; `target_ns` is None where none was set."""
 
     what: str
     ns: float

@@ -221,7 +221,6 @@ def get_capability(capability: int, first: int, count: int) -> bytes:
     return command(Code.GetCapability, parameters=struct.pack(">III", capability, first, count))
 
 
-CAP_HANDLES: Final = 1
 CAP_TPM_PROPERTIES: Final = 6
 
 

@@ -29,7 +29,7 @@ from rayos_devices.state import StateStore
 from rayos_devices.stats import Stats
 from rayos_devices.virtio.features import DeviceId
 
-#: The source report's quota.
+#: Of pixels and backing lists, unless the machine asks for another.
 DEFAULT_QUOTA_BYTES: Final = 128 << 20
 #: Bytes copied in one turn, before other devices have theirs: about 10 ms.
 _TURN_BYTES: Final = 32 << 20
