@@ -21,6 +21,7 @@ from rayos_images.errors import ImageError
 from rayos_images.qemu_probe import CONSOLE_TYPE, VHOST_USER_DEVICES, has_dbus_display, probe
 
 RECIPE: Final = 2  # raise it when the layout of the entry changes
+_PROBED: Final = sorted(VHOST_USER_DEVICES)  # of a note: it says nothing of the devices that were not tried
 SUITE: Final = "trixie-backports"
 BASE_SUITE: Final = "trixie"
 LOADER: Final = "rayos-qemu"  # what `ps` shows
@@ -69,7 +70,7 @@ class Qemu:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The device types of ours that it cannot start; empty when it can serve all five."""
+        """The device types of ours that it cannot start; empty when it can serve all."""
         return tuple(kind for kind in (*VHOST_USER_DEVICES, "virtio-net-pci") if not self.has(kind))
 
     @property
@@ -81,7 +82,7 @@ class Qemu:
 def find(
     cache: Cache, architecture: Architecture = DEFAULT, *, provision: bool = True, refresh: bool = False
 ) -> Qemu:
-    """Return the system's QEMU for an architecture if it can start all five devices, else the private one.
+    """Return the system's QEMU for an architecture if it can start all devices of ours, else the private one.
 
     With `provision=False`, or when the private one cannot be had, the system's QEMU is returned with what it
     can do (`missing` tells what not). The first call downloads 28 MB and takes about ten seconds; later ones
@@ -111,7 +112,13 @@ def _system(cache: Cache, architecture: Architecture) -> Qemu | None:
     if path is None:
         return None
     status = Path(path).stat()
-    identity = {"path": path, "mtime_ns": status.st_mtime_ns, "size": status.st_size, "recipe": RECIPE}
+    identity = {
+        "path": path,
+        "mtime_ns": status.st_mtime_ns,
+        "size": status.st_size,
+        "recipe": RECIPE,
+        "probed": _PROBED,
+    }
     note = cache.read_note(architecture.qemu)
     if note is None or note.get("identity") != identity:
         try:
@@ -137,6 +144,9 @@ def _private(cache: Cache, architecture: Architecture, *, provision: bool, refre
         entry = cache.path("qemu", note["inputs"])
         if entry.is_dir():
             argv = _argv(entry, architecture, host())
+            if note.get("probed") != _PROBED:
+                note = _note(argv, architecture, note["inputs"])
+                cache.write_note(note_name, note)
             return _qemu(architecture, argv, "private", note)
     if not provision:
         return None
@@ -159,16 +169,22 @@ def _private(cache: Cache, architecture: Architecture, *, provision: bool, refre
 
         entry = cache.build("qemu", inputs, make)
     argv = _argv(entry, architecture, host())
+    note = _note(argv, architecture, inputs)
+    cache.write_note(note_name, note)
+    return _qemu(architecture, argv, "private", note)
+
+
+def _note(argv: tuple[str, ...], architecture: Architecture, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Starts the private QEMU, and says what it can do."""
     version, types = probe(argv, architecture.trial_machine)
-    note = {
+    return {
         "recipe": RECIPE,
+        "probed": _PROBED,
         "inputs": inputs,
         "version": version,
         "device_types": sorted(types),
         "has_dbus_display": has_dbus_display(argv, architecture.trial_machine),
     }
-    cache.write_note(note_name, note)
-    return _qemu(architecture, argv, "private", note)
 
 
 def _arrange(root: Path, name: str, host: Architecture) -> None:

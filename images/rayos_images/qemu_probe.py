@@ -26,6 +26,7 @@ VHOST_USER_DEVICES: Final[Mapping[str, str]] = {
     "vhost-user-blk-pci": "num-queues=1",
     "vhost-user-input-pci": "",
     "vhost-user-gpu-pci": "",
+    "vhost-user-rng-pci": "",
     CONSOLE_TYPE: "virtio-id=3,num_vqs=8,config_size=12",  # 2 + 2 queues for each of 3 ports
 }
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from rayos_vmm.api.body import JSON_MAXIMUM_BYTES, decode, read_limited
+from rayos_vmm.api.http.limits import Sparing
 from rayos_vmm.config.load import explain
 from rayos_vmm.contract.answers import Error, ErrorBody
 from rayos_vmm.contract.operation import JSON, Operation
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rayos_vmm.service.service import Service
 
 log = logging.getLogger(__name__)
+_failures: Final = Sparing(log, "A request failed with an error of ours")
 
 A = TypeVar("A")
 
@@ -80,12 +82,15 @@ def error_response(error: RayosError) -> Response:
 
 
 def as_rayos_error(error: BaseException) -> RayosError:
-    """The error to report: ours as it is, also out of a nursery's group; anything else is our bug, and logged."""
+    """The error to report: ours as it is, also out of a nursery's group; anything else is our bug, and logged.
+
+    Whoever finds such a bug may ask for ever: one traceback a minute is logged, and how many were left out.
+    """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, RayosError):
         return error
-    log.error("A request failed with an error of ours", exc_info=error)
+    _failures.error(type(error).__name__, error)
     return RayosError(
         f"the service failed: {type(error).__name__}: {error}",
         hint="this is a bug in rayos; the daemon's log has the traceback",

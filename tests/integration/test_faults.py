@@ -66,7 +66,7 @@ async def test_a_disk_and_a_card_fail_on_purpose(guest_factory: GuestFactory) ->
         assert await lost(guest, host, 3) == 0
         assert await guest.faults() == {}
 
-        with pytest.raises(NotFound, match="disks and network cards have"):
+        with pytest.raises(NotFound, match="no device 'console'; there are: disk0, net"):
             await guest.set_faults("console", "read:error")
         with pytest.raises(Invalid, match="allowed are delay, error"):
             await guest.set_faults("disk0", "read:drop")

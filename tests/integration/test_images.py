@@ -360,7 +360,7 @@ def test_a_network_without_a_server_does_not_keep_the_ready_line_away(cache: Cac
         assert float(ready[1]) < 60
 
 
-def test_a_qemu_that_has_all_five_devices_is_found_and_needs_no_environment(cache: Cache) -> None:
+def test_a_qemu_that_has_all_our_devices_is_found_and_needs_no_environment(cache: Cache) -> None:
     found = qemu.find(cache)
     assert found.missing == ()
     assert found.has_console

@@ -37,6 +37,9 @@ async def whole(paths: Paths, *, keep: bool = False) -> AsyncIterator[Service]:
     async with open_service(ServiceConfig(network=True, bridge=BRIDGE), paths) as service:
         try:
             yield service
+        except BaseException:  # a test that fails half way leaves no keeper
+            keep = False
+            raise
         finally:
             if not keep:
                 with trio.CancelScope(shield=True), suppress(RayosError):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
-
-import trio
 
 #: Connections of one user that is not the owner, of all these users together, and of the owner: with 64 machines he
 #: follows 64 consoles and as many events.
@@ -94,7 +93,7 @@ class Sparing:
 
     def error(self, why: str, error: BaseException | None = None) -> None:
         """Tells it, unless it was told a moment ago."""
-        now = trio.current_time()
+        now = time.monotonic()
         if now < self._next:
             self._left_out += 1
             return
