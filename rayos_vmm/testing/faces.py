@@ -33,11 +33,12 @@ from typing import Any
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.events import Event
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
+from rayos_vmm.shared.tap import Case
 from rayos_vmm.testing import console as _console
 from rayos_vmm.testing import guest as _guest
 from rayos_vmm.testing.console import TIMEOUT_S, Pattern
 from rayos_vmm.testing.daemon import PrivateDaemon, open_private_daemon
-from rayos_vmm.testing.guest import COMMAND_TIMEOUT_S
+from rayos_vmm.testing.guest import COMMAND_TIMEOUT_S, Subtests
 from rayos_vmm.testing.open import open_guest as _open_guest
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.portal import Portal, open_portal

@@ -18,11 +18,12 @@ from typing import Any
 from rayos_vmm.config.spec import VmSpec
 from rayos_vmm.events import Event
 from rayos_vmm.machine.view import Damage, ExecResult, VmView
+from rayos_vmm.shared.tap import Case
 from rayos_vmm.testing import console as _console
 from rayos_vmm.testing import guest as _guest
 from rayos_vmm.testing.console import TIMEOUT_S, Pattern
 from rayos_vmm.testing.daemon import PrivateDaemon, open_private_daemon
-from rayos_vmm.testing.guest import COMMAND_TIMEOUT_S
+from rayos_vmm.testing.guest import COMMAND_TIMEOUT_S, Subtests
 from rayos_vmm.testing.open import open_guest as _open_guest
 from rayos_vmm.testing.picture import Picture
 from rayos_vmm.testing.portal import Portal, open_portal
@@ -157,6 +158,18 @@ class Guest:
             NotSeen: it did not within `timeout` seconds.
         """
         return self._portal.call(partial(self._inner.wait_for_console_text, wanted, timeout=timeout))
+
+    def results(self) -> list[Case]:
+        """The test results that its serial console has printed so far (TAP, KTAP), in their order."""
+        return self._portal.call(partial(self._inner.results))
+
+    def report_results(self, subtests: Subtests) -> None:
+        """Has each of `results` as a subtest of this test; `subtests` is pytest's fixture.
+
+        Raises:
+            NotSeen: it printed none.
+        """
+        self._portal.call(partial(self._inner.report_results, subtests))
 
     def wait_for_file(self, path: str, *, timeout: float = COMMAND_TIMEOUT_S) -> None:
         """Waits until there is such a file in the guest."""
