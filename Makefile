@@ -1,6 +1,6 @@
 # Every target first makes sure that what it needs is installed (scripts/setup): nothing to do means no time lost.
 .DEFAULT_GOAL := help
-.PHONY: drawings pictures help run smoke build test test-compiled test-interpreted soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy bench-sandbox
+.PHONY: drawings pictures help run smoke build test test-guests test-rest soak soak-64 check format images setup setup-dev lock clean bench bench-boot bench-blk bench-net bench-guest bench-latency bench-scale bench-limits bench-tpm bench-dhcp bench-firewall bench-gpu bench-policy bench-sandbox
 PYTHON := .venv/bin/python -P
 
 help:  ## this list
@@ -16,15 +16,24 @@ build: setup  ## compile the data path; without a C compiler it runs interpreted
 	@$(PYTHON) -m rayos_devices.build || test $$? = 1
 
 test: check build  ## the checks, then every test, those of the devices also interpreted; a skipped test fails
-	@$(MAKE) --no-print-directory -j2 test-compiled test-interpreted
+	@$(MAKE) --no-print-directory -j2 test-guests test-rest
 
-test-compiled:
-	CI=true $(PYTHON) -m pytest
+# Two lanes of about the same length. In the first are the tests that share the names of one service's taps.
+GUESTS := tests/hostile/test_processes.py
+OWN := tests/integration/net tests/integration/tpm
+# These have nothing to do with how a device's code runs.
+NO_DEVICE := $(addprefix tests/hostile/test_,openapi.py record.py http_fuzz.py connections.py policy_callers.py audit_crash.py tokens.py)
 
-test-interpreted:
-	@said=$$(mktemp); \
-	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices >$$said 2>&1; \
-	status=$$?; echo; echo "interpreted:"; cat $$said; rm $$said; exit $$status
+test-guests:
+	CI=true $(PYTHON) -m pytest $(GUESTS) tests/integration $(addprefix --ignore=,$(OWN))
+
+test-rest:
+	@said=$$(mktemp); { \
+	CI=true $(PYTHON) -m pytest tests --ignore=tests/integration $(addprefix --ignore=,$(GUESTS)) && \
+	CI=true $(PYTHON) -m pytest $(OWN) && \
+	echo && echo "interpreted:" && \
+	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices $(addprefix --ignore=,$(GUESTS) $(NO_DEVICE)); \
+	} >$$said 2>&1; status=$$?; cat $$said; rm $$said; exit $$status
 
 soak: build  ## 1,000 kills of a worker under verified writes, 200 of each kind of process; 10^6 steps of grants, DHCP and DNS packets
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"
