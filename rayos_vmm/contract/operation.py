@@ -56,7 +56,8 @@ class Operation(Generic[A]):
         is_for_owner: no token will do.
         makes: the path of what a success makes, and the OpenAPI expression that names it there.
         is_judged: its fields depend on each other, or are a language of their own, in a way that JSON Schema cannot
-            say: a request of the right shape may be refused with 422.
+            say: a request of the right shape may be refused with 422. So may a start, for the machine's own fields:
+            they name files of this host.
     """
 
     command: str

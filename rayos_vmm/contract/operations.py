@@ -66,7 +66,7 @@ MACHINES_REMOVE: Final = Operation[None](
     fails=(Conflict,))
 MACHINES_START: Final = Operation[VmView](
     "machines.start", "POST", f"{_VM}/start", ADMIN, "Start; answers once the machine runs",
-    answer=VmView, fails=_SLOW)
+    answer=VmView, fails=_SLOW, is_judged=True)
 MACHINES_STOP: Final = Operation[VmView](
     "machines.stop", "POST", f"{_VM}/stop", ADMIN,
     "Ask the guest to power down; after the time limit QEMU is told to quit",
