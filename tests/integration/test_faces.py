@@ -71,7 +71,9 @@ def test_under_asyncio(rayos_daemon: PrivateDaemon) -> None:
                 await slow
             assert await guest.succeed("echo two") == "two\n"
 
-    asyncio.run(main())
+    # asyncio's own loop, whatever policy another test has left in this process.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(main())
 
 
 async def test_words_of_a_tester(guest_factory: GuestFactory) -> None:
