@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from rayos_devices.virtio.features import DeviceId
+from rayos_devices.kinds import KINDS
 from rayos_vmm.testing.checks import CHECKS
 from rayos_vmm.testing.daemon import PrivateDaemon
 from rayos_vmm.testing.guest import Guest
@@ -127,8 +127,8 @@ async def test_killed_in_packed_rings(guest_factory: GuestFactory, rayos_daemon:
     )
     async with guest_factory(disk="64MiB", packed=True) as guest:
         lines = (await guest.succeed(accepted)).split("\n")
-        found = {(DeviceId(int(line.split()[0], 16)), line.split()[1]) for line in lines if line}
-        assert found == {(device, "1") for device in DeviceId}
+        found = {(int(line.split()[0], 16), line.split()[1]) for line in lines if line}
+        assert found == {(kind.virtio_id, "1") for kind in KINDS.values()}
         async with killing(guest) as kills:
             while len(kills.pids) < ENOUGH_KILLS:
                 await guest.succeed(VERIFIED_WRITES, timeout=120)
