@@ -77,7 +77,7 @@ async def test_a_guest_has_all_devices_an_address_and_a_tpm() -> None:
             service,
             "cd /sys/bus/virtio/devices; for d in *; do echo $(cat $d/device) $(cut -c41 $d/features); done",
         )
-        assert sorted(set(resets.splitlines())) == [f"0x{number:04x} 0" for number in (1, 2, 3, 16, 18)]
+        assert sorted(set(resets.splitlines())) == [f"0x{number:04x} 0" for number in (1, 2, 3, 4, 16, 18)]
 
         stats = await service.guests.stats("svc")
         assert {"disk0", "net", "gpu", "keyboard", "mouse", "tablet", "console"} <= set(stats)
