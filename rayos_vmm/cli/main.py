@@ -70,22 +70,42 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+#: The commands as `rayos --help` shows them; each stands in one group.
+GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "machines": ("run", "ps", "start", "stop", "kill", "pause", "resume", "reset", "rm", "wait"),
+    "inside a guest": ("console", "logs", "exec", "cp", "type", "key", "input", "screenshot", "display"),
+    "hardware": ("disk", "net", "device", "tpm", "fault", "qmp"),
+    "network": ("firewall", "dhcp", "leases"),
+    "rights": ("grant", "revoke", "grants", "delegate", "policy", "zone", "token", "security", "audit"),
+    "figures": ("top", "stats", "events", "optimize", "scalability"),
+    "this installation": ("doctor", "smoke", "serve", "shell", "completion"),
+}
+
+
+def _grouped() -> str:
+    """The commands in their groups, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = []
+    for title, names in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)]
+    return "\n".join(lines[1:])
+
+
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
     """The parser; only the command `wanted` has its arguments (None: all have)."""
     parser = argparse.ArgumentParser(
         prog="rayos",
         description="Virtual machines whose devices are ours.",
-        epilog="`rayos COMMAND --help` says more. Every command takes --json.",
+        epilog=f"{_grouped()}\n\n`rayos COMMAND --help` says more. Every command takes --json.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print JSON, also for errors")
     parser.add_argument("--token", metavar="TOKEN", help="ask by this token (also: RAYOS_TOKEN)")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="one of those below")
     for name, (module, summary) in COMMANDS.items():
         # No abbreviations: `--cpu` would be `--cpus` until there is a `--cpu`.
-        sub = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
-        )
+        sub = commands.add_parser(name, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
         sub.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, also for errors"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayos_vmm.cli.exit_status import OTHERS, TABLE, in_words, of_error
-from rayos_vmm.cli.main import COMMANDS, main
+from rayos_vmm.cli.main import COMMANDS, GROUPS, main
 from rayos_vmm.errors import Busy, Conflict, GuestGone, Invalid, NotFound, RayosError, Timeout_
 
 
@@ -31,6 +31,12 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     shown = rayos("--help", directory=tmp_path)
     assert shown.returncode == 0
     assert all(command in shown.stdout for command in COMMANDS)
+
+
+def test_every_command_is_in_one_group() -> None:
+    """`rayos --help` shows each command once."""
+    named = [name for names in GROUPS.values() for name in names]
+    assert sorted(named) == sorted(COMMANDS)
 
 
 def test_help_is_quick_for_it_imports_neither_trio_nor_msgspec() -> None:
