@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -145,8 +146,10 @@ async def as_nobody(script: str, *arguments: Any) -> str:
 def ask(path: Path, request: bytes, timeout_s: float = 20.0) -> bytes:
     """Everything that is answered to these bytes until the other side closes, by this process' user."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(timeout_s)
+        # A blocking connect waits for room in a backlog that somebody else has filled, within this.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout_s), 0))
         sock.connect(str(path))
+        sock.settimeout(timeout_s)
         with suppress(BrokenPipeError):  # it may answer before it has read all
             sock.sendall(request)
         answer = bytearray()
