@@ -28,12 +28,12 @@ test-guests:
 	CI=true $(PYTHON) -m pytest $(GUESTS) tests/integration $(addprefix --ignore=,$(OWN))
 
 test-rest:
-	@said=$$(mktemp); { \
-	CI=true $(PYTHON) -m pytest tests --ignore=tests/integration $(addprefix --ignore=,$(GUESTS)) && \
-	CI=true $(PYTHON) -m pytest $(OWN) && \
-	echo && echo "interpreted:" && \
-	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices $(addprefix --ignore=,$(GUESTS) $(NO_DEVICE)); \
-	} >$$said 2>&1; status=$$?; cat $$said; rm $$said; exit $$status
+	@said=$$(mktemp); status=0; { \
+	CI=true $(PYTHON) -m pytest tests --ignore=tests/integration $(addprefix --ignore=,$(GUESTS)) || status=1; \
+	CI=true $(PYTHON) -m pytest $(OWN) || status=1; \
+	printf '\ninterpreted:\n'; \
+	CI=true RAYOS_PURE=1 $(PYTHON) -m pytest tests/unit/devices tests/hostile tests/property/devices $(addprefix --ignore=,$(GUESTS) $(NO_DEVICE)) || status=1; \
+	} >$$said 2>&1; cat $$said; rm $$said; exit $$status
 
 soak: build  ## 1,000 kills of a worker under verified writes, 200 of each kind of process; 10^6 steps of grants, DHCP and DNS packets
 	RAYOS_KILLS=1000 $(PYTHON) -m pytest -q -s tests/hostile/test_kill_durability.py -k "lost_in_kills or early"

@@ -272,11 +272,12 @@ async def trace_until_denied(service: Service) -> list[str]:
     with trio.fail_after(60):
         async with service.firewall.trace("a") as verdicts:
             async for told in verdicts:
-                if f":{PORT}" in told["packet"] and told["direction"] == "out":
-                    if told["action"] == "deny":
-                        assert (told["rule"], told["origin"]) == ("no-stream", "vm:a"), told
+                packet = str(told.packet)
+                if f":{PORT}" in packet and told.direction == "out":
+                    if told.action == "deny":
+                        assert (told.rule, told.origin) == ("no-stream", "vm:a"), told
                         return passed
-                    passed.append(told["packet"])
+                    passed.append(packet)
     raise AssertionError("the trace ended")
 
 
